@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <bulkhead/detail/config.hpp>
+#include <bulkhead/detail/intrusive_list.hpp>
+#include <bulkhead/detail/task_node.hpp>
+#include <bulkhead/metrics.hpp>
+
+#include <boost/asio/any_completion_handler.hpp>
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/cancellation_type.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace bulkhead {
+
+class BaseExecutor;
+enum class OverloadPolicy : std::uint8_t;
+
+namespace detail {
+
+class Background;
+
+// What every executor shares: admission, accounting, outcomes and cancellation. Lives as long as any of its tasks.
+//
+// The path of a task: submit → admit (or wait, or refuse) → start → [the executor] → settle → deliver.
+class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<ExecutorCore> {
+ public:
+  using Lock = std::unique_lock<std::mutex>;
+  // Tasks that a released slot let in: start them once the mutex is free.
+  using Admitted = std::vector<TaskNode*>;
+
+  ExecutorCore(BaseExecutor& owner, asio::any_io_executor io, std::string name, std::size_t max_pending,
+               OverloadPolicy overload);
+  ~ExecutorCore();
+
+  // Takes a task from its caller: admits it, lets it wait, or refuses it.
+  void submit(TaskNode* node);
+  // Asks for the task's end; called by the caller's cancellation slot at any time, from any thread.
+  void cancel(std::uint64_t id, asio::cancellation_type type);
+  // Makes a task known to `cancel` before it is submitted, and gives it its number.
+  std::uint64_t make_cancellable(TaskNode& node);
+
+  // Gives a task its outcome and its caller the result.
+  void settle(TaskNode* node, Outcome outcome, Delivery from);
+  // The same with an error.
+  void fail(TaskNode* node, std::exception_ptr error, Outcome outcome, Delivery from);
+  // The accounting part of `settle`, for executors that hold the mutex. False: it had been settled early, and only
+  // waits to be destroyed.
+  bool account(TaskNode& node, Outcome outcome, Admitted& admitted);
+  // Hands admitted tasks to the executor. Without the mutex.
+  void start(const Admitted& admitted);
+  // Counts the task as running; false if nobody wants it any more.
+  bool begin(TaskNode& node);
+
+  // Cancels the tasks that have not begun, or all: their callers get TaskCancelledError now.
+  void cancel_open(bool running_too, const std::string& reason);
+  // Refuses further tasks, and those that wait for admission.
+  void stop_accepting();
+  // Completes with true once no task is left, or with false after `timeout`.
+  void wait_idle(std::optional<std::chrono::nanoseconds> timeout,
+                 asio::any_completion_handler<void(std::exception_ptr, bool)> handler);
+  // Completes those who wait for the executor to be idle, if it is. With the mutex; call the result without it.
+  std::vector<asio::any_completion_handler<void(std::exception_ptr, bool)>> take_idle_waiters();
+
+  // The owner is being destroyed: no virtual call any more.
+  void disown();
+  // The Asio context is being destroyed: all handlers go, none is called.
+  void context_gone() noexcept;
+
+  Metrics snapshot() const;
+  ErrorContext context_of(const TaskNode& node) const;
+  static std::uint64_t now() noexcept;
+
+  const std::string name;
+  const asio::any_io_executor io;
+  const std::size_t max_pending;
+  const OverloadPolicy overload;
+
+  mutable std::mutex mutex;
+
+  // Guarded by the mutex, all below.
+  BaseExecutor* owner;
+  bool accepting = true;
+  bool context_alive = true;
+  // Called by `context_gone`, without the mutex: lets go of Asio objects.
+  std::function<void()> on_context_gone;
+  std::size_t in_flight = 0;  // admitted tasks whose slot is not free yet
+  std::size_t open = 0;       // submitted tasks without an outcome
+  std::size_t running = 0;    // those of them that run, as told by `begin`
+  std::size_t waiting_count = 0;
+  std::uint64_t last_id = 0;
+  std::uint64_t submitted = 0;
+  std::uint64_t completed = 0;
+  std::uint64_t failed = 0;
+  std::uint64_t rejected = 0;
+  std::uint64_t cancelled = 0;
+  std::uint64_t timed_out = 0;
+  std::uint64_t runs = 0;
+  std::uint64_t total_run_ns = 0;
+  std::uint64_t total_wait_ns = 0;
+  IntrusiveList<TaskNode, OpenLink> open_tasks;
+  IntrusiveList<TaskNode, QueuedTask> waiting;
+
+ private:
+  struct IdleWait;
+  struct Deadlines;
+
+  bool admit(TaskNode& node, const Lock&);
+  void start_one(TaskNode* node);
+  void forget(TaskNode& node);
+  void count(TaskNode& node, Outcome outcome);
+  void admit_waiting(Admitted& admitted);
+  void arm_queue_deadline(TaskNode& node);
+  void queue_deadline_passed();
+  void cancel_early(TaskNode& node, const std::string& reason, const Lock&);
+
+  std::unordered_map<std::uint64_t, TaskNode*> cancellable_;
+  std::vector<std::unique_ptr<IdleWait>> idle_waits_;
+  std::unique_ptr<Deadlines> deadlines_;
+  std::uint64_t last_idle_wait_ = 0;
+};
+
+// While an initiating function runs on this thread: what it started must not complete inside it.
+class BULKHEAD_EXPORT Initiation {
+ public:
+  Initiation() noexcept : outer_(current()) { current() = this; }
+  ~Initiation() { current() = outer_; }
+  Initiation(const Initiation&) = delete;
+  Initiation& operator=(const Initiation&) = delete;
+
+  static Initiation*& current() noexcept;
+  static Delivery delivery() noexcept { return current() ? Delivery::initiating : Delivery::elsewhere; }
+
+ private:
+  Initiation* outer_;
+};
+
+}  // namespace detail
+}  // namespace bulkhead

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <bulkhead/call.hpp>
+#include <bulkhead/detail/config.hpp>
+#include <bulkhead/errors.hpp>
+#include <bulkhead/serialization.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace bulkhead::detail {
+
+// The first byte of an answer.
+enum class AnswerKind : std::uint8_t { value = 0, exception = 1 };
+
+// Where a worker writes its answer. `write` is called once or, if the first place was too small, twice.
+class AnswerSink {
+ public:
+  using Write = void (*)(Encoder& encoder, const void* value);
+  virtual void put(Write write, const void* value) = 0;
+
+ protected:
+  ~AnswerSink() = default;
+};
+
+// Reads callable and arguments, calls, and puts the answer. One instantiation per call type; its address is what
+// travels, since host and workers are copies of one process.
+using RemoteFunction = void (*)(Decoder& request, AnswerSink& sink);
+
+// Throws FunctionUnavailableError if the function is null or not mapped in the workers.
+BULKHEAD_EXPORT void check_function(const void* address);
+// The symbol's name, or the fallback.
+BULKHEAD_EXPORT std::string function_name(const void* address, const char* fallback_mangled_type);
+// Runs an encoded request and puts its answer: a value or an exception. Throws only if not even the exception can be
+// put.
+BULKHEAD_EXPORT void run_encoded(std::span<const std::byte> request, AnswerSink& sink);
+// Reads an answer's exception, after its first byte.
+BULKHEAD_EXPORT std::exception_ptr decode_answer_exception(Decoder& decoder, const ErrorContext& context);
+
+// Errors of the codec know the type; these say which part of the task it was.
+[[noreturn]] BULKHEAD_EXPORT void rethrow_as(SerializationError::Part part, const SerializationError& error);
+
+template <class F>
+inline constexpr bool is_function_pointer = std::is_pointer_v<F>&& std::is_function_v<std::remove_pointer_t<F>>;
+
+// Captureless lambdas and function objects without data: the type says it all.
+template <class F>
+inline constexpr bool is_stateless = std::is_class_v<F>&& std::is_empty_v<F>&& std::is_default_constructible_v<F>;
+
+template <class F>
+concept SendableCallable = is_function_pointer<F> || std::is_member_function_pointer_v<F> || is_stateless<F> ||
+    (std::is_class_v<F>&& Serializable<F>);
+
+// What a parameter sees: a view of the request in place where it is declared as a view of what the argument owns.
+template <class Kept, class Parameter>
+struct Seen {
+  static constexpr bool in_place = false;
+  using type = Kept;
+};
+template <class Kept, class Parameter>
+requires std::is_same_v<std::remove_cvref_t<Parameter>, std::string_view> && std::is_same_v<Kept, std::string>
+struct Seen<Kept, Parameter> {
+  static constexpr bool in_place = true;
+  using type = std::string_view;
+};
+template <class T>
+inline constexpr bool is_const_span = false;
+template <class T>
+inline constexpr bool is_const_span<std::span<const T>> = true;
+template <class Kept, class Parameter>
+requires is_const_span<std::remove_cvref_t<Parameter>> && requires {
+  decode_view<std::remove_cvref_t<Parameter>, Kept>(std::declval<Decoder&>());
+}
+struct Seen<Kept, Parameter> {
+  static constexpr bool in_place = true;
+  using type = std::remove_cvref_t<Parameter>;
+};
+
+template <class F, std::size_t I, class Kept>
+struct SeenAt {
+  using trait = Seen<Kept, void>;
+};
+template <class F, std::size_t I, class Kept>
+requires Signature<F>::known &&(I < std::tuple_size_v<typename Signature<F>::parameters>)struct SeenAt<F, I, Kept> {
+  using trait = Seen<Kept, std::tuple_element_t<I, typename Signature<F>::parameters>>;
+};
+
+template <class T>
+concept SendableResult = std::is_void_v<T> || Serializable<T>;
+
+template <class C>
+struct Remote;
+
+template <class F, class... Args>
+struct Remote<Call<F, Args...>> {
+  static constexpr bool callable = SendableCallable<F>;
+  static constexpr bool arguments = (Serializable<Args> && ...);
+  static constexpr bool invocable = std::is_invocable_v<F, Args...>;
+
+  static void encode(const Call<F, Args...>& call, Encoder& encoder) {
+    encoder.write_value(reinterpret_cast<std::uint64_t>(&run));
+    try {
+      encode_callable(call.function, encoder);
+    } catch (const SerializationError& error) {
+      rethrow_as(SerializationError::Part::callable, error);
+    }
+    try {
+      std::apply([&](const Args&... arguments_) { (bulkhead::encode(encoder, arguments_), ...); }, call.arguments);
+    } catch (const SerializationError& error) {
+      rethrow_as(SerializationError::Part::argument, error);
+    }
+  }
+
+  static void run(Decoder& request, AnswerSink& sink) { run_with(request, sink, std::index_sequence_for<Args...>()); }
+
+ private:
+  template <std::size_t... I>
+  static void run_with(Decoder& request, AnswerSink& sink, std::index_sequence<I...>) {
+    using Result = call_result_t<Call<F, Args...>>;
+    F function = decode_callable(request);
+    // Braces fix the order of evaluation: left to right, as they were written.
+    std::tuple<typename SeenAt<F, I, Args>::trait::type...> arguments_{decode_argument<I, Args>(request)...};
+    request.finish();
+    if constexpr (std::is_void_v<Result>) {
+      std::apply(std::move(function), std::move(arguments_));
+      sink.put([](Encoder& encoder, const void*) { encoder.write_value(AnswerKind::value); }, nullptr);
+    } else {
+      const Result result = std::apply(std::move(function), std::move(arguments_));
+      sink.put(
+          [](Encoder& encoder, const void* value) {
+            encoder.write_value(AnswerKind::value);
+            try {
+              bulkhead::encode(encoder, *static_cast<const Result*>(value));
+            } catch (const SerializationError& error) {
+              rethrow_as(SerializationError::Part::result, error);
+            }
+          },
+          &result);
+    }
+  }
+
+  template <std::size_t I, class Kept>
+  static typename SeenAt<F, I, Kept>::trait::type decode_argument(Decoder& request) {
+    using Trait = typename SeenAt<F, I, Kept>::trait;
+    if constexpr (Trait::in_place) {
+      return decode_view<typename Trait::type, Kept>(request);
+    } else {
+      return bulkhead::decode<Kept>(request);
+    }
+  }
+
+  static void encode_callable(const F& function, Encoder& encoder) {
+    if constexpr (is_function_pointer<F>) {
+      check_function(reinterpret_cast<const void*>(function));
+      encoder.write_value(reinterpret_cast<std::uint64_t>(function));
+    } else if constexpr (std::is_member_function_pointer_v<F>) {
+      check_member_function(function);
+      encoder.write(&function, sizeof(function));
+    } else if constexpr (!is_stateless<F>) {
+      bulkhead::encode(encoder, function);
+    }
+    // The code that calls it comes from the same library as its type.
+    check_function(reinterpret_cast<const void*>(&run));
+  }
+
+  static void check_member_function(const F& function) {
+    if (function == nullptr) check_function(nullptr);
+    // Itanium C++ ABI, 2.3: the first word is the function's address, or for a virtual one an offset (odd on x86-64;
+    // on AArch64 the second word tells). A virtual function is found through the object, in the worker.
+    std::uintptr_t words[2];
+    static_assert(sizeof(words) == sizeof(function));
+    std::memcpy(words, &function, sizeof(words));
+#if defined(__aarch64__)
+    const bool is_virtual = (words[1] & 1) != 0;
+#else
+    const bool is_virtual = (words[0] & 1) != 0;
+#endif
+    if (!is_virtual) check_function(reinterpret_cast<const void*>(words[0]));
+  }
+
+  static F decode_callable(Decoder& request) {
+    if constexpr (is_function_pointer<F>) {
+      return reinterpret_cast<F>(request.read_value<std::uint64_t>());
+    } else if constexpr (std::is_member_function_pointer_v<F>) {
+      F function;
+      request.read(&function, sizeof(function));
+      return function;
+    } else if constexpr (is_stateless<F>) {
+      return F();
+    } else {
+      return bulkhead::decode<F>(request);
+    }
+  }
+};
+
+template <class C>
+concept Sendable =
+    Remote<C>::callable && Remote<C>::arguments && Remote<C>::invocable && SendableResult<call_result_t<C>>;
+
+// One sentence for each way in which a call cannot be sent, at compile time.
+template <class C>
+constexpr void require_sendable() {
+  static_assert(Remote<C>::invocable,
+                "bulkhead: the function cannot be called with these arguments in a worker process; it gets them as "
+                "rvalues, so a parameter cannot be a reference to non-const: return what it is to change.");
+  static_assert(Remote<C>::callable,
+                "bulkhead: this callable cannot be sent to a worker process: pass what a lambda captures as arguments, "
+                "or use a function, or a function object whose members the codec can carry.");
+  static_assert(Remote<C>::arguments,
+                "bulkhead: an argument cannot be sent to a worker process: make its type a plain aggregate, give it "
+                "serialize(Archive&), or specialise bulkhead::codec for it; pass owners, not pointers.");
+  if constexpr (Remote<C>::invocable) {
+    static_assert(SendableResult<call_result_t<C>>,
+                  "bulkhead: the result cannot be sent back from a worker process: make its type a plain aggregate, "
+                  "give it serialize(Archive&), or specialise bulkhead::codec for it; return owners, not pointers. "
+                  "A coroutine cannot run in a worker process.");
+  }
+}
+
+}  // namespace bulkhead::detail

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <bulkhead/detail/config.hpp>
+#include <bulkhead/detail/intrusive_list.hpp>
+#include <bulkhead/detail/queued_task.hpp>
+#include <bulkhead/errors.hpp>
+#include <bulkhead/task_options.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace bulkhead {
+class Encoder;
+class Decoder;
+}  // namespace bulkhead
+
+namespace bulkhead::detail {
+
+class ExecutorCore;
+
+enum class Outcome : std::uint8_t { completed, failed, cancelled, timed_out };
+
+// From where a result is handed to the caller.
+enum class Delivery : std::uint8_t {
+  on_io_executor,  // a handler that runs on the executor's own Asio executor
+  elsewhere,       // any thread
+  initiating       // inside the initiating function, where no handler may be called
+};
+
+struct OpenLink : ListLink {};   // among the tasks of an executor that have no outcome
+struct QueueLink : ListLink {};  // in one queue: of admission, or of a pool
+
+// One task, type-erased: callable, arguments, options, outcome, and who waits. Guarded by its executor's mutex, except
+// while one party owns it: an executor that runs, encodes or decodes it.
+class TaskNode : public OpenLink, public QueuedTask {
+ public:
+  TaskNode(std::shared_ptr<ExecutorCore> executor, TaskOptions task_options)
+      : core(std::move(executor)), options(std::move(task_options)) {}
+  TaskNode(const TaskNode&) = delete;
+  TaskNode& operator=(const TaskNode&) = delete;
+
+  // Runs the call here and keeps its result or, in `error`, what it threw.
+  virtual void run() noexcept = 0;
+  // Writes the call for `run_encoded`. Throws SerializationError or FunctionUnavailableError.
+  virtual void encode(Encoder& encoder) = 0;
+  // Reads what the call returned.
+  virtual void decode_result(Decoder& decoder) = 0;
+  // Hands the outcome over and destroys the node.
+  virtual void deliver(Delivery from) = 0;
+  // Hands `cause` over and keeps the node, which goes on without anybody waiting.
+  virtual void deliver_early(std::exception_ptr cause, Delivery from) = 0;
+  // Destroys the handler without calling it.
+  virtual void drop_handler() noexcept = 0;
+  // Destroys the node without an outcome.
+  virtual void destroy() noexcept = 0;
+  // The default name: the callable's type.
+  virtual std::string default_name() const = 0;
+
+  std::string name() const { return options.name().empty() ? default_name() : options.name(); }
+
+  std::shared_ptr<ExecutorCore> core;
+  TaskOptions options;
+  std::exception_ptr error;
+  std::uint64_t id = 0;
+  std::uint64_t submitted_ns = 0;
+  std::uint64_t began_ns = 0;  // 0: not begun
+  std::uint64_t ended_ns = 0;
+  Outcome outcome = Outcome::completed;
+  bool admitted = false;     // holds one of `max_pending` slots
+  bool settled = false;      // has its outcome; nobody waits any more
+  bool runs_here = false;    // is counted in the core's `running`
+  bool cancellable = false;  // is in the executor's table of tasks with a connected cancellation slot
+
+  // Where a task of a worker pool is.
+  enum class Stage : std::uint8_t {
+    none,      // not in a pool, or in no place of it
+    queued,    // in the dispatcher's queue
+    encoding,  // its arguments are being written into a ring
+    in_ring,   // in a worker's ring, taken up or not
+    answered   // among the tasks whose outcome is to be delivered
+  };
+  struct Place {
+    Stage stage = Stage::none;
+    bool cancel_requested = false;
+    // Whether `error` and `outcome` hold; else the answer has still to be decoded.
+    bool decided = false;
+    unsigned worker = 0;
+    std::uint32_t sequence = 0;
+    unsigned restarts = 0;
+    std::uint64_t placed_ns = 0;
+    std::uint64_t deadline = 0;
+    // A large answer, still in the worker's area, and what keeps the area.
+    std::shared_ptr<void> area;
+    std::span<const std::byte> answer;
+    // A copy of a small answer, so that its slot is free at once. As large as a slot's payload.
+    std::byte copy[216];
+  } place;
+
+ protected:
+  ~TaskNode() = default;
+};
+
+}  // namespace bulkhead::detail

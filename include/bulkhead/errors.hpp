@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <bulkhead/detail/config.hpp>
+
+#include <boost/system/error_code.hpp>
+#include <boost/system/system_error.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace bulkhead {
+
+/// Why an executor could not deliver a task's result. Each error class below has one code; a cancelled task has
+/// `asio::error::operation_aborted` instead, as every cancelled Asio operation has.
+enum class Errc {
+  overload = 1,          ///< `max_pending` tasks are in the executor already.
+  not_running,           ///< The executor has been shut down, or belongs to another process.
+  worker_crashed,        ///< The worker process died while it held the task.
+  worker_start_failed,   ///< No worker process could be started.
+  timeout,               ///< The task's `timeout` or `queue_timeout` passed.
+  abandoned,             ///< An executor dropped the task without an outcome.
+  remote_exception,      ///< The function threw a type that cannot be rebuilt here.
+  serialization,         ///< An argument, a result or an exception could not be carried.
+  function_unavailable,  ///< The callable does not exist where the task should run.
+  protocol,              ///< A worker wrote something impossible.
+  registry_conflict,     ///< A name is taken by an executor of another type or with other options.
+  unknown_executor_type  ///< No factory is registered under this type.
+};
+
+/// The category of all codes of `Errc`.
+BULKHEAD_EXPORT const boost::system::error_category& error_category() noexcept;
+
+/// Makes `Errc` convertible to an `error_code`.
+BULKHEAD_EXPORT boost::system::error_code make_error_code(Errc code) noexcept;
+
+/// Which task, executor and worker an error speaks of. What is unknown is empty.
+struct ErrorContext {
+  /// The task's name: `TaskOptions::name`, or else the function's type.
+  std::string task;
+  /// The task's number within its executor; 0 if there is none.
+  std::uint64_t task_id = 0;
+  /// The executor's name.
+  std::string executor;
+  /// The worker's process id as the host sees it.
+  std::optional<int> worker_pid;
+};
+
+/// The base of all errors of this library. `what()` says what happened, to which task, executor and worker, and what
+/// can be done about it; `code()` is one of `Errc`, or `asio::error::operation_aborted` for a cancelled task.
+class BULKHEAD_EXPORT ExecutorError : public boost::system::system_error {
+ public:
+  ExecutorError(boost::system::error_code code, const std::string& message, ErrorContext context = {});
+  ExecutorError(const ExecutorError&) = default;
+  ExecutorError& operator=(const ExecutorError&) = default;
+  ~ExecutorError() override;
+
+  const char* what() const noexcept override;
+  const ErrorContext& context() const noexcept { return context_; }
+
+ private:
+  // Shared, since exceptions are copied where nothing may throw.
+  std::shared_ptr<const std::string> what_;
+  ErrorContext context_;
+};
+
+/// `max_pending` was reached under `OverloadPolicy::reject`, or a task's `queue_timeout` passed while it waited for
+/// admission under `OverloadPolicy::wait`. The task never ran; submit it again later, or raise the limit.
+class BULKHEAD_EXPORT ExecutorOverloadError : public ExecutorError {
+ public:
+  ExecutorOverloadError(std::size_t limit, ErrorContext context, const std::string& reason = {});
+  ~ExecutorOverloadError() override;
+  /// The executor's `max_pending`.
+  std::size_t limit() const noexcept { return limit_; }
+
+ private:
+  std::size_t limit_;
+};
+
+/// A task was submitted after `shutdown`, or in a process that inherited the executor through `fork`.
+class BULKHEAD_EXPORT ExecutorNotRunningError : public ExecutorError {
+ public:
+  explicit ExecutorNotRunningError(ErrorContext context, const std::string& reason = {});
+  ~ExecutorNotRunningError() override;
+};
+
+/// Whether a task had begun when its worker died.
+enum class Started {
+  never,    ///< It had not begun; running it elsewhere is safe.
+  maybe,    ///< It had begun and may have had effects.
+  finished  ///< It had finished, but its result was lost.
+};
+
+/// The worker process died while it held the task: by a signal, by `exit` or `_exit`, or by a kill from outside.
+/// Only this task fails; the worker is replaced.
+class BULKHEAD_EXPORT WorkerCrashedError : public ExecutorError {
+ public:
+  /// How a worker ended.
+  struct Ending {
+    /// The signal that killed it, or 0.
+    int signal = 0;
+    /// The code it exited with, if it exited.
+    std::optional<int> exit_code;
+    /// Whether the task had begun.
+    Started started = Started::maybe;
+    /// The largest resident size it had, in bytes; 0 if unknown.
+    std::size_t peak_memory = 0;
+    /// How long the task had run; zero if unknown.
+    std::chrono::nanoseconds run_time{0};
+  };
+
+  WorkerCrashedError(Ending ending, ErrorContext context, const std::string& reason = {});
+  ~WorkerCrashedError() override;
+
+  /// The signal that killed the worker (`SIGSEGV`, say), or 0.
+  int signal() const noexcept { return ending_.signal; }
+  /// The code with which the worker left, if it left by itself.
+  std::optional<int> exit_code() const noexcept { return ending_.exit_code; }
+  /// Whether the task had begun.
+  Started started() const noexcept { return ending_.started; }
+  /// The worker's largest resident size in bytes; 0 if unknown.
+  std::size_t peak_memory() const noexcept { return ending_.peak_memory; }
+  /// How long the task had run; zero if unknown.
+  std::chrono::nanoseconds run_time() const noexcept { return ending_.run_time; }
+
+ private:
+  Ending ending_;
+};
+
+/// No worker could be started: the fork server or a fork failed, or `preload` or `initializer` threw or crashed.
+class BULKHEAD_EXPORT WorkerStartError : public ExecutorError {
+ public:
+  WorkerStartError(const std::string& reason, unsigned failures_in_a_row, ErrorContext context = {});
+  ~WorkerStartError() override;
+  /// Why the last attempt failed.
+  const std::string& reason() const noexcept { return *reason_; }
+  /// How many attempts failed one after the other.
+  unsigned failures_in_a_row() const noexcept { return failures_in_a_row_; }
+
+ private:
+  std::shared_ptr<const std::string> reason_;
+  unsigned failures_in_a_row_;
+};
+
+/// A time limit of the task passed.
+class BULKHEAD_EXPORT TaskTimeoutError : public ExecutorError {
+ public:
+  enum class Which {
+    run,   ///< `TaskOptions::timeout`: it ran too long; its worker was killed.
+    queue  ///< `TaskOptions::queue_timeout`: it had not begun in time; it never ran.
+  };
+  TaskTimeoutError(Which which, std::chrono::nanoseconds limit, ErrorContext context);
+  ~TaskTimeoutError() override;
+  Which which() const noexcept { return which_; }
+  std::chrono::nanoseconds limit() const noexcept { return limit_; }
+
+ private:
+  Which which_;
+  std::chrono::nanoseconds limit_;
+};
+
+/// The task was cancelled. `code()` is `asio::error::operation_aborted`.
+class BULKHEAD_EXPORT TaskCancelledError : public ExecutorError {
+ public:
+  enum class Stage {
+    waiting,  ///< It waited for admission.
+    queued,   ///< It was admitted and had not begun.
+    running   ///< It ran.
+  };
+  TaskCancelledError(Stage stage, ErrorContext context, const std::string& reason = {});
+  ~TaskCancelledError() override;
+  Stage stage() const noexcept { return stage_; }
+
+ private:
+  Stage stage_;
+};
+
+/// An executor destroyed the task without running it, failing it, or sending it anywhere. A defect of that executor.
+class BULKHEAD_EXPORT TaskAbandonedError : public ExecutorError {
+ public:
+  explicit TaskAbandonedError(ErrorContext context);
+  ~TaskAbandonedError() override;
+};
+
+/// What is known of an exception whose type cannot be rebuilt in this process.
+struct ExceptionDescription {
+  /// The demangled name of its type.
+  std::string type;
+  /// Its `what()`; empty if it is not a `std::exception`.
+  std::string what;
+};
+
+/// The function threw an exception whose type cannot be rebuilt in the host. Register the type with
+/// `BULKHEAD_REGISTER_EXCEPTION` to get it back as itself. Nested causes follow as `std::nested_exception`, too.
+class BULKHEAD_EXPORT RemoteTaskError : public ExecutorError {
+ public:
+  RemoteTaskError(ExceptionDescription thrown, std::vector<ExceptionDescription> causes, ErrorContext context = {});
+  ~RemoteTaskError() override;
+  /// The demangled name of the exception's type.
+  const std::string& type_name() const noexcept { return chain_->front().type; }
+  /// The exception's `what()`, as thrown.
+  const std::string& remote_what() const noexcept { return chain_->front().what; }
+  /// The nested causes, outermost first.
+  std::vector<ExceptionDescription> causes() const { return {chain_->begin() + 1, chain_->end()}; }
+
+ private:
+  std::shared_ptr<const std::vector<ExceptionDescription>> chain_;
+};
+
+/// A value could not be encoded or decoded, or is over its size limit.
+class BULKHEAD_EXPORT SerializationError : public ExecutorError {
+ public:
+  enum class Part {
+    value,     ///< Not part of a task: the codec was called directly.
+    callable,  ///< The function itself.
+    argument,  ///< An argument of the task.
+    result,    ///< What the function returned.
+    exception  ///< What the function threw.
+  };
+  SerializationError(Part part, std::string type, const std::string& reason, ErrorContext context = {});
+  ~SerializationError() override;
+  /// Which part of the task could not be carried.
+  Part part() const noexcept { return part_; }
+  /// The demangled name of the type concerned; empty if unknown.
+  const std::string& type_name() const noexcept { return *type_; }
+  /// Why, without the task's name around it.
+  const std::string& reason() const noexcept { return *reason_; }
+
+ private:
+  Part part_;
+  std::shared_ptr<const std::string> type_;
+  std::shared_ptr<const std::string> reason_;
+};
+
+/// The callable is not known where the task should run: null, or from a library that was loaded after the fork server
+/// had started.
+class BULKHEAD_EXPORT FunctionUnavailableError : public ExecutorError {
+ public:
+  explicit FunctionUnavailableError(const std::string& reason, ErrorContext context = {});
+  ~FunctionUnavailableError() override;
+};
+
+/// A worker wrote something impossible into its response area. It has been killed.
+class BULKHEAD_EXPORT ProtocolError : public ExecutorError {
+ public:
+  explicit ProtocolError(const std::string& violation, ErrorContext context = {});
+  ~ProtocolError() override;
+  /// What was impossible.
+  const std::string& violation() const noexcept { return *violation_; }
+
+ private:
+  std::shared_ptr<const std::string> violation_;
+};
+
+/// A name of the registry is taken by an executor of another type or with other options.
+class BULKHEAD_EXPORT RegistryConflictError : public ExecutorError {
+ public:
+  RegistryConflictError(const std::string& name, const std::string& existing, const std::string& requested);
+  ~RegistryConflictError() override;
+  /// What is registered under the name: its type and options.
+  const std::string& existing() const noexcept { return *existing_; }
+  /// What was asked for.
+  const std::string& requested() const noexcept { return *requested_; }
+
+ private:
+  std::shared_ptr<const std::string> existing_;
+  std::shared_ptr<const std::string> requested_;
+};
+
+/// `ExecutorRegistry::get_or_create` was asked for a type that has no factory.
+class BULKHEAD_EXPORT UnknownExecutorTypeError : public ExecutorError {
+ public:
+  UnknownExecutorTypeError(const std::string& type, std::vector<std::string> known);
+  ~UnknownExecutorTypeError() override;
+  /// The types that have a factory, sorted.
+  const std::vector<std::string>& known() const noexcept { return *known_; }
+
+ private:
+  std::shared_ptr<const std::vector<std::string>> known_;
+};
+
+}  // namespace bulkhead
+
+template <>
+struct boost::system::is_error_code_enum<bulkhead::Errc> : std::true_type {};

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <bulkhead/base_executor.hpp>
+#include <bulkhead/detail/config.hpp>
+#include <bulkhead/errors.hpp>
+#include <bulkhead/local_executor.hpp>
+#include <bulkhead/metrics.hpp>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
+
+#include <any>
+#include <concepts>
+#include <cstddef>
+#include <exception>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace bulkhead {
+
+/// Options of an executor of any type: a typed options struct, or nothing for that type's defaults.
+class BULKHEAD_EXPORT ExecutorConfig {
+ public:
+  /// The type's defaults; on an executor that exists, whatever it has.
+  ExecutorConfig() = default;
+
+  template <class Options>
+  requires(!std::same_as<std::remove_cvref_t<Options>, ExecutorConfig> &&
+           std::equality_comparable<std::remove_cvref_t<Options>>)
+      ExecutorConfig(Options&& options)  // NOLINT(google-explicit-constructor): options are passed as they are
+      : options_(std::forward<Options>(options)), equal_([](const std::any& a, const std::any& b) {
+          using T = std::remove_cvref_t<Options>;
+          const T* left = std::any_cast<T>(&a);
+          const T* right = std::any_cast<T>(&b);
+          return left != nullptr && right != nullptr && *left == *right;
+        }) {}
+
+  bool empty() const noexcept { return !options_.has_value(); }
+  /// The options, or null if they are of another type.
+  template <class Options>
+  const Options* get() const noexcept {
+    return std::any_cast<Options>(&options_);
+  }
+  /// The name of the options' type, for errors.
+  std::string type_name() const;
+  bool operator==(const ExecutorConfig& other) const {
+    if (empty() || other.empty()) return empty() == other.empty();
+    return equal_(options_, other.options_);
+  }
+
+ private:
+  std::any options_;
+  bool (*equal_)(const std::any&, const std::any&) = nullptr;
+};
+
+/// `ExecutorRegistry::shutdown_all` has shut every executor down, and some of them failed.
+class BULKHEAD_EXPORT ShutdownFailedError : public ExecutorError {
+ public:
+  struct Failure {
+    std::string executor;
+    std::exception_ptr error;
+  };
+  explicit ShutdownFailedError(std::vector<Failure> failures);
+  ~ShutdownFailedError() override;
+  /// Which executors failed, and with what.
+  const std::vector<Failure>& failures() const noexcept { return *failures_; }
+
+ private:
+  std::shared_ptr<const std::vector<Failure>> failures_;
+};
+
+/// The executors of a program, by name. An ordinary object that the program makes and passes on.
+///
+/// Thread safety: shared objects: safe. A factory is called without the registry's lock and may use the registry, but
+/// not for the name that it is making.
+class BULKHEAD_EXPORT ExecutorRegistry {
+ public:
+  /// Makes an executor of its type. `config` is empty or holds that type's options.
+  using Factory = std::function<std::shared_ptr<BaseExecutor>(asio::any_io_executor io_executor,
+                                                              const std::string& name, const ExecutorConfig& config)>;
+
+  /// Knows the type "local" (LocalExecutor, LocalExecutorOptions).
+  explicit ExecutorRegistry(asio::any_io_executor io_executor);
+  ~ExecutorRegistry();
+  ExecutorRegistry(const ExecutorRegistry&) = delete;
+  ExecutorRegistry& operator=(const ExecutorRegistry&) = delete;
+
+  /// Adds a type, or replaces its factory for executors made from now on.
+  /// Throws `std::invalid_argument` for an empty type or factory.
+  void register_factory(std::string type, Factory factory);
+
+  /// The executor of this name, made if there is none. Two calls at once make one.
+  /// Errors: `RegistryConflictError` if the name is taken by another type or with other options (an empty config fits
+  /// any); `UnknownExecutorTypeError`; what the factory threw, which leaves nothing behind.
+  std::shared_ptr<BaseExecutor> get_or_create(const std::string& name, const std::string& type = "local",
+                                              ExecutorConfig config = {});
+
+  /// The same by C++ type. `options.name` is set to `name`.
+  template <std::same_as<LocalExecutor> E>
+  std::shared_ptr<E> get_or_create(const std::string& name, LocalExecutorOptions options = {}) {
+    options.name = name;
+    return std::dynamic_pointer_cast<E>(get_or_create(name, "local", std::move(options)));
+  }
+
+  /// The executor of this name, or null.
+  std::shared_ptr<BaseExecutor> get(const std::string& name) const;
+
+  /// Forgets the executor and returns it; it is not shut down. Null if there is none.
+  std::shared_ptr<BaseExecutor> remove(const std::string& name);
+
+  /// Forgets all executors and shuts every one down, in the order of their making; the names are free at once.
+  /// Resumes: on the awaiting coroutine's executor, when all are over. Cancellation: terminal, as
+  /// `BaseExecutor::shutdown`. Errors: `ShutdownFailedError` with all failures, after the last.
+  asio::awaitable<void> shutdown_all(ShutdownOptions options = {});
+
+  /// The metrics of all executors, in the order of their making.
+  std::vector<Metrics> all_metrics() const;
+
+  /// A copy of what is registered.
+  std::map<std::string, std::shared_ptr<BaseExecutor>> executors() const;
+
+  std::size_t size() const;
+  bool contains(const std::string& name) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace bulkhead

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <bulkhead/base_executor.hpp>
+#include <bulkhead/call.hpp>
+#include <bulkhead/detail/config.hpp>
+#include <bulkhead/detail/remote_call.hpp>
+#include <bulkhead/serialization.hpp>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace bulkhead {
+
+/// Starts the fork server: the small process that forks all workers. Make it the first line of `main`, while the
+/// program has one thread. Later calls do nothing. Without it the first LocalExecutor starts it, if there is still only
+/// one thread. Workers are copies of the program as it is now: libraries loaded later are unknown to them.
+///
+/// Errors: `WorkerStartError` if the process has several threads, or cannot fork.
+BULKHEAD_EXPORT void start_fork_server();
+
+/// A call that is run once in a template or in each worker: `LocalExecutorOptions::preload`, `initializer`.
+/// Made from `call(function, arguments...)` or from a function without parameters. What it returns is ignored; what it
+/// throws keeps the worker from starting.
+class BULKHEAD_EXPORT WorkerCall {
+ public:
+  /// Nothing is run.
+  WorkerCall() = default;
+
+  template <class F, class... Args>
+  WorkerCall(Call<F, Args...> call) {  // NOLINT(google-explicit-constructor): options read as they are meant
+    detail::require_sendable<Call<F, Args...>>();
+    encode_ = [call = std::make_shared<const Call<F, Args...>>(std::move(call))](Encoder& encoder) {
+      detail::Remote<Call<F, Args...>>::encode(*call, encoder);
+    };
+  }
+
+  template <class F>
+  requires(std::is_invocable_v<F> && !std::same_as<std::remove_cvref_t<F>, WorkerCall>)
+      WorkerCall(F&& function)  // NOLINT(google-explicit-constructor)
+      : WorkerCall(bulkhead::call(std::forward<F>(function))) {}
+
+  bool empty() const noexcept { return !encode_; }
+  /// The call as bytes; throws `SerializationError` or `FunctionUnavailableError`.
+  std::vector<std::byte> encoded() const;
+
+ private:
+  std::function<void(Encoder&)> encode_;
+};
+
+/// Whether workers may spin for the next task before they sleep.
+enum class SpinPolicy : std::uint8_t {
+  automatic,  ///< For some microseconds after a task, and never more workers than there are spare CPUs.
+  never,      ///< They sleep at once.
+  always      ///< Every worker, and ten times as long.
+};
+
+/// Options of a LocalExecutor. They are checked in its constructor.
+struct LocalExecutorOptions {
+  /// The name in metrics, errors and `ps`. 1 to 200 characters.
+  std::string name = "default";
+  /// Worker processes; 0: as many as CPUs may be used (affinity mask, cgroup quota). At most 1024.
+  unsigned max_workers = 0;
+  /// Run in each worker at its start, also in one that replaces another.
+  WorkerCall initializer = {};
+  /// Run once, in the template that all workers are forked from: they share the memory of what it loads. Must not leave
+  /// threads behind.
+  WorkerCall preload = {};
+  /// The most tasks that may be queued or running at once. At least 1.
+  std::size_t max_pending = 100;
+  /// What happens beyond `max_pending`.
+  OverloadPolicy overload = OverloadPolicy::reject;
+  /// Run everything in this process, on the Asio executor, with the same checks: for unit tests. The environment
+  /// variable BULKHEAD_EXECUTOR_BYPASS (`1`, `true`, `yes`, `on`) does the same for every executor made while it is
+  /// set.
+  bool bypass = false;
+  /// Whether workers may spin before they sleep.
+  SpinPolicy spin = SpinPolicy::automatic;
+  /// The largest encoded arguments or result, in bytes: 1 KiB to 16 GiB. Address space of this size is reserved twice
+  /// per worker; memory is only used as messages need it.
+  std::size_t max_message_size = std::size_t{256} << 20;
+
+  /// Whether both describe the same executor.
+  BULKHEAD_EXPORT bool operator==(const LocalExecutorOptions& other) const;
+};
+
+/// Runs functions in a pool of worker processes.
+///
+/// A function that crashes, exits or is killed costs one worker, which is replaced, and fails with
+/// `WorkerCrashedError`; every other task goes on. Callables, arguments and results travel through shared memory, see
+/// `docs/`.
+///
+/// Cancellation: a task that has not begun: every type, it never runs. One that runs: terminal; its worker is killed.
+/// Thread safety: as BaseExecutor. Destruction kills what still runs and completes it with `TaskCancelledError`.
+class BULKHEAD_EXPORT LocalExecutor final : public BaseExecutor {
+ public:
+  /// Starts `max_workers` workers; does not wait for them.
+  /// Throws `std::invalid_argument` with the option's name and range, or `WorkerStartError`.
+  explicit LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOptions options = {});
+  ~LocalExecutor() override;
+
+  /// As `BaseExecutor::submit`; what cannot be sent to a worker is refused by the compiler, in one sentence.
+  template <class F, class... Args>
+  requires(!detail::is_task_options<F>) auto submit(F&& function, Args&&... arguments) {
+    detail::require_sendable<detail::call_t<F, Args...>>();
+    return BaseExecutor::submit(std::forward<F>(function), std::forward<Args>(arguments)...);
+  }
+  template <class F, class... Args>
+  auto submit(TaskOptions task_options, F&& function, Args&&... arguments) {
+    detail::require_sendable<detail::call_t<F, Args...>>();
+    return BaseExecutor::submit(std::move(task_options), std::forward<F>(function), std::forward<Args>(arguments)...);
+  }
+
+  /// As `BaseExecutor::async_submit`.
+  template <class F, class... Args, class CompletionToken>
+  auto async_submit(Call<F, Args...> call, CompletionToken&& token) {
+    detail::require_sendable<Call<F, Args...>>();
+    return BaseExecutor::async_submit(std::move(call), std::forward<CompletionToken>(token));
+  }
+  template <class F, class... Args, class CompletionToken>
+  auto async_submit(TaskOptions task_options, Call<F, Args...> call, CompletionToken&& token) {
+    detail::require_sendable<Call<F, Args...>>();
+    return BaseExecutor::async_submit(std::move(task_options), std::move(call), std::forward<CompletionToken>(token));
+  }
+
+  /// As `BaseExecutor::operator()`.
+  template <class F>
+  Wrapped<std::decay_t<F>, LocalExecutor> operator()(F&& function) {
+    return Wrapped<std::decay_t<F>, LocalExecutor>(*this, std::forward<F>(function));
+  }
+
+  /// Whether it runs in bypass mode.
+  bool bypass() const noexcept;
+  /// Process ids of the workers that are alive, as the host sees them. Empty in bypass mode.
+  std::vector<int> worker_pids() const;
+  /// The options it was made with; `max_workers` as it was worked out.
+  const LocalExecutorOptions& options() const noexcept { return options_; }
+
+ protected:
+  void execute(Task task) override;
+  asio::awaitable<void> stop(ShutdownOptions options) override;
+  void add_metrics(Metrics& metrics) const override;
+  bool cancel_in_flight(detail::TaskNode& node, asio::cancellation_type type) override;
+
+ private:
+  struct Engine;
+  LocalExecutorOptions options_;
+  std::unique_ptr<Engine> engine_;
+};
+
+}  // namespace bulkhead

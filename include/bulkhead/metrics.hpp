@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <bulkhead/detail/config.hpp>
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+namespace bulkhead {
+
+/// What an executor has done and is doing, at one instant. Always:
+/// `submitted == completed + failed + cancelled + timed_out + pending + running`.
+struct Metrics {
+  /// The executor's name.
+  std::string name;
+  /// How it runs tasks: "process", "bypass", or what a custom executor says.
+  std::string mode;
+  /// Workers that are alive (starting ones included).
+  std::size_t workers = 0;
+  /// Accepted tasks that have not begun.
+  std::size_t pending = 0;
+  /// Tasks that run now.
+  std::size_t running = 0;
+  /// Submits that wait for admission under `OverloadPolicy::wait`; they are not yet submitted.
+  std::size_t waiting = 0;
+  /// The limit of `pending + running`.
+  std::size_t max_pending = 0;
+  /// Tasks accepted.
+  std::uint64_t submitted = 0;
+  /// Tasks that returned.
+  std::uint64_t completed = 0;
+  /// Tasks that ended with an error: their own exception, a crash of their worker, a value that could not be carried.
+  std::uint64_t failed = 0;
+  /// Submits refused: the executor was full or not running. Not among `submitted`.
+  std::uint64_t rejected = 0;
+  /// Tasks cancelled by their caller or by `shutdown`.
+  std::uint64_t cancelled = 0;
+  /// Tasks that ended by their `timeout` or `queue_timeout`.
+  std::uint64_t timed_out = 0;
+  /// Workers ever started.
+  std::uint64_t workers_started = 0;
+  /// Workers that died without having been told to.
+  std::uint64_t workers_crashed = 0;
+  /// Tasks whose run has ended, the number behind the two totals.
+  std::uint64_t runs = 0;
+  /// Time that tasks spent running, in all.
+  std::chrono::nanoseconds total_run_time{0};
+  /// Time that tasks spent between `submit` and the start of their run, in all.
+  std::chrono::nanoseconds total_queue_wait{0};
+  /// `total_run_time / runs`; zero before the first run.
+  std::chrono::nanoseconds average_run_time{0};
+  /// `total_queue_wait / runs`; zero before the first run.
+  std::chrono::nanoseconds average_queue_wait{0};
+};
+
+/// One JSON object with every field; times in milliseconds (`average_run_ms`) and totals in seconds.
+BULKHEAD_EXPORT std::string to_json(const Metrics& metrics);
+
+/// Prometheus' text exposition format 0.0.4 of one executor. For several use the overload: a page may name each
+/// metric's HELP and TYPE only once.
+BULKHEAD_EXPORT std::string to_prometheus(const Metrics& metrics);
+BULKHEAD_EXPORT std::string to_prometheus(std::span<const Metrics> metrics);
+
+/// One line for logs: `default (process): 2 workers, 0 pending, 1 running, ...`.
+BULKHEAD_EXPORT std::string to_string(const Metrics& metrics);
+
+}  // namespace bulkhead
+
+template <>
+struct fmt::formatter<bulkhead::Metrics> : fmt::formatter<std::string> {
+  template <class FormatContext>
+  auto format(const bulkhead::Metrics& metrics, FormatContext& context) const {
+    return fmt::formatter<std::string>::format(bulkhead::to_string(metrics), context);
+  }
+};

@@ -1,0 +1,586 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <bulkhead/base_executor.hpp>
+
+#include "background.hpp"
+
+#include <boost/asio/any_completion_handler.hpp>
+#include <boost/asio/append.hpp>
+#include <boost/asio/dispatch.hpp>
+#include <boost/asio/execution_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/query.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <ctime>
+#include <set>
+#include <stdexcept>
+#include <utility>
+
+namespace bulkhead {
+namespace detail {
+namespace {
+
+using IdleHandler = asio::any_completion_handler<void(std::exception_ptr, bool)>;
+
+// Tells every executor of an Asio context when the context is destroyed.
+class ContextService final : public asio::execution_context::service {
+ public:
+  using key_type = ContextService;
+  // Where Asio looks for the service's key.
+  static asio::execution_context::id id;
+
+  explicit ContextService(asio::execution_context& context) : service(context) {}
+
+  void add(std::weak_ptr<ExecutorCore> core) {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(cores_, [](const auto& known) { return known.expired(); });
+    cores_.push_back(std::move(core));
+  }
+
+ private:
+  void shutdown() override {
+    std::vector<std::weak_ptr<ExecutorCore>> cores;
+    {
+      const std::lock_guard lock(mutex_);
+      cores.swap(cores_);
+    }
+    for (const auto& weak : cores) {
+      if (const auto core = weak.lock()) core->context_gone();
+    }
+  }
+
+  std::mutex mutex_;
+  std::vector<std::weak_ptr<ExecutorCore>> cores_;
+};
+
+asio::execution_context::id ContextService::id;
+
+void complete_idle_waits(std::vector<IdleHandler> handlers, const asio::any_io_executor& io) {
+  for (IdleHandler& handler : handlers) {
+    asio::post(io, asio::append(std::move(handler), std::exception_ptr(), true));
+  }
+}
+
+}  // namespace
+
+Initiation*& Initiation::current() noexcept {
+  thread_local Initiation* current = nullptr;
+  return current;
+}
+
+struct ExecutorCore::IdleWait {
+  std::uint64_t id;
+  IdleHandler handler;
+  std::shared_ptr<asio::steady_timer> timer;
+
+  IdleWait(std::uint64_t number, IdleHandler waiting) : id(number), handler(std::move(waiting)) {}
+};
+
+// When tasks that wait for admission give up. The timer belongs to the background thread.
+struct ExecutorCore::Deadlines {
+  std::shared_ptr<Background> background = Background::get();
+  std::set<std::pair<std::uint64_t, std::uint64_t>> by_time;  // (deadline, task id)
+  std::map<std::uint64_t, TaskNode*> tasks;
+  asio::steady_timer timer{background->context()};
+};
+
+ExecutorCore::ExecutorCore(BaseExecutor& owning, asio::any_io_executor io_executor, std::string executor_name,
+                           std::size_t limit, OverloadPolicy policy)
+    : name(std::move(executor_name)),
+      io(std::move(io_executor)),
+      max_pending(limit),
+      overload(policy),
+      owner(&owning) {}
+
+ExecutorCore::~ExecutorCore() = default;
+
+std::uint64_t ExecutorCore::now() noexcept {
+  timespec time{};
+  ::clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<std::uint64_t>(time.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(time.tv_nsec);
+}
+
+ErrorContext ExecutorCore::context_of(const TaskNode& node) const {
+  ErrorContext context;
+  context.task = node.name();
+  context.task_id = node.id;
+  context.executor = name;
+  return context;
+}
+
+std::uint64_t ExecutorCore::make_cancellable(TaskNode& node) {
+  const Lock lock(mutex);
+  node.id = ++last_id;
+  node.cancellable = true;
+  cancellable_.emplace(node.id, &node);
+  return node.id;
+}
+
+bool ExecutorCore::admit(TaskNode& node, const Lock&) {
+  if (in_flight >= max_pending || !waiting.empty()) return false;
+  node.admitted = true;
+  ++in_flight;
+  ++open;
+  ++submitted;
+  open_tasks.push_back(node);
+  return true;
+}
+
+void ExecutorCore::submit(TaskNode* node) {
+  const Initiation initiation;
+  node->submitted_ns = now();
+  enum class Decision { start, wait, refuse_full, refuse_stopped } decision;
+  {
+    const Lock lock(mutex);
+    if (node->id == 0) node->id = ++last_id;
+    if (!accepting) {
+      decision = Decision::refuse_stopped;
+    } else if (admit(*node, lock)) {
+      decision = Decision::start;
+    } else if (overload == OverloadPolicy::wait) {
+      decision = Decision::wait;
+      waiting.push_back(*node);
+      ++waiting_count;
+      if (node->options.queue_timeout()) arm_queue_deadline(*node);
+    } else {
+      decision = Decision::refuse_full;
+    }
+    if (decision == Decision::refuse_full || decision == Decision::refuse_stopped) {
+      ++rejected;
+      forget(*node);
+    }
+  }
+  switch (decision) {
+    case Decision::start:
+      start_one(node);
+      break;
+    case Decision::wait:
+      break;
+    case Decision::refuse_full:
+      node->error = std::make_exception_ptr(ExecutorOverloadError(max_pending, context_of(*node)));
+      node->deliver(Delivery::initiating);
+      break;
+    case Decision::refuse_stopped:
+      node->error = std::make_exception_ptr(ExecutorNotRunningError(context_of(*node)));
+      node->deliver(Delivery::initiating);
+      break;
+  }
+}
+
+void ExecutorCore::start_one(TaskNode* node) {
+  // Whoever starts a task is inside an initiating function, or has just settled another task.
+  const Initiation initiation;
+  BaseExecutor* executor;
+  {
+    const Lock lock(mutex);
+    executor = owner;
+  }
+  if (executor == nullptr) {
+    fail(node, std::make_exception_ptr(ExecutorNotRunningError(context_of(*node))), Outcome::failed,
+         Delivery::initiating);
+    return;
+  }
+  try {
+    executor->execute(Task(node));
+  } catch (const std::exception&) {
+    // The task went down with the stack and has failed as abandoned: the executor's own error has nobody else to go
+    // to, and the submitter already has an answer.
+    return;
+  }
+}
+
+void ExecutorCore::start(const Admitted& admitted) {
+  for (TaskNode* node : admitted) start_one(node);
+}
+
+// With the mutex: the task leaves all tables.
+void ExecutorCore::forget(TaskNode& node) {
+  if (node.cancellable) {
+    cancellable_.erase(node.id);
+    node.cancellable = false;
+  }
+  if (deadlines_ && deadlines_->tasks.erase(node.id) > 0) {
+    const auto deadline =
+        node.submitted_ns +
+        static_cast<std::uint64_t>(node.options.queue_timeout().value_or(TaskOptions::Duration(0)).count());
+    deadlines_->by_time.erase({deadline, node.id});
+  }
+}
+
+void ExecutorCore::count(TaskNode& node, Outcome outcome) {
+  node.settled = true;
+  --open;
+  if (std::exchange(node.runs_here, false)) --running;
+  static_cast<OpenLink&>(node).unlink();
+  forget(node);
+  switch (outcome) {
+    case Outcome::completed:
+      ++completed;
+      break;
+    case Outcome::failed:
+      ++failed;
+      break;
+    case Outcome::cancelled:
+      ++cancelled;
+      break;
+    case Outcome::timed_out:
+      ++timed_out;
+      break;
+  }
+}
+
+bool ExecutorCore::account(TaskNode& node, Outcome outcome, Admitted& admitted) {
+  if (node.ended_ns != 0) {
+    ++runs;
+    total_run_ns += node.ended_ns - node.began_ns;
+    total_wait_ns += node.began_ns - node.submitted_ns;
+  }
+  const bool wanted = !node.settled;
+  if (wanted) count(node, outcome);
+  if (node.admitted) {
+    node.admitted = false;
+    --in_flight;
+    if (!waiting.empty()) admit_waiting(admitted);
+  }
+  return wanted;
+}
+
+void ExecutorCore::admit_waiting(Admitted& admitted) {
+  while (in_flight < max_pending) {
+    TaskNode* node = waiting.pop_front();
+    if (node == nullptr) return;
+    --waiting_count;
+    if (deadlines_) {
+      // From here on the executor sees to the queue timeout.
+      const bool cancellable = std::exchange(node->cancellable, false);
+      forget(*node);
+      node->cancellable = cancellable;
+    }
+    node->admitted = true;
+    ++in_flight;
+    ++open;
+    ++submitted;
+    open_tasks.push_back(*node);
+    admitted.push_back(node);
+  }
+}
+
+bool ExecutorCore::begin(TaskNode& node) {
+  const Lock lock(mutex);
+  if (node.settled) return false;
+  node.began_ns = now();
+  node.runs_here = true;
+  ++running;
+  return true;
+}
+
+void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from) {
+  Admitted admitted;
+  std::vector<IdleHandler> idle;
+  bool wanted;
+  {
+    const Lock lock(mutex);
+    wanted = account(*node, outcome, admitted);
+    idle = take_idle_waiters();
+  }
+  start(admitted);
+  const asio::any_io_executor executor = io;
+  if (wanted) {
+    node->deliver(from);
+  } else {
+    node->destroy();
+  }
+  complete_idle_waits(std::move(idle), executor);
+}
+
+void ExecutorCore::fail(TaskNode* node, std::exception_ptr cause, Outcome outcome, Delivery from) {
+  node->error = std::move(cause);
+  settle(node, outcome, from);
+}
+
+std::vector<IdleHandler> ExecutorCore::take_idle_waiters() {
+  std::vector<IdleHandler> handlers;
+  if (idle_waits_.empty() || in_flight > 0 || !waiting.empty()) return handlers;
+  for (const auto& wait : idle_waits_) {
+    if (wait->timer) {
+      asio::post(wait->timer->get_executor(), [timer = wait->timer] { timer->cancel(); });
+    }
+    handlers.push_back(std::move(wait->handler));
+  }
+  idle_waits_.clear();
+  return handlers;
+}
+
+void ExecutorCore::wait_idle(std::optional<std::chrono::nanoseconds> timeout, IdleHandler handler) {
+  const Lock lock(mutex);
+  if (in_flight == 0 && waiting.empty()) {
+    asio::post(io, asio::append(std::move(handler), std::exception_ptr(), true));
+    return;
+  }
+  const std::uint64_t id = ++last_idle_wait_;
+  const auto give_up = [weak = weak_from_this(), id](bool expired) {
+    const auto self = weak.lock();
+    if (!self) return;
+    std::unique_ptr<IdleWait> found;
+    const Lock guard(self->mutex);
+    const auto place = std::find_if(self->idle_waits_.begin(), self->idle_waits_.end(),
+                                    [&](const auto& wait) { return wait->id == id; });
+    if (place == self->idle_waits_.end() || !self->context_alive) return;
+    found = std::move(*place);
+    self->idle_waits_.erase(place);
+    auto cause = expired ? std::exception_ptr()
+                         : std::make_exception_ptr(boost::system::system_error(asio::error::operation_aborted));
+    asio::post(self->io, asio::append(std::move(found->handler), std::move(cause), false));
+  };
+  auto slot = asio::get_associated_cancellation_slot(handler);
+  idle_waits_.push_back(std::make_unique<IdleWait>(id, std::move(handler)));
+  if (slot.is_connected()) {
+    slot.assign([give_up](asio::cancellation_type) { give_up(false); });
+  }
+  if (timeout) {
+    auto background = Background::get();
+    auto timer = std::make_shared<asio::steady_timer>(background->context());
+    idle_waits_.back()->timer = timer;
+    asio::post(background->context(), [timer, limit = *timeout, give_up] {
+      timer->expires_after(limit);
+      timer->async_wait([timer, give_up](boost::system::error_code error) {
+        if (!error) give_up(true);
+      });
+    });
+  }
+}
+
+void ExecutorCore::stop_accepting() {
+  std::vector<TaskNode*> refused;
+  std::vector<IdleHandler> idle;
+  {
+    const Lock lock(mutex);
+    accepting = false;
+    while (TaskNode* node = waiting.pop_front()) {
+      --waiting_count;
+      ++rejected;
+      forget(*node);
+      refused.push_back(node);
+    }
+    idle = take_idle_waiters();
+  }
+  for (TaskNode* node : refused) {
+    node->error = std::make_exception_ptr(
+        ExecutorNotRunningError(context_of(*node), "the executor was shut down while the task waited for admission"));
+    node->deliver(Delivery::initiating);
+  }
+  complete_idle_waits(std::move(idle), io);
+}
+
+// With the mutex: cancels a task whose node stays where it is. Posting and not dispatching, since user code must not
+// run under the mutex; and under the mutex, since the context may be destroyed at any other time.
+void ExecutorCore::cancel_early(TaskNode& node, const std::string& reason, const Lock&) {
+  const auto stage = node.runs_here ? TaskCancelledError::Stage::running : TaskCancelledError::Stage::queued;
+  count(node, Outcome::cancelled);
+  if (!context_alive) return;
+  node.deliver_early(std::make_exception_ptr(TaskCancelledError(stage, context_of(node), reason)),
+                     Delivery::initiating);
+}
+
+void ExecutorCore::cancel_open(bool running_too, const std::string& reason) {
+  const Lock lock(mutex);
+  for (TaskNode* node = open_tasks.front(); node != nullptr;) {
+    TaskNode* const following = open_tasks.next(*node);
+    if (running_too || !node->runs_here) cancel_early(*node, reason, lock);
+    node = following;
+  }
+}
+
+void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
+  constexpr auto any =
+      asio::cancellation_type::terminal | asio::cancellation_type::partial | asio::cancellation_type::total;
+  if ((type & any) == asio::cancellation_type::none) return;
+  TaskNode* finished = nullptr;
+  {
+    const Lock lock(mutex);
+    const auto found = cancellable_.find(id);
+    if (found == cancellable_.end()) return;
+    TaskNode& node = *found->second;
+    if (!node.admitted) {
+      if (!static_cast<QueuedTask&>(node).linked()) return;  // Not submitted yet: its initiation is under way.
+      static_cast<QueuedTask&>(node).unlink();
+      --waiting_count;
+      // It never became one of the tasks in flight, yet its caller gets an outcome: both sides of the sum count it.
+      ++submitted;
+      ++cancelled;
+      forget(node);
+      node.error = std::make_exception_ptr(TaskCancelledError(TaskCancelledError::Stage::waiting, context_of(node)));
+      finished = &node;
+    } else if (owner == nullptr || !owner->cancel_in_flight(node, type)) {
+      if (node.runs_here && (type & asio::cancellation_type::terminal) == asio::cancellation_type::none) return;
+      cancel_early(node, {}, lock);
+    }
+  }
+  // Never inside the call to `emit`: the caller may hold locks of its own.
+  if (finished != nullptr) finished->deliver(Delivery::initiating);
+}
+
+void ExecutorCore::arm_queue_deadline(TaskNode& node) {
+  if (!deadlines_) deadlines_ = std::make_unique<Deadlines>();
+  const auto deadline = node.submitted_ns + static_cast<std::uint64_t>(node.options.queue_timeout()->count());
+  deadlines_->by_time.emplace(deadline, node.id);
+  deadlines_->tasks.emplace(node.id, &node);
+  if (deadlines_->by_time.begin()->second != node.id) return;
+  asio::post(deadlines_->background->context(), [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->queue_deadline_passed();
+  });
+}
+
+// On the background thread: refuses what has waited too long, and sets the timer for the next.
+void ExecutorCore::queue_deadline_passed() {
+  const Lock lock(mutex);
+  if (!deadlines_ || !context_alive) return;
+  const std::uint64_t time = now();
+  while (!deadlines_->by_time.empty() && deadlines_->by_time.begin()->first <= time) {
+    TaskNode& node = *deadlines_->tasks.at(deadlines_->by_time.begin()->second);
+    static_cast<QueuedTask&>(node).unlink();
+    --waiting_count;
+    ++rejected;
+    forget(node);
+    node.error = std::make_exception_ptr(ExecutorOverloadError(
+        max_pending, context_of(node),
+        fmt::format("it was not admitted within its queue_timeout of {} ms",
+                    std::chrono::duration<double, std::milli>(*node.options.queue_timeout()).count())));
+    node.deliver(Delivery::initiating);
+  }
+  if (deadlines_->by_time.empty()) return;
+  deadlines_->timer.expires_after(std::chrono::nanoseconds(deadlines_->by_time.begin()->first - time));
+  deadlines_->timer.async_wait([weak = weak_from_this()](boost::system::error_code error) {
+    if (error) return;
+    if (const auto self = weak.lock()) self->queue_deadline_passed();
+  });
+}
+
+void ExecutorCore::disown() {
+  stop_accepting();
+  const Lock lock(mutex);
+  owner = nullptr;
+  on_context_gone = nullptr;
+}
+
+void ExecutorCore::context_gone() noexcept {
+  std::vector<TaskNode*> refused;
+  std::vector<std::unique_ptr<IdleWait>> idle;
+  std::function<void()> let_go;
+  {
+    const Lock lock(mutex);
+    accepting = false;
+    context_alive = false;
+    while (TaskNode* node = waiting.pop_front()) {
+      --waiting_count;
+      forget(*node);
+      refused.push_back(node);
+    }
+    while (TaskNode* node = open_tasks.front()) {
+      count(*node, Outcome::cancelled);
+      node->drop_handler();
+    }
+    idle.swap(idle_waits_);
+    let_go = on_context_gone;
+  }
+  for (TaskNode* node : refused) node->destroy();
+  if (let_go) let_go();
+}
+
+Metrics ExecutorCore::snapshot() const {
+  Metrics metrics;
+  metrics.name = name;
+  metrics.waiting = waiting_count;
+  metrics.max_pending = max_pending;
+  metrics.running = running;
+  metrics.pending = open - running;
+  metrics.submitted = submitted;
+  metrics.completed = completed;
+  metrics.failed = failed;
+  metrics.rejected = rejected;
+  metrics.cancelled = cancelled;
+  metrics.timed_out = timed_out;
+  metrics.runs = runs;
+  metrics.total_run_time = std::chrono::nanoseconds(total_run_ns);
+  metrics.total_queue_wait = std::chrono::nanoseconds(total_wait_ns);
+  if (runs > 0) {
+    metrics.average_run_time = metrics.total_run_time / static_cast<std::int64_t>(runs);
+    metrics.average_queue_wait = metrics.total_queue_wait / static_cast<std::int64_t>(runs);
+  }
+  return metrics;
+}
+
+}  // namespace detail
+
+namespace {
+
+// Longer names would only be cut in process titles and tables.
+constexpr std::size_t kLongestName = 200;
+
+const CommonOptions& checked(const CommonOptions& options) {
+  if (options.name.empty() || options.name.size() > kLongestName) {
+    throw std::invalid_argument(
+        fmt::format("option 'name' must have 1 to {} characters, not {}", kLongestName, options.name.size()));
+  }
+  if (options.max_pending == 0) {
+    throw std::invalid_argument("option 'max_pending' must be at least 1, not 0: no task could ever be accepted");
+  }
+  if (options.overload != OverloadPolicy::reject && options.overload != OverloadPolicy::wait) {
+    throw std::invalid_argument("option 'overload' must be OverloadPolicy::reject or OverloadPolicy::wait");
+  }
+  return options;
+}
+
+}  // namespace
+
+BaseExecutor::BaseExecutor(asio::any_io_executor io_executor, CommonOptions options)
+    : core_(std::make_shared<detail::ExecutorCore>(*this, std::move(io_executor), checked(options).name,
+                                                   options.max_pending, options.overload)) {
+  asio::execution_context& context = asio::query(core_->io, asio::execution::context);
+  asio::use_service<detail::ContextService>(context).add(core_);
+}
+
+BaseExecutor::~BaseExecutor() { close(); }
+
+void BaseExecutor::close() noexcept { core_->disown(); }
+
+const std::string& BaseExecutor::name() const noexcept { return core_->name; }
+asio::any_io_executor BaseExecutor::get_executor() const noexcept { return core_->io; }
+
+asio::awaitable<void> BaseExecutor::shutdown(ShutdownOptions options) {
+  core_->stop_accepting();
+  co_await stop(options);
+}
+
+asio::awaitable<void> BaseExecutor::stop(ShutdownOptions options) {
+  if (options.cancel_pending) core_->cancel_open(false, "the executor was shut down");
+  if (!options.wait) co_return;
+  const bool idle = co_await wait_until_idle(options.timeout);
+  if (!idle) core_->cancel_open(true, "it had not ended when the time for the shutdown was over");
+}
+
+asio::awaitable<bool> BaseExecutor::wait_until_idle(std::optional<std::chrono::nanoseconds> timeout) {
+  // A named token: async_initiate wants an lvalue.
+  auto token = asio::use_awaitable;
+  return asio::async_initiate<asio::use_awaitable_t<>, void(std::exception_ptr, bool)>(
+      [core = core_, timeout](auto&& handler) {
+        core->wait_idle(timeout, detail::IdleHandler(std::forward<decltype(handler)>(handler)));
+      },
+      token);
+}
+
+Metrics BaseExecutor::metrics() const {
+  const std::lock_guard lock(core_->mutex);
+  Metrics metrics = core_->snapshot();
+  add_metrics(metrics);
+  return metrics;
+}
+
+void BaseExecutor::add_metrics(Metrics& metrics) const { metrics.mode = "custom"; }
+
+bool BaseExecutor::cancel_in_flight(detail::TaskNode&, asio::cancellation_type) { return false; }
+
+}  // namespace bulkhead

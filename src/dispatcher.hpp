@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <bulkhead/detail/intrusive_list.hpp>
+#include <bulkhead/detail/queued_task.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <vector>
+
+namespace bulkhead::detail {
+
+/// Decides for a pool of worker processes: which task goes to which worker, how many may lie in a worker's ring, which
+/// are taken back, when a worker is started, and when starting is given up.
+///
+/// Knows neither processes nor clocks nor sockets: events come in, decisions go out, and time is an argument.
+/// Not thread-safe.
+class Dispatcher {
+ public:
+  using Duration = std::chrono::nanoseconds;
+  using Time = std::chrono::nanoseconds;  // since an epoch of the caller's choice
+
+  struct Limits {
+    unsigned max_workers = 1;
+    /// Requests that one worker's ring holds.
+    unsigned ring_slots = 256;
+    /// How much work may lie in one worker's ring. With more, a task could wait behind others although the queue
+    /// would have known better; with less, tiny tasks would need a wake-up each (which costs 5 to 15 µs).
+    Duration ring_budget = std::chrono::microseconds(200);
+    /// Failed starts in a row after which waiting tasks fail: one failure may be a moment's lack of memory or
+    /// descriptors, three with pauses between them are not.
+    unsigned failures_before_error = 3;
+    /// Pause after a failed start; it doubles with each further one up to the longest. So a start that fails for good
+    /// costs one process a second, not a fork storm.
+    Duration first_pause = std::chrono::milliseconds(10);
+    Duration longest_pause = std::chrono::seconds(1);
+  };
+
+  explicit Dispatcher(Limits limits);
+
+  // Tasks.
+
+  /// A task waits for a worker: by priority (the lower number first), then in the order of their first enqueue.
+  void enqueue(QueuedTask& task);
+  /// It does not wait any more.
+  void remove(QueuedTask& task);
+  QueuedTask* front();
+  std::size_t queued() const noexcept { return queued_; }
+
+  // Workers, numbered from 0 to max_workers - 1.
+
+  /// The worker can be given tasks; until it is ready, one at most, and only if no ready one is free.
+  void worker_added(unsigned worker);
+  void worker_ready(unsigned worker);
+  /// It is gone, or must not be given tasks any more.
+  void worker_removed(unsigned worker);
+  bool present(unsigned worker) const { return workers_[worker].present; }
+  bool ready(unsigned worker) const { return workers_[worker].ready; }
+  unsigned starting() const noexcept { return starting_; }
+
+  /// Which worker should be given the first task of the queue, if any.
+  std::optional<unsigned> choose_worker() const;
+  /// A task was put into the worker's ring.
+  void placed(unsigned worker);
+  /// A request left the worker's ring: its task ended (`run_time`), or it was taken back.
+  void left(unsigned worker, std::optional<Duration> run_time);
+  std::size_t load(unsigned worker) const { return workers_[worker].load; }
+  /// Whether tasks lie behind another in a ring, or in that of a worker that is still starting.
+  bool has_backlog() const;
+  /// How many requests may lie in one ring now: the budget by the average run time.
+  std::size_t depth() const noexcept;
+
+  /// Called at intervals while `has_backlog`: the workers that have finished nothing since the last call and should
+  /// have the tasks that they have not begun taken back. They get no new ones until they finish something or are ready.
+  std::vector<unsigned> stalled_workers();
+
+  // Starting workers.
+
+  /// A worker that is missing and may be started now; empty if all are there or a pause is under way.
+  std::optional<unsigned> worker_to_start(Time now) const;
+  /// When the pause after a failure is over; empty if there is none.
+  std::optional<Time> next_start() const;
+  void start_failed(Time now);
+  /// A worker has proved to work.
+  void start_succeeded() noexcept;
+  unsigned failures_in_a_row() const noexcept { return failures_; }
+  /// Whether tasks that wait should fail now, as no worker can be had.
+  bool gives_up() const;
+  /// No worker is started any more.
+  void stop_starting() noexcept { stopping_ = true; }
+
+ private:
+  struct Worker {
+    bool present = false;
+    bool ready = false;
+    bool stalled = false;
+    bool progressed = false;
+    std::size_t load = 0;
+  };
+  using Queue = IntrusiveList<QueuedTask, ListLink>;
+
+  Limits limits_;
+  std::map<int, Queue> queues_;
+  std::size_t queued_ = 0;
+  std::uint64_t last_order_ = 0;
+  std::vector<Worker> workers_;
+  unsigned starting_ = 0;
+  Duration average_run_{-1};  // negative: not known yet
+  unsigned failures_ = 0;
+  std::optional<Time> pause_until_;
+  bool stopping_ = false;
+};
+
+}  // namespace bulkhead::detail

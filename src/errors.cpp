@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <bulkhead/errors.hpp>
+
+#include <boost/asio/error.hpp>
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cstring>
+#include <utility>
+
+namespace bulkhead {
+namespace {
+
+class Category final : public boost::system::error_category {
+ public:
+  const char* name() const noexcept override { return "bulkhead"; }
+
+  std::string message(int value) const override {
+    switch (static_cast<Errc>(value)) {
+      case Errc::overload:
+        return "the executor is full";
+      case Errc::not_running:
+        return "the executor is not running";
+      case Errc::worker_crashed:
+        return "the worker process died";
+      case Errc::worker_start_failed:
+        return "no worker process could be started";
+      case Errc::timeout:
+        return "the task's time limit passed";
+      case Errc::abandoned:
+        return "the executor dropped the task";
+      case Errc::remote_exception:
+        return "the function threw an exception";
+      case Errc::serialization:
+        return "a value could not be carried to or from the task";
+      case Errc::function_unavailable:
+        return "the function is not known where the task should run";
+      case Errc::protocol:
+        return "a worker wrote something impossible";
+      case Errc::registry_conflict:
+        return "the executor's name is taken";
+      case Errc::unknown_executor_type:
+        return "unknown executor type";
+    }
+    return fmt::format("unknown bulkhead error {}", value);
+  }
+};
+
+std::string subject(const ErrorContext& context) {
+  std::string text = context.task.empty() ? "a task" : fmt::format("task '{}'", context.task);
+  if (context.task_id != 0) text += fmt::format(" (#{})", context.task_id);
+  if (!context.executor.empty()) text += fmt::format(" of executor '{}'", context.executor);
+  return text;
+}
+
+std::string worker(const ErrorContext& context) {
+  return context.worker_pid ? fmt::format("worker process {}", *context.worker_pid) : "the worker process";
+}
+
+std::string with_reason(std::string text, const std::string& reason) {
+  return reason.empty() ? text : text + ": " + reason;
+}
+
+std::string describe(const WorkerCrashedError::Ending& ending) {
+  if (ending.signal != 0) {
+    const char* abbreviation = ::sigabbrev_np(ending.signal);
+    const char* description = ::sigdescr_np(ending.signal);
+    return fmt::format("was killed by {}{} ({})", abbreviation ? "SIG" : "signal ",
+                       abbreviation ? abbreviation : std::to_string(ending.signal).c_str(),
+                       description ? description : "unknown signal");
+  }
+  if (ending.exit_code) return fmt::format("left with exit code {}", *ending.exit_code);
+  return "died (how is not known)";
+}
+
+std::string describe(Started started) {
+  switch (started) {
+    case Started::never:
+      return "the task had not begun";
+    case Started::maybe:
+      return "the task may have had effects";
+    case Started::finished:
+      return "the task had finished, but its result is lost";
+  }
+  return {};
+}
+
+std::string milliseconds(std::chrono::nanoseconds duration) {
+  return fmt::format("{:.3f} ms", std::chrono::duration<double, std::milli>(duration).count());
+}
+
+std::string part_name(SerializationError::Part part) {
+  switch (part) {
+    case SerializationError::Part::value:
+      return "a value";
+    case SerializationError::Part::callable:
+      return "the callable";
+    case SerializationError::Part::argument:
+      return "an argument";
+    case SerializationError::Part::result:
+      return "the result";
+    case SerializationError::Part::exception:
+      return "the exception";
+  }
+  return {};
+}
+
+std::string describe(const std::vector<ExceptionDescription>& chain) {
+  std::string text;
+  for (const ExceptionDescription& link : chain) {
+    if (!text.empty()) text += "; caused by ";
+    text += link.type;
+    if (!link.what.empty()) text += ": " + link.what;
+  }
+  return text;
+}
+
+std::vector<ExceptionDescription> chain_of(ExceptionDescription thrown, std::vector<ExceptionDescription> causes) {
+  std::vector<ExceptionDescription> chain;
+  chain.reserve(causes.size() + 1);
+  chain.push_back(std::move(thrown));
+  for (ExceptionDescription& cause : causes) chain.push_back(std::move(cause));
+  return chain;
+}
+
+std::shared_ptr<const std::string> share(std::string text) {
+  return std::make_shared<const std::string>(std::move(text));
+}
+
+}  // namespace
+
+const boost::system::error_category& error_category() noexcept {
+  static const Category category;
+  return category;
+}
+
+boost::system::error_code make_error_code(Errc code) noexcept { return {static_cast<int>(code), error_category()}; }
+
+ExecutorError::ExecutorError(boost::system::error_code code, const std::string& message, ErrorContext context)
+    : system_error(code), what_(share(message)), context_(std::move(context)) {}
+ExecutorError::~ExecutorError() = default;
+const char* ExecutorError::what() const noexcept { return what_->c_str(); }
+
+ExecutorOverloadError::ExecutorOverloadError(std::size_t limit, ErrorContext context, const std::string& reason)
+    : ExecutorError(Errc::overload,
+                    reason.empty()
+                        ? fmt::format("{} was refused: max_pending = {} tasks are queued or running; submit it later, "
+                                      "raise max_pending, or choose OverloadPolicy::wait",
+                                      subject(context), limit)
+                        : fmt::format("{} was refused: {} (max_pending = {})", subject(context), reason, limit),
+                    context),
+      limit_(limit) {}
+ExecutorOverloadError::~ExecutorOverloadError() = default;
+
+ExecutorNotRunningError::ExecutorNotRunningError(ErrorContext context, const std::string& reason)
+    : ExecutorError(Errc::not_running,
+                    fmt::format("{} was refused: {}", subject(context),
+                                reason.empty() ? "the executor has been shut down; make a new one" : reason),
+                    context) {}
+ExecutorNotRunningError::~ExecutorNotRunningError() = default;
+
+WorkerCrashedError::WorkerCrashedError(Ending ending, ErrorContext context, const std::string& reason)
+    : ExecutorError(
+          Errc::worker_crashed,
+          with_reason(
+              fmt::format("{} {} while it held {}; {}{}{}", worker(context), describe(ending), subject(context),
+                          describe(ending.started),
+                          ending.run_time.count() > 0 ? ", it had run for " + milliseconds(ending.run_time) : "",
+                          ending.peak_memory > 0 ? fmt::format(", peak memory {} KiB", ending.peak_memory / 1024) : ""),
+              reason),
+          context),
+      ending_(ending) {}
+WorkerCrashedError::~WorkerCrashedError() = default;
+
+WorkerStartError::WorkerStartError(const std::string& reason, unsigned failures_in_a_row, ErrorContext context)
+    : ExecutorError(
+          Errc::worker_start_failed,
+          fmt::format("no worker of executor '{}' could be started{}: {}", context.executor,
+                      failures_in_a_row > 1 ? fmt::format(" ({} times in a row)", failures_in_a_row) : "", reason),
+          context),
+      reason_(share(reason)),
+      failures_in_a_row_(failures_in_a_row) {}
+WorkerStartError::~WorkerStartError() = default;
+
+TaskTimeoutError::TaskTimeoutError(Which which, std::chrono::nanoseconds limit, ErrorContext context)
+    : ExecutorError(Errc::timeout,
+                    which == Which::run ? fmt::format("{} ran longer than its timeout of {}; {} was killed",
+                                                      subject(context), milliseconds(limit), worker(context))
+                                        : fmt::format("{} had not begun within its queue_timeout of {} and never ran",
+                                                      subject(context), milliseconds(limit)),
+                    context),
+      which_(which),
+      limit_(limit) {}
+TaskTimeoutError::~TaskTimeoutError() = default;
+
+TaskCancelledError::TaskCancelledError(Stage stage, ErrorContext context, const std::string& reason)
+    : ExecutorError(boost::system::error_code(asio::error::operation_aborted),
+                    with_reason(fmt::format("{} was cancelled {}", subject(context),
+                                            stage == Stage::waiting  ? "while it waited for admission; it never ran"
+                                            : stage == Stage::queued ? "before it began; it never ran"
+                                                                     : "while it ran; it may have had effects"),
+                                reason),
+                    context),
+      stage_(stage) {}
+TaskCancelledError::~TaskCancelledError() = default;
+
+TaskAbandonedError::TaskAbandonedError(ErrorContext context)
+    : ExecutorError(Errc::abandoned,
+                    fmt::format("{} was dropped by its executor without an outcome; this is a defect of the executor",
+                                subject(context)),
+                    context) {}
+TaskAbandonedError::~TaskAbandonedError() = default;
+
+RemoteTaskError::RemoteTaskError(ExceptionDescription thrown, std::vector<ExceptionDescription> causes,
+                                 ErrorContext context)
+    : ExecutorError(Errc::remote_exception, "", {}) {
+  auto chain = chain_of(std::move(thrown), std::move(causes));
+  static_cast<ExecutorError&>(*this) = ExecutorError(
+      Errc::remote_exception, fmt::format("{} threw {}", subject(context), describe(chain)), std::move(context));
+  chain_ = std::make_shared<const std::vector<ExceptionDescription>>(std::move(chain));
+}
+RemoteTaskError::~RemoteTaskError() = default;
+
+SerializationError::SerializationError(Part part, std::string type, const std::string& reason, ErrorContext context)
+    : ExecutorError(
+          Errc::serialization,
+          fmt::format("{}{} could not be carried{}: {}", part_name(part),
+                      type.empty() ? "" : fmt::format(" of type {}", type),
+                      context.task.empty() && context.executor.empty() ? "" : " for " + subject(context), reason),
+          context),
+      part_(part),
+      type_(share(std::move(type))),
+      reason_(share(reason)) {}
+SerializationError::~SerializationError() = default;
+
+FunctionUnavailableError::FunctionUnavailableError(const std::string& reason, ErrorContext context)
+    : ExecutorError(Errc::function_unavailable, fmt::format("{} cannot run: {}", subject(context), reason), context) {}
+FunctionUnavailableError::~FunctionUnavailableError() = default;
+
+ProtocolError::ProtocolError(const std::string& violation, ErrorContext context)
+    : ExecutorError(Errc::protocol,
+                    fmt::format("{} wrote something impossible while it held {}, and was killed: {}", worker(context),
+                                subject(context), violation),
+                    context),
+      violation_(share(violation)) {}
+ProtocolError::~ProtocolError() = default;
+
+RegistryConflictError::RegistryConflictError(const std::string& name, const std::string& existing,
+                                             const std::string& requested)
+    : ExecutorError(Errc::registry_conflict,
+                    fmt::format("the executor name '{}' is taken by {}, but {} was asked for; use another name, or "
+                                "remove('{}') first",
+                                name, existing, requested, name),
+                    ErrorContext{.task = {}, .task_id = 0, .executor = name, .worker_pid = {}}),
+      existing_(share(existing)),
+      requested_(share(requested)) {}
+RegistryConflictError::~RegistryConflictError() = default;
+
+UnknownExecutorTypeError::UnknownExecutorTypeError(const std::string& type, std::vector<std::string> known)
+    : ExecutorError(Errc::unknown_executor_type,
+                    fmt::format("there is no executor type '{}'; known types: {}. Add it with register_factory", type,
+                                fmt::join(known, ", "))),
+      known_(std::make_shared<const std::vector<std::string>>(std::move(known))) {}
+UnknownExecutorTypeError::~UnknownExecutorTypeError() = default;
+
+}  // namespace bulkhead

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <bulkhead/local_executor.hpp>
+
+#include "background.hpp"
+#include "bypass.hpp"
+#include "process/fork_server.hpp"
+#include "process/posix.hpp"
+#include "worker_pool.hpp"
+
+#include <boost/asio/async_result.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace bulkhead {
+namespace {
+
+// Far more than any machine has CPUs for; beyond it descriptors (four per worker) and ports run out first.
+constexpr unsigned kMostWorkers = 1024;
+constexpr std::size_t kSmallestMessageLimit = std::size_t{1} << 10;
+constexpr std::size_t kLargestMessageLimit = std::size_t{16} << 30;
+
+// About 8 µs at 40 ns a pause: longer than the host takes to send the next task when it has one.
+constexpr std::uint32_t kSpinPauses = 200;
+
+// After a kill the kernel takes about 0.1 ms, and 100 ms per GiB that the worker had. What lasts longer hangs in the
+// kernel, and waiting does not help it.
+constexpr auto kKillPatience = std::chrono::seconds(5);
+
+LocalExecutorOptions checked(LocalExecutorOptions options) {
+  if (options.max_workers > kMostWorkers) {
+    throw std::invalid_argument(
+        fmt::format("option 'max_workers' must be 0 (one per CPU) to {}, not {}", kMostWorkers, options.max_workers));
+  }
+  if (options.max_message_size < kSmallestMessageLimit || options.max_message_size > kLargestMessageLimit) {
+    throw std::invalid_argument(fmt::format("option 'max_message_size' must be {} to {} bytes, not {}",
+                                            kSmallestMessageLimit, kLargestMessageLimit, options.max_message_size));
+  }
+  if (options.spin != SpinPolicy::automatic && options.spin != SpinPolicy::never &&
+      options.spin != SpinPolicy::always) {
+    throw std::invalid_argument("option 'spin' must be SpinPolicy::automatic, never or always");
+  }
+  if (options.max_workers == 0) options.max_workers = std::min(process::usable_cpus(), kMostWorkers);
+  options.bypass = options.bypass || detail::bypass_by_environment();
+  return options;
+}
+
+CommonOptions common(const LocalExecutorOptions& options) {
+  return {.name = options.name, .max_pending = options.max_pending, .overload = options.overload};
+}
+
+detail::WorkerPool::Settings pool_settings(const LocalExecutorOptions& options) {
+  detail::WorkerPool::Settings settings;
+  settings.max_workers = options.max_workers;
+  settings.max_message_size = options.max_message_size;
+  settings.preload = options.preload.encoded();
+  settings.initializer = options.initializer.encoded();
+  switch (options.spin) {
+    case SpinPolicy::automatic:
+      // One CPU is the host's.
+      settings.spinning_workers = process::usable_cpus() - 1;
+      settings.spin_pauses = kSpinPauses;
+      break;
+    case SpinPolicy::never:
+      break;
+    case SpinPolicy::always:
+      settings.spinning_workers = options.max_workers;
+      settings.spin_pauses = 10 * kSpinPauses;
+      break;
+  }
+  return settings;
+}
+
+// Completes when all workers have left. A plain function: g++ 12 destroys a capturing lambda inside a `co_await`
+// expression twice (GCC PR 107288).
+asio::awaitable<bool> dismissed(std::shared_ptr<detail::WorkerPool> pool) {
+  auto token = asio::use_awaitable;
+  return asio::async_initiate<asio::use_awaitable_t<>, void(std::exception_ptr, bool)>(
+      [pool = std::move(pool)](auto&& handler) {
+        pool->dismiss(
+            asio::any_completion_handler<void(std::exception_ptr, bool)>(std::forward<decltype(handler)>(handler)));
+      },
+      token);
+}
+
+}  // namespace
+
+void start_fork_server() {
+  try {
+    process::ForkServer::start();
+  } catch (const std::exception& error) {
+    throw WorkerStartError(error.what(), 1);
+  }
+}
+
+std::vector<std::byte> WorkerCall::encoded() const {
+  if (!encode_) return {};
+  Encoder counting{std::span<std::byte>()};
+  encode_(counting);
+  std::vector<std::byte> bytes(counting.size());
+  Encoder encoder{std::span<std::byte>(bytes)};
+  encode_(encoder);
+  return bytes;
+}
+
+bool LocalExecutorOptions::operator==(const LocalExecutorOptions& other) const {
+  return name == other.name && max_workers == other.max_workers && max_pending == other.max_pending &&
+         overload == other.overload && bypass == other.bypass && spin == other.spin &&
+         max_message_size == other.max_message_size && initializer.encoded() == other.initializer.encoded() &&
+         preload.encoded() == other.preload.encoded();
+}
+
+struct LocalExecutor::Engine {
+  std::shared_ptr<detail::Background> background;  // outlives the pool's timers
+  std::shared_ptr<detail::WorkerPool> pool;        // null in bypass mode
+  std::shared_ptr<detail::Bypass> bypass;          // null otherwise
+};
+
+LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOptions options)
+    : BaseExecutor(std::move(io_executor), common(options)),
+      options_(checked(std::move(options))),
+      engine_(std::make_unique<Engine>()) {
+  if (options_.bypass) {
+    detail::Bypass::Settings settings;
+    settings.max_workers = options_.max_workers;
+    settings.max_message_size = options_.max_message_size;
+    settings.preload = options_.preload.encoded();
+    settings.initializer = options_.initializer.encoded();
+    engine_->bypass = std::make_shared<detail::Bypass>(core(), std::move(settings));
+    return;
+  }
+  try {
+    // Before the background thread: the fork server must be forked while there is one thread.
+    process::ForkServer::start();
+    engine_->background = detail::Background::get();
+    engine_->pool = std::make_shared<detail::WorkerPool>(core(), pool_settings(options_), *engine_->background);
+    {
+      const std::lock_guard lock(core()->mutex);
+      core()->on_context_gone = [weak = std::weak_ptr(engine_->pool)] {
+        if (const auto pool = weak.lock()) pool->context_gone();
+      };
+    }
+    engine_->pool->open();
+  } catch (const ExecutorError&) {
+    throw;
+  } catch (const std::exception& error) {
+    ErrorContext context;
+    context.executor = name();
+    throw WorkerStartError(error.what(), 1, std::move(context));
+  }
+}
+
+LocalExecutor::~LocalExecutor() {
+  close();
+  if (engine_->pool) engine_->pool->close();
+  if (engine_->bypass) engine_->bypass->close();
+}
+
+bool LocalExecutor::bypass() const noexcept { return engine_->bypass != nullptr; }
+
+std::vector<int> LocalExecutor::worker_pids() const {
+  return engine_->pool ? engine_->pool->worker_pids() : std::vector<int>();
+}
+
+void LocalExecutor::execute(Task task) {
+  detail::TaskNode* const node = TaskAccess::release(task);
+  if (engine_->pool) {
+    engine_->pool->execute(node);
+  } else {
+    engine_->bypass->execute(node);
+  }
+}
+
+asio::awaitable<void> LocalExecutor::stop(ShutdownOptions options) {
+  const auto pool = engine_->pool;
+  if (!pool) {
+    co_await BaseExecutor::stop(options);
+    co_return;
+  }
+  if (options.cancel_pending) pool->cancel_pending();
+  if (!options.wait) {
+    pool->dismiss_when_idle();
+    co_return;
+  }
+  bool idle = co_await wait_until_idle(options.timeout);
+  if (!idle) {
+    pool->kill_all("it had not ended when the time for the shutdown was over");
+    idle = co_await wait_until_idle(kKillPatience);
+    if (!idle) core()->cancel_open(true, "its worker could not be killed");
+  }
+  co_await dismissed(pool);
+}
+
+void LocalExecutor::add_metrics(Metrics& metrics) const {
+  if (engine_->pool) {
+    engine_->pool->add_metrics(metrics);
+  } else {
+    metrics.mode = "bypass";
+  }
+}
+
+bool LocalExecutor::cancel_in_flight(detail::TaskNode& node, asio::cancellation_type type) {
+  if (!engine_->pool) return false;
+  engine_->pool->cancel(node, type);
+  return true;
+}
+
+}  // namespace bulkhead

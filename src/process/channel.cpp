@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: BSL-1.0
+#include "channel.hpp"
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <algorithm>
+#include <cstring>
+#include <string_view>
+#include <utility>
+
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010  // linux/fcntl.h, since Linux 5.1
+#endif
+
+namespace bulkhead::process {
+namespace {
+
+// Not the PRIVATE operations, and not std::atomic::wait, which uses them: they never wake another process.
+void futex_wait(const std::atomic<std::uint32_t>& word, std::uint32_t expected) noexcept {
+  ::syscall(SYS_futex, &word, FUTEX_WAIT, expected, nullptr, nullptr, 0);
+}
+
+void futex_wake(const std::atomic<std::uint32_t>& word) noexcept {
+  ::syscall(SYS_futex, &word, FUTEX_WAKE, 1, nullptr, nullptr, 0);
+}
+
+void pause() noexcept {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield" ::: "memory");
+#endif
+}
+
+// Store, then load what the other side stored before it loaded ours: needs a full barrier on every machine.
+void full_barrier() noexcept { std::atomic_thread_fence(std::memory_order_seq_cst); }
+
+}  // namespace
+
+HostChannel::HostChannel(ArenaLayout layout)
+    : layout_(layout),
+      request_fd_(create_memfd("bulkhead-request", layout.request_size())),
+      response_fd_(create_memfd("bulkhead-response", layout.response_size())),
+      doorbell_(create_eventfd()),
+      request_(request_fd_, layout.request_size(), Mapping::Access::read_write),
+      response_(response_fd_, layout.response_size(), Mapping::Access::read_only),
+      heap_(layout.heap_size) {
+  // From here on nobody can map the request area writable, not even through /proc/self/fd, and nobody can cut either
+  // area short, which would make reading it a SIGBUS.
+  seal(request_fd_, F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+  seal(response_fd_, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+  request_.keep_private();
+  response_.keep_private();
+}
+
+void HostChannel::close_areas() noexcept {
+  request_fd_.reset();
+  response_fd_.reset();
+}
+
+void HostChannel::fill(std::uint32_t sequence, RequestKind kind, std::uint64_t size, std::uint64_t heap_offset,
+                       bool revoked) noexcept {
+  RequestSlot& slot = request_slot(sequence);
+  slot.kind = kind;
+  slot.size = size;
+  slot.heap_offset = heap_offset;
+  slot.revoked.store(revoked ? 1 : 0, std::memory_order_relaxed);
+}
+
+void HostChannel::publish(std::uint32_t end) noexcept {
+  if (end == published_) return;
+  published_ = end;
+  request().published.store(end, std::memory_order_release);
+  full_barrier();
+  if (response_area().sleeping.load(std::memory_order_relaxed) == static_cast<std::uint32_t>(Sleep::for_requests)) {
+    futex_wake(request().published);
+  }
+}
+
+bool HostChannel::take_back(std::uint32_t sequence) noexcept {
+  // Either the worker sees `revoked` after it has stored `begun`, or we see its `begun` here: both are sequentially
+  // consistent, so they cannot miss each other.
+  request_slot(sequence).revoked.store(1, std::memory_order_seq_cst);
+  return !begun(sequence);
+}
+
+bool HostChannel::begun(std::uint32_t sequence) const noexcept {
+  const std::uint32_t begun = response_area().begun.load(std::memory_order_seq_cst);
+  return static_cast<std::int32_t>(begun - (sequence + 1)) >= 0;
+}
+
+std::uint32_t HostChannel::committed() {
+  const std::uint32_t committed = response_area().committed.load(std::memory_order_acquire);
+  if (committed - committed_ > published_ - committed_) {
+    throw ProtocolViolation("it claims to have answered " + std::to_string(committed - committed_) + " of " +
+                            std::to_string(published_ - committed_) + " requests");
+  }
+  committed_ = committed;
+  return committed;
+}
+
+Response HostChannel::response(std::uint32_t sequence) const {
+  const auto& slot = response_area().slots[sequence % kSlots];
+  // A private copy: the worker may go on writing to the original.
+  struct {
+    std::uint32_t sequence;
+    ResponseKind kind;
+    std::uint64_t size;
+    std::uint64_t heap_offset;
+    std::uint64_t began_ns;
+    std::uint64_t ended_ns;
+  } header;
+  static_assert(sizeof(header) == offsetof(ResponseSlot, payload));
+  std::memcpy(&header, &slot, sizeof(header));
+  asm volatile("" : : "r"(&header) : "memory");  // The compiler may not read the original again.
+  if (header.sequence != sequence) {
+    throw ProtocolViolation("it answered request " + std::to_string(header.sequence) + " in the place of " +
+                            std::to_string(sequence));
+  }
+  Response result;
+  result.kind = header.kind;
+  result.began_ns = header.began_ns;
+  result.ended_ns = header.ended_ns;
+  if (header.kind == ResponseKind::skipped) return result;
+  if (header.kind != ResponseKind::outcome) {
+    throw ProtocolViolation("it gave an answer of the unknown kind " +
+                            std::to_string(static_cast<std::uint32_t>(header.kind)));
+  }
+  if (header.heap_offset == kInline) {
+    if (header.size > sizeof(slot.payload)) {
+      throw ProtocolViolation("it claims " + std::to_string(header.size) + " bytes in a slot");
+    }
+    result.payload = {slot.payload, header.size};
+    result.in_slot = true;
+    return result;
+  }
+  if (header.size > layout_.heap_size || header.heap_offset > layout_.heap_size - header.size) {
+    throw ProtocolViolation("it claims " + std::to_string(header.size) + " bytes at offset " +
+                            std::to_string(header.heap_offset) + " of a heap of " + std::to_string(layout_.heap_size));
+  }
+  result.payload = {response_.data() + sizeof(ResponseHeader) + header.heap_offset, header.size};
+  return result;
+}
+
+void HostChannel::consume(std::uint32_t end) noexcept {
+  if (end == consumed_) return;
+  consumed_ = end;
+  request().consumed.store(end, std::memory_order_release);
+  if (response_area().sleeping.load(std::memory_order_relaxed) == static_cast<std::uint32_t>(Sleep::for_space)) {
+    futex_wake(request().consumed);
+  }
+}
+
+void HostChannel::arm() noexcept {
+  request().sleep_epoch.fetch_add(1, std::memory_order_relaxed);
+  full_barrier();
+}
+
+void HostChannel::set_spin_limit(std::uint32_t pauses) noexcept {
+  request().spin_limit.store(pauses, std::memory_order_relaxed);
+}
+
+WorkerState HostChannel::state() const noexcept {
+  switch (const std::uint32_t state = response_area().state.load(std::memory_order_acquire)) {
+    case static_cast<std::uint32_t>(WorkerState::starting):
+    case static_cast<std::uint32_t>(WorkerState::ready):
+      return static_cast<WorkerState>(state);
+    default:
+      return WorkerState::failed;
+  }
+}
+
+std::string HostChannel::report() const {
+  const std::size_t size =
+      std::min<std::size_t>(response_area().report_size.load(std::memory_order_acquire), kReportSize);
+  std::string text(size, '\0');
+  std::memcpy(text.data(), response_area().report, size);
+  asm volatile("" : : "r"(text.data()) : "memory");
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') c = '?';
+  }
+  return text;
+}
+
+WorkerChannel::WorkerChannel(const FileDescriptor& request_fd, const FileDescriptor& response_fd, int doorbell,
+                             ArenaLayout layout)
+    : layout_(layout),
+      doorbell_(doorbell),
+      request_(request_fd, layout.request_size(), Mapping::Access::read_only),
+      response_(response_fd, layout.response_size(), Mapping::Access::read_write),
+      heap_(layout.heap_size) {}
+
+bool WorkerChannel::spin() const noexcept {
+  const std::uint32_t limit = request().spin_limit.load(std::memory_order_relaxed);
+  for (std::uint32_t i = 0; i < limit; ++i) {
+    if (has_request()) return true;
+    pause();
+  }
+  return false;
+}
+
+void WorkerChannel::sleep_for_request() noexcept {
+  response().sleeping.store(static_cast<std::uint32_t>(Sleep::for_requests), std::memory_order_relaxed);
+  full_barrier();
+  if (!has_request()) futex_wait(request().published, next_);
+  response().sleeping.store(static_cast<std::uint32_t>(Sleep::awake), std::memory_order_relaxed);
+}
+
+bool WorkerChannel::take_up() noexcept {
+  response().begun_ns.store(monotonic_ns(), std::memory_order_relaxed);
+  response().begun.store(next_ + 1, std::memory_order_seq_cst);
+  return request_slot(next_).revoked.load(std::memory_order_seq_cst) == 0;
+}
+
+std::span<std::byte> WorkerChannel::answer_slot() noexcept {
+  // An answer that failed half-way, in a block, is replaced by the error.
+  if (std::exchange(answer_in_block_, false)) {
+    Block& block = blocks_[next_ % kSlots];
+    heap_.release(block.offset, block.size);
+    block = {};
+  }
+  return response_slot(next_).payload;
+}
+
+void WorkerChannel::release_consumed() {
+  const std::uint32_t consumed = request().consumed.load(std::memory_order_acquire);
+  for (; released_ != consumed; ++released_) {
+    Block& block = blocks_[released_ % kSlots];
+    if (block.size > 0) heap_.release(block.offset, block.size);
+    block = {};
+  }
+}
+
+std::optional<std::span<std::byte>> WorkerChannel::allocate_answer(std::size_t size) {
+  if (size > layout_.heap_size) return std::nullopt;
+  for (;;) {
+    release_consumed();
+    if (const auto offset = heap_.allocate(size)) {
+      blocks_[next_ % kSlots] = {*offset, size};
+      answer_in_block_ = true;
+      return std::span(response_.data() + sizeof(ResponseHeader) + *offset, size);
+    }
+    // Earlier answers still fill the heap. The host wakes us when it has read one.
+    response().sleeping.store(static_cast<std::uint32_t>(Sleep::for_space), std::memory_order_relaxed);
+    full_barrier();
+    if (request().consumed.load(std::memory_order_acquire) == released_) futex_wait(request().consumed, released_);
+    response().sleeping.store(static_cast<std::uint32_t>(Sleep::awake), std::memory_order_relaxed);
+  }
+}
+
+void WorkerChannel::commit(std::size_t size) noexcept { finish(ResponseKind::outcome, size); }
+
+void WorkerChannel::finish(ResponseKind kind, std::size_t size) noexcept {
+  ResponseSlot& slot = response_slot(next_);
+  slot.sequence = next_;
+  slot.kind = kind;
+  slot.size = size;
+  slot.heap_offset = std::exchange(answer_in_block_, false) ? blocks_[next_ % kSlots].offset : kInline;
+  slot.began_ns = response().begun_ns.load(std::memory_order_relaxed);
+  slot.ended_ns = monotonic_ns();
+  ++next_;
+  response().committed.store(next_, std::memory_order_release);
+  full_barrier();
+  const std::uint32_t epoch = request().sleep_epoch.load(std::memory_order_relaxed);
+  if (epoch != rung_epoch_) {
+    rung_epoch_ = epoch;
+    const std::uint64_t one = 1;
+    // EAGAIN means that the doorbell is already ringing as loud as it can.
+    [[maybe_unused]] const ssize_t written = ::write(doorbell_, &one, sizeof(one));
+  }
+}
+
+void WorkerChannel::set_ready() noexcept {
+  response().state.store(static_cast<std::uint32_t>(WorkerState::ready), std::memory_order_release);
+}
+
+void WorkerChannel::set_failed(std::string_view reason) noexcept {
+  const std::size_t size = std::min(reason.size(), kReportSize);
+  std::memcpy(response().report, reason.data(), size);
+  response().report_size.store(static_cast<std::uint32_t>(size), std::memory_order_release);
+  response().state.store(static_cast<std::uint32_t>(WorkerState::failed), std::memory_order_release);
+}
+
+}  // namespace bulkhead::process

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include "arena.hpp"
+#include "posix.hpp"
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+
+namespace bulkhead::process {
+
+/// Thrown when a worker wrote something impossible.
+class ProtocolViolation : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// A worker's answer as the host has read and checked it. `payload` still lies in the response area: it may change
+/// while it is read, so each byte must be read once.
+struct Response {
+  ResponseKind kind = ResponseKind::outcome;
+  std::span<const std::byte> payload;
+  bool in_slot = false;
+  std::uint64_t began_ns = 0;
+  std::uint64_t ended_ns = 0;
+};
+
+/// The host's end of the rings between it and one worker. Not thread-safe: the pool's lock guards it, but for the
+/// contents of reserved slots and blocks, which belong to who reserved them.
+///
+/// The host never trusts the response area: each word is loaded once and checked against the host's own counters.
+class HostChannel {
+ public:
+  explicit HostChannel(ArenaLayout layout);
+
+  /// Descriptors for the worker. `close_descriptors` once they are sent.
+  const FileDescriptor& request_fd() const noexcept { return request_fd_; }
+  const FileDescriptor& response_fd() const noexcept { return response_fd_; }
+  const FileDescriptor& doorbell() const noexcept { return doorbell_; }
+  void close_areas() noexcept;
+
+  // Requests. reserve → write into slot_payload or a block → fill → publish.
+
+  std::uint32_t free_slots() const noexcept { return kSlots - (reserved_ - consumed_); }
+  /// Takes the next slot; there must be a free one.
+  std::uint32_t reserve() noexcept { return reserved_++; }
+  std::span<std::byte> slot_payload(std::uint32_t sequence) noexcept { return request_slot(sequence).payload; }
+  std::optional<std::size_t> allocate(std::size_t size) { return heap_.allocate(size); }
+  std::span<std::byte> block(std::size_t offset, std::size_t size) noexcept {
+    return {request_.data() + sizeof(RequestHeader) + offset, size};
+  }
+  void release(std::size_t offset, std::size_t size) { heap_.release(offset, size); }
+  void fill(std::uint32_t sequence, RequestKind kind, std::uint64_t size, std::uint64_t heap_offset,
+            bool revoked) noexcept;
+  /// Shows the worker all requests before `end`, and wakes it if it sleeps.
+  void publish(std::uint32_t end) noexcept;
+  std::uint32_t published() const noexcept { return published_; }
+
+  /// Takes a published request back. True: the worker has not taken it up and never will run it (it will answer
+  /// `skipped`). False: it has taken it up.
+  bool take_back(std::uint32_t sequence) noexcept;
+  /// Whether the worker has taken up the request.
+  bool begun(std::uint32_t sequence) const noexcept;
+  /// When the worker took up the last request, as it says. Not checked.
+  std::uint64_t begun_ns() const noexcept { return response_area().begun_ns.load(std::memory_order_relaxed); }
+
+  // Responses.
+
+  /// Number of responses written so far. Throws ProtocolViolation.
+  std::uint32_t committed();
+  /// The response to a request; it must have been committed. Throws ProtocolViolation.
+  Response response(std::uint32_t sequence) const;
+  /// Gives back the response slots and blocks before `end`.
+  void consume(std::uint32_t end) noexcept;
+  std::uint32_t consumed() const noexcept { return consumed_; }
+
+  /// Asks for a ring of the doorbell at the next commit. Check `committed` again afterwards, and only then sleep.
+  void arm() noexcept;
+
+  /// How long the worker may spin before it sleeps.
+  void set_spin_limit(std::uint32_t pauses) noexcept;
+
+  WorkerState state() const noexcept;
+  /// Why the start failed, as the worker wrote it: bounded, control characters replaced.
+  std::string report() const;
+
+ private:
+  RequestHeader& request() const noexcept { return *reinterpret_cast<RequestHeader*>(request_.data()); }
+  const ResponseHeader& response_area() const noexcept {
+    return *reinterpret_cast<const ResponseHeader*>(response_.data());
+  }
+  RequestSlot& request_slot(std::uint32_t sequence) const noexcept { return request().slots[sequence % kSlots]; }
+
+  ArenaLayout layout_;
+  FileDescriptor request_fd_;
+  FileDescriptor response_fd_;
+  FileDescriptor doorbell_;
+  Mapping request_;
+  Mapping response_;
+  Heap heap_;
+  std::uint32_t reserved_ = 0;
+  std::uint32_t published_ = 0;
+  std::uint32_t committed_ = 0;
+  std::uint32_t consumed_ = 0;
+};
+
+/// The worker's end.
+class WorkerChannel {
+ public:
+  WorkerChannel(const FileDescriptor& request_fd, const FileDescriptor& response_fd, int doorbell, ArenaLayout layout);
+
+  struct Request {
+    std::uint32_t sequence = 0;
+    RequestKind kind = RequestKind::task;
+    std::span<const std::byte> payload;
+  };
+
+  /// The next request to be run, in order. Spins a while, then calls `before_sleep` and sleeps. Requests taken back
+  /// are answered with `skipped` and passed over.
+  template <class BeforeSleep>
+  Request next(BeforeSleep before_sleep);
+
+  /// Memory for the answer: the slot if `size` fits into it, else a block. Empty: larger than the heap.
+  std::span<std::byte> answer_slot() noexcept;
+  std::optional<std::span<std::byte>> allocate_answer(std::size_t size);
+  /// Shows the answer of `size` bytes, written into the slot or the block, to the host.
+  void commit(std::size_t size) noexcept;
+  std::size_t heap_size() const noexcept { return layout_.heap_size; }
+
+  void set_ready() noexcept;
+  void set_failed(std::string_view reason) noexcept;
+
+ private:
+  const RequestHeader& request() const noexcept { return *reinterpret_cast<const RequestHeader*>(request_.data()); }
+  ResponseHeader& response() const noexcept { return *reinterpret_cast<ResponseHeader*>(response_.data()); }
+  const RequestSlot& request_slot(std::uint32_t sequence) const noexcept { return request().slots[sequence % kSlots]; }
+  ResponseSlot& response_slot(std::uint32_t sequence) const noexcept { return response().slots[sequence % kSlots]; }
+  bool has_request() const noexcept { return request().published.load(std::memory_order_acquire) != next_; }
+  bool spin() const noexcept;
+  void sleep_for_request() noexcept;
+  bool take_up() noexcept;
+  void finish(ResponseKind kind, std::size_t size) noexcept;
+  void release_consumed();
+
+  struct Block {
+    std::size_t offset = 0;
+    std::size_t size = 0;
+  };
+
+  ArenaLayout layout_;
+  int doorbell_;
+  Mapping request_;
+  Mapping response_;
+  Heap heap_;
+  std::array<Block, kSlots> blocks_{};
+  std::uint32_t next_ = 0;      // the request that is being run, or will be next
+  std::uint32_t released_ = 0;  // answers whose blocks have been taken back
+  std::uint32_t rung_epoch_ = 0;
+  bool answer_in_block_ = false;
+};
+
+template <class BeforeSleep>
+WorkerChannel::Request WorkerChannel::next(BeforeSleep before_sleep) {
+  for (;;) {
+    if (!has_request() && !spin()) {
+      before_sleep();
+      while (!has_request()) sleep_for_request();
+    }
+    if (!take_up()) {
+      finish(ResponseKind::skipped, 0);
+      continue;
+    }
+    const RequestSlot& slot = request_slot(next_);
+    Request result;
+    result.sequence = next_;
+    result.kind = slot.kind;
+    const std::byte* start =
+        slot.heap_offset == kInline ? slot.payload : request_.data() + sizeof(RequestHeader) + slot.heap_offset;
+    result.payload = {start, slot.size};
+    return result;
+  }
+}
+
+}  // namespace bulkhead::process

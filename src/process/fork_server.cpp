@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: BSL-1.0
+#include "fork_server.hpp"
+
+#include "worker_template.hpp"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <link.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <iostream>
+#include <stdexcept>
+#include <system_error>
+#include <vector>
+
+#ifndef CLOSE_RANGE_CLOEXEC
+#define CLOSE_RANGE_CLOEXEC (1U << 2)  // linux/close_range.h, since Linux 5.11
+#endif
+
+namespace bulkhead::process {
+namespace {
+
+#if defined(__SANITIZE_THREAD__)
+#define BULKHEAD_THREAD_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define BULKHEAD_THREAD_SANITIZER 1
+#endif
+#endif
+
+#ifdef BULKHEAD_THREAD_SANITIZER
+// The sanitizer's own background thread, which holds none of the program's locks.
+constexpr unsigned kThreadsAllowed = 2;
+#else
+constexpr unsigned kThreadsAllowed = 1;
+#endif
+
+// Executable segments of all libraries at the start of the fork server.
+struct CodeRange {
+  std::uintptr_t begin;
+  std::uintptr_t end;
+};
+
+int add_code_ranges(dl_phdr_info* info, std::size_t, void* data) {
+  auto& ranges = *static_cast<std::vector<CodeRange>*>(data);
+  for (int i = 0; i < info->dlpi_phnum; ++i) {
+    const auto& header = info->dlpi_phdr[i];
+    if (header.p_type != PT_LOAD || (header.p_flags & PF_X) == 0) continue;
+    const std::uintptr_t begin = info->dlpi_addr + header.p_vaddr;
+    ranges.push_back({begin, begin + header.p_memsz});
+  }
+  // The library stays for good, so that no other can take its addresses later.
+  if (info->dlpi_name != nullptr && info->dlpi_name[0] != '\0') {
+    ::dlopen(info->dlpi_name, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
+  }
+  return 0;
+}
+
+std::vector<CodeRange> code_ranges() {
+  std::vector<CodeRange> ranges;
+  ::dl_iterate_phdr(add_code_ranges, &ranges);
+  std::sort(ranges.begin(), ranges.end(), [](auto& a, auto& b) { return a.begin < b.begin; });
+  return ranges;
+}
+
+void write_file(const char* path, const std::string& text) noexcept {
+  const int fd = ::open(path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return;
+  [[maybe_unused]] const ssize_t written = ::write(fd, text.data(), text.size());
+  ::close(fd);
+}
+
+struct Cloned {
+  pid_t pid = -1;
+  int pidfd = -1;
+  bool pid_namespace = false;
+};
+
+// The system call and not glibc's wrappers: `fork` cannot choose the exit signal. With exit signal 0 the child is
+// invisible to a plain `wait` and sends no SIGCHLD. The host has one thread, so nothing of it is lost in the child.
+pid_t clone_process(unsigned long flags, int* pidfd) {
+  return static_cast<pid_t>(::syscall(SYS_clone, flags | CLONE_PIDFD, nullptr, pidfd, nullptr, nullptr));
+}
+
+Cloned clone_fork_server() {
+  Cloned result;
+  const uid_t uid = ::geteuid();
+  const gid_t gid = ::getegid();
+  // root needs no user namespace, and must not have one: it would lose its rights over other users' files.
+  const unsigned long namespaces = uid == 0 ? CLONE_NEWPID : CLONE_NEWUSER | CLONE_NEWPID;
+  result.pid = clone_process(namespaces, &result.pidfd);
+  if (result.pid >= 0) {
+    result.pid_namespace = true;
+    if (result.pid == 0 && uid != 0) {
+      // The same ids as outside. `setgroups` must be denied before an unprivileged process may map its group.
+      write_file("/proc/self/setgroups", "deny");
+      write_file("/proc/self/uid_map", std::to_string(uid) + " " + std::to_string(uid) + " 1");
+      write_file("/proc/self/gid_map", std::to_string(gid) + " " + std::to_string(gid) + " 1");
+    }
+    return result;
+  }
+  // Namespaces are often forbidden, in containers above all.
+  result.pid = clone_process(0, &result.pidfd);
+  if (result.pid < 0) throw_errno("cannot fork the fork server");
+  return result;
+}
+
+void reset_signals() noexcept {
+  struct sigaction default_action {};
+  default_action.sa_handler = SIG_DFL;
+  for (int signal = 1; signal < NSIG; ++signal) ::sigaction(signal, &default_action, nullptr);
+  sigset_t none;
+  ::sigemptyset(&none);
+  ::sigprocmask(SIG_SETMASK, &none, nullptr);
+}
+
+void stdin_from_null() noexcept {
+  const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+  if (null < 0) return;
+  ::dup2(null, STDIN_FILENO);
+  // A host without standard output or error would give their numbers to the next descriptors.
+  for (int fd : {STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(fd, F_GETFD) < 0) ::dup2(null, fd);
+  }
+  if (null > STDERR_FILENO) ::close(null);
+}
+
+// Reaps templates and, as process 1 of its namespace, whatever its descendants left behind. This process has no
+// children but those, so "any child" is exact here.
+void reap_all() noexcept {
+  siginfo_t info{};
+  while (::waitid(P_ALL, 0, &info, WEXITED | WNOHANG | __WALL) == 0 && info.si_pid != 0) info = {};
+}
+
+void serve_create_template(Received& received) {
+  FileDescriptor socket = std::move(received.fds[0]);
+  FileDescriptor configuration = std::move(received.fds[1]);
+  const pid_t self = ::getpid();
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    die_with_parent(self);
+    template_main(std::move(socket), std::move(configuration));
+  }
+  if (pid < 0) {
+    Record failed;
+    failed.type = RecordType::template_failed;
+    failed.set_text(std::string("fork failed: ") + std::strerror(errno));
+    send_record(socket, bytes_of(failed), {});
+  }
+}
+
+[[noreturn]] void fork_server_main(FileDescriptor control, FileDescriptor host) {
+  reset_signals();
+  // A session of its own: Ctrl-C at the terminal is for the host, which then decides what becomes of the workers.
+  ::setsid();
+  stdin_from_null();
+  std::array<FileDescriptor, 2> kept{std::move(control), std::move(host)};
+  keep_only(kept);
+  set_process_name("bulkhead-fork");
+  // A worker's core would be large, would take seconds in which its slot is dead, and would hold other tasks' data.
+  const rlimit no_core{0, 0};
+  ::setrlimit(RLIMIT_CORE, &no_core);
+
+  sigset_t child_signal;
+  ::sigemptyset(&child_signal);
+  ::sigaddset(&child_signal, SIGCHLD);
+  ::sigprocmask(SIG_BLOCK, &child_signal, nullptr);
+  const FileDescriptor children(::signalfd(-1, &child_signal, SFD_NONBLOCK | SFD_CLOEXEC));
+  if (!children) leave(kProtocolExitCode);
+
+  std::array<pollfd, 3> polled{pollfd{kept[0].get(), POLLIN, 0}, pollfd{kept[1].get(), POLLIN, 0},
+                               pollfd{children.get(), POLLIN, 0}};
+  for (;;) {
+    if (::poll(polled.data(), polled.size(), -1) < 0) continue;
+    // The host's pidfd as well as its socket: a process that the host forked may hold a copy of the socket.
+    if (polled[1].revents != 0) leave(0);
+    if (polled[2].revents != 0) {
+      signalfd_siginfo drained[8];
+      while (::read(children.get(), drained, sizeof(drained)) > 0) {
+      }
+      reap_all();
+    }
+    if (polled[0].revents == 0) continue;
+    Record record;
+    Received received = receive_record(kept[0], writable_bytes_of(record));
+    if (received.size == 0) leave(0);
+    if (received.size != sizeof(record) || record.magic != kMagic || record.type != RecordType::create_template ||
+        received.fd_count != 2) {
+      leave(kProtocolExitCode);
+    }
+    serve_create_template(received);
+  }
+}
+
+// One byte that the kernel clears in every forked copy.
+std::atomic<std::byte*> owner_mark{nullptr};
+
+}  // namespace
+
+struct ForkServer::State {
+  FileDescriptor control;
+  FileDescriptor pidfd;
+  std::vector<CodeRange> code;
+  bool pid_namespace = false;
+};
+
+ForkServer::ForkServer(std::unique_ptr<State> state) : state_(std::move(state)) {}
+ForkServer::~ForkServer() = default;
+
+namespace {
+std::atomic<ForkServer*> instance{nullptr};
+std::mutex instance_mutex;
+}  // namespace
+
+ForkServer& ForkServer::start() {
+  const std::lock_guard lock(instance_mutex);
+  // A forked copy of the host has the pointer but not the process: it starts its own.
+  if (ForkServer* running = find()) return *running;
+  if (const unsigned threads = thread_count(); threads > kThreadsAllowed) {
+    throw std::runtime_error("the fork server must be started while the process has one thread, and it has " +
+                             std::to_string(threads) + ": make bulkhead::start_fork_server() the first line of main");
+  }
+  auto state = std::make_unique<State>();
+  state->code = code_ranges();
+  auto [ours, theirs] = create_socket_pair();
+  FileDescriptor host = open_pidfd(::getpid());
+  mark_owner_process();
+  // What stdio and iostreams hold would be in every worker, too.
+  std::fflush(nullptr);
+  std::cout.flush();
+  const Cloned cloned = clone_fork_server();
+  if (cloned.pid == 0) {
+    try {
+      fork_server_main(std::move(theirs), std::move(host));
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "bulkhead: the fork server ends: %s\n", error.what());
+      leave(kProtocolExitCode);
+    }
+  }
+  state->control = std::move(ours);
+  state->pidfd = FileDescriptor(cloned.pidfd);
+  ::fcntl(cloned.pidfd, F_SETFD, FD_CLOEXEC);
+  state->pid_namespace = cloned.pid_namespace;
+  // Never destroyed: executors with static storage duration may outlive every other static object.
+  instance = new ForkServer(std::move(state));
+  return *instance;
+}
+
+ForkServer* ForkServer::find() noexcept { return is_forked_copy() ? nullptr : instance.load(); }
+
+FileDescriptor ForkServer::create_template(TemplateConfiguration configuration, std::span<const std::byte> preload,
+                                           std::span<const std::byte> initializer) {
+  configuration.preload_size = preload.size();
+  configuration.initializer_size = initializer.size();
+  const std::size_t size = sizeof(configuration) + preload.size() + initializer.size();
+  FileDescriptor memfd = create_memfd("bulkhead-configuration", size);
+  {
+    Mapping mapping(memfd, size, Mapping::Access::read_write);
+    std::memcpy(mapping.data(), &configuration, sizeof(configuration));
+    if (!preload.empty()) std::memcpy(mapping.data() + sizeof(configuration), preload.data(), preload.size());
+    if (!initializer.empty()) {
+      std::memcpy(mapping.data() + sizeof(configuration) + preload.size(), initializer.data(), initializer.size());
+    }
+  }
+  auto [ours, theirs] = create_socket_pair();
+  Record record;
+  record.type = RecordType::create_template;
+  const std::array<int, 2> fds{theirs.get(), memfd.get()};
+  const std::lock_guard lock(instance_mutex);
+  if (!send_record(state_->control, bytes_of(record), fds)) {
+    throw std::runtime_error("the fork server does not take requests: it is stopped or overloaded");
+  }
+  return std::move(ours);
+}
+
+bool ForkServer::gone() const noexcept {
+  pollfd polled{state_->pidfd.get(), POLLIN, 0};
+  return ::poll(&polled, 1, 0) > 0;
+}
+
+bool ForkServer::knows_function(const void* address) const noexcept {
+  const auto value = reinterpret_cast<std::uintptr_t>(address);
+  const auto after = std::upper_bound(state_->code.begin(), state_->code.end(), value,
+                                      [](std::uintptr_t v, const CodeRange& range) { return v < range.begin; });
+  return after != state_->code.begin() && value < std::prev(after)->end;
+}
+
+bool ForkServer::has_pid_namespace() const noexcept { return state_->pid_namespace; }
+const FileDescriptor& ForkServer::pidfd() const noexcept { return state_->pidfd; }
+
+bool is_forked_copy() noexcept {
+  const std::byte* mark = owner_mark.load(std::memory_order_relaxed);
+  return mark != nullptr && *mark == std::byte{0};
+}
+
+void mark_owner_process() {
+  if (std::byte* mark = owner_mark.load()) {
+    *mark = std::byte{1};
+    return;
+  }
+  const auto size = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  void* page = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (page == MAP_FAILED || ::madvise(page, size, MADV_WIPEONFORK) != 0) throw_errno("cannot mark this process");
+  *static_cast<std::byte*>(page) = std::byte{1};
+  owner_mark.store(static_cast<std::byte*>(page));
+}
+
+void leave(int code) noexcept { ::_exit(code); }
+
+void die_with_parent(pid_t parent) noexcept {
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (::getppid() != parent) leave(0);
+}
+
+void keep_only(std::span<FileDescriptor> descriptors) noexcept {
+  // First out of the way of the numbers that they are to have.
+  const int end = STDERR_FILENO + 1 + static_cast<int>(descriptors.size());
+  for (FileDescriptor& descriptor : descriptors) {
+    const int moved = ::fcntl(descriptor.get(), F_DUPFD_CLOEXEC, end);
+    if (moved < 0) leave(kProtocolExitCode);
+    descriptor = FileDescriptor(moved);
+  }
+  int target = STDERR_FILENO + 1;
+  for (FileDescriptor& descriptor : descriptors) {
+    if (::dup3(descriptor.get(), target, O_CLOEXEC) < 0) leave(kProtocolExitCode);
+    descriptor = FileDescriptor(target++);
+  }
+  ::syscall(SYS_close_range, static_cast<unsigned>(end), ~0U, 0);
+}
+
+void set_process_name(const std::string& name) noexcept { ::prctl(PR_SET_NAME, name.c_str()); }
+
+}  // namespace bulkhead::process

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <sys/types.h>
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+
+namespace bulkhead::process {
+
+/// Throws `std::system_error` for `errno`, saying what was tried.
+[[noreturn]] void throw_errno(const char* what);
+
+/// Owns a file descriptor.
+class FileDescriptor {
+ public:
+  FileDescriptor() noexcept = default;
+  explicit FileDescriptor(int fd) noexcept : fd_(fd) {}
+  FileDescriptor(FileDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  FileDescriptor& operator=(FileDescriptor&& other) noexcept {
+    if (this != &other) {
+      reset();
+      fd_ = std::exchange(other.fd_, -1);
+    }
+    return *this;
+  }
+  ~FileDescriptor() { reset(); }
+
+  int get() const noexcept { return fd_; }
+  explicit operator bool() const noexcept { return fd_ >= 0; }
+  int release() noexcept { return std::exchange(fd_, -1); }
+  void reset() noexcept;
+
+ private:
+  int fd_ = -1;
+};
+
+/// Owns a shared mapping of a descriptor's pages.
+class Mapping {
+ public:
+  enum class Access { read_only, read_write };
+
+  Mapping() noexcept = default;
+  Mapping(const FileDescriptor& fd, std::size_t size, Access access);
+  Mapping(Mapping&& other) noexcept
+      : address_(std::exchange(other.address_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  Mapping& operator=(Mapping&& other) noexcept;
+  ~Mapping();
+
+  std::byte* data() const noexcept { return address_; }
+  std::size_t size() const noexcept { return size_; }
+
+  /// Keeps the pages out of processes that this one forks, and out of core dumps.
+  void keep_private() const;
+
+ private:
+  std::byte* address_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+/// An anonymous file of the given size; sparse until written.
+FileDescriptor create_memfd(const char* name, std::size_t size);
+
+/// Adds seals (`F_SEAL_...`) to a memfd.
+void seal(const FileDescriptor& memfd, int seals);
+
+/// A connected pair of seqpacket sockets, close-on-exec. `first` does not block; `second` does.
+std::pair<FileDescriptor, FileDescriptor> create_socket_pair();
+
+/// A non-blocking eventfd, close-on-exec.
+FileDescriptor create_eventfd();
+
+/// A descriptor of a child that has not been reaped, or of the calling process.
+FileDescriptor open_pidfd(pid_t pid);
+
+/// Kills the process. Harmless if it is gone.
+void kill_process(const FileDescriptor& pidfd) noexcept;
+
+/// The process id behind a pidfd as this process sees it; -1 if it is gone.
+int pid_of(const FileDescriptor& pidfd);
+
+/// How a child ended.
+struct ExitStatus {
+  int signal = 0;
+  int code = 0;
+  std::uint64_t peak_memory = 0;
+};
+
+/// Reaps a child that has ended; empty if it still runs or is not ours.
+std::optional<ExitStatus> reap(const FileDescriptor& pidfd);
+
+/// Most descriptors that one record carries: a spawn brings two areas and a doorbell.
+inline constexpr std::size_t kMostDescriptors = 3;
+
+/// Sends one record with descriptors. False if the peer does not take it now (its queue is full); throws if it is gone.
+bool send_record(const FileDescriptor& socket, std::span<const std::byte> record, std::span<const int> fds);
+
+/// A record received: its size (0: the peer is gone) and the descriptors that came with it.
+struct Received {
+  std::size_t size = 0;
+  bool would_block = false;
+  std::array<FileDescriptor, kMostDescriptors> fds;
+  std::size_t fd_count = 0;
+};
+
+/// Receives one record into `buffer`. A truncated record or too many descriptors throw: the peer does not follow the
+/// protocol.
+Received receive_record(const FileDescriptor& socket, std::span<std::byte> buffer);
+
+/// Views a plain record as bytes.
+template <class T>
+std::span<const std::byte> bytes_of(const T& record) {
+  return std::as_bytes(std::span(&record, 1));
+}
+template <class T>
+std::span<std::byte> writable_bytes_of(T& record) {
+  return std::as_writable_bytes(std::span(&record, 1));
+}
+
+/// Number of threads of this process.
+unsigned thread_count();
+
+/// CPUs that this process may use: by affinity mask and cgroup quota, at least 1.
+unsigned usable_cpus();
+
+/// CLOCK_MONOTONIC, the same in all processes of the machine, in nanoseconds.
+std::uint64_t monotonic_ns() noexcept;
+
+}  // namespace bulkhead::process

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include "arena.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace bulkhead::process {
+
+class WorkerChannel;
+
+// What travels on the seqpacket sockets: records of one fixed size. Anything unexpected ends the receiving process.
+//
+//   host → fork server   create_template {socket, configuration}
+//   host → template      spawn {request area, response area, doorbell}
+//   template → host      template_ready {pidfd}, template_failed, spawned {pidfd}, spawn_failed, exited
+
+/// Changes with every change of the records: host and fork server are always one build.
+inline constexpr std::uint32_t kMagic = 0x42554c31;
+
+enum class RecordType : std::uint32_t {
+  create_template = 1,
+  spawn = 2,
+  template_ready = 3,
+  template_failed = 4,
+  spawned = 5,
+  spawn_failed = 6,
+  exited = 7
+};
+
+struct Record {
+  std::uint32_t magic = kMagic;
+  RecordType type{};
+  /// Which worker; 0 in records about the template.
+  std::uint64_t worker = 0;
+  /// `exited`: how it ended.
+  std::int32_t signal = 0;
+  std::int32_t exit_code = 0;
+  std::uint64_t peak_memory = 0;
+  /// `template_failed`, `spawn_failed`: why.
+  std::uint32_t text_size = 0;
+  char text[kReportSize] = {};
+
+  void set_text(std::string_view reason) noexcept {
+    text_size = static_cast<std::uint32_t>(reason.copy(text, sizeof(text)));
+  }
+  std::string get_text() const { return {text, text_size <= sizeof(text) ? text_size : sizeof(text)}; }
+};
+
+/// What the layer above does inside template and workers. An object with static storage duration: its address is the
+/// same in every process that the fork server makes.
+struct WorkerHooks {
+  /// Runs a call that has no result (`preload`, `initializer`). False: it threw, and `reason` says what.
+  bool (*start)(std::span<const std::byte> call, std::string& reason);
+  /// Runs the task and commits its answer to the channel.
+  void (*run)(std::span<const std::byte> request, WorkerChannel& channel);
+};
+
+/// What a template is told once, in a sealed memfd: this, then `preload_size` and `initializer_size` bytes.
+struct TemplateConfiguration {
+  std::uint32_t magic = kMagic;
+  std::uint32_t reserved = 0;
+  const WorkerHooks* hooks = nullptr;
+  ArenaLayout layout;
+  std::uint64_t preload_size = 0;
+  std::uint64_t initializer_size = 0;
+  /// The executor's name, cut: it becomes the process's name in `ps` and `top`.
+  char name[64] = {};
+};
+
+/// Exit code of a worker whose initializer failed: from sysexits.h, EX_CONFIG.
+inline constexpr int kStartFailedExitCode = 78;
+
+/// Exit code of a fork server or template that was told something impossible: sysexits.h, EX_PROTOCOL.
+inline constexpr int kProtocolExitCode = 76;
+
+}  // namespace bulkhead::process

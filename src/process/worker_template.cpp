@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: BSL-1.0
+#include "worker_template.hpp"
+
+#include "fork_server.hpp"
+#include "protocol.hpp"
+#include "worker.hpp"
+
+#include <poll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+namespace bulkhead::process {
+namespace {
+
+class Template {
+ public:
+  Template(FileDescriptor host, const FileDescriptor& configuration)
+      : host_(std::move(host)), mapping_(map(configuration)) {
+    std::memcpy(&configuration_, mapping_.data(), sizeof(configuration_));
+    if (configuration_.magic != kMagic) leave(kProtocolExitCode);
+  }
+
+  [[noreturn]] void run() {
+    set_process_name(configuration_.name);
+    preload();
+    for (;;) {
+      wait();
+      if (polled_.front().revents != 0) serve();
+      report_ended_workers();
+    }
+  }
+
+ private:
+  struct Child {
+    std::uint64_t id;
+    FileDescriptor pidfd;
+  };
+
+  static Mapping map(const FileDescriptor& configuration) {
+    struct stat info {};
+    if (::fstat(configuration.get(), &info) != 0) throw_errno("cannot read the template's configuration");
+    const auto size = static_cast<std::size_t>(info.st_size);
+    if (size < sizeof(TemplateConfiguration)) leave(kProtocolExitCode);
+    return Mapping(configuration, size, Mapping::Access::read_only);
+  }
+
+  std::span<const std::byte> preload_call() const {
+    return {mapping_.data() + sizeof(configuration_), configuration_.preload_size};
+  }
+  std::span<const std::byte> initializer_call() const {
+    return {mapping_.data() + sizeof(configuration_) + configuration_.preload_size, configuration_.initializer_size};
+  }
+
+  void preload() {
+    const unsigned threads_before = thread_count();
+    std::string reason;
+    if (configuration_.preload_size > 0 && !configuration_.hooks->start(preload_call(), reason)) {
+      fail("preload failed: " + reason);
+    }
+    if (const unsigned threads = thread_count(); threads > threads_before) {
+      fail("preload left " + std::to_string(threads - threads_before) +
+           " threads running; workers forked beside threads would deadlock. Start threads in the initializer");
+    }
+    Record record;
+    record.type = RecordType::template_ready;
+    const FileDescriptor self = open_pidfd(::getpid());
+    send(record, self.get());
+  }
+
+  [[noreturn]] void fail(const std::string& reason) {
+    Record record;
+    record.type = RecordType::template_failed;
+    record.set_text(reason);
+    send(record);
+    leave(kStartFailedExitCode);
+  }
+
+  void send(const Record& record, int fd = -1) {
+    send_record(host_, bytes_of(record), fd < 0 ? std::span<const int>() : std::span<const int>(&fd, 1));
+  }
+
+  void wait() {
+    polled_.clear();
+    polled_.push_back({host_.get(), POLLIN, 0});
+    for (const Child& child : children_) polled_.push_back({child.pidfd.get(), POLLIN, 0});
+    while (::poll(polled_.data(), polled_.size(), -1) < 0 && errno == EINTR) {
+    }
+  }
+
+  void serve() {
+    Record record;
+    Received received = receive_record(host_, writable_bytes_of(record));
+    if (received.size == 0) leave(0);  // The executor is gone, or the host: the workers go with us.
+    if (received.size != sizeof(record) || record.magic != kMagic || record.type != RecordType::spawn ||
+        received.fd_count != kMostDescriptors) {
+      leave(kProtocolExitCode);
+    }
+    spawn(record.worker, received);
+  }
+
+  void spawn(std::uint64_t id, Received& received) {
+    const pid_t self = ::getpid();
+    const pid_t pid = ::fork();
+    if (pid == 0) {
+      die_with_parent(self);
+      worker_main({std::move(received.fds[0]), std::move(received.fds[1]), std::move(received.fds[2])}, configuration_,
+                  initializer_call());
+    }
+    Record record;
+    record.worker = id;
+    if (pid < 0) {
+      record.type = RecordType::spawn_failed;
+      record.set_text(std::string("fork failed: ") + std::strerror(errno));
+      send(record);
+      return;
+    }
+    // The child is ours and not reaped yet: its pid cannot belong to another process.
+    children_.push_back({id, open_pidfd(pid)});
+    record.type = RecordType::spawned;
+    send(record, children_.back().pidfd.get());
+  }
+
+  void report_ended_workers() {
+    for (std::size_t i = 0; i < children_.size();) {
+      const auto status = reap(children_[i].pidfd);
+      if (!status) {
+        ++i;
+        continue;
+      }
+      Record record;
+      record.type = RecordType::exited;
+      record.worker = children_[i].id;
+      record.signal = status->signal;
+      record.exit_code = status->code;
+      record.peak_memory = status->peak_memory;
+      children_[i] = std::move(children_.back());
+      children_.pop_back();
+      send(record);
+    }
+  }
+
+  FileDescriptor host_;
+  Mapping mapping_;
+  TemplateConfiguration configuration_;
+  std::vector<Child> children_;
+  std::vector<pollfd> polled_;
+};
+
+}  // namespace
+
+void template_main(FileDescriptor host, FileDescriptor configuration) {
+  try {
+    std::array<FileDescriptor, 2> kept{std::move(host), std::move(configuration)};
+    keep_only(kept);
+    sigset_t none;
+    ::sigemptyset(&none);
+    ::sigprocmask(SIG_SETMASK, &none, nullptr);
+    Template self(std::move(kept[0]), kept[1]);
+    kept[1].reset();
+    self.run();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "bulkhead: a worker template ends: %s\n", error.what());
+    leave(kProtocolExitCode);
+  }
+}
+
+}  // namespace bulkhead::process

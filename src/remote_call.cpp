@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <bulkhead/detail/remote_call.hpp>
+
+#include <bulkhead/exceptions.hpp>
+
+#include "process/fork_server.hpp"
+
+#include <cxxabi.h>
+#include <dlfcn.h>
+
+#include <exception>
+
+namespace bulkhead::detail {
+
+void check_function(const void* address) {
+  if (address == nullptr) throw FunctionUnavailableError("the function pointer is null");
+  const process::ForkServer* server = process::ForkServer::find();
+  if (server == nullptr || server->knows_function(address)) return;
+  Dl_info info{};
+  const bool found = ::dladdr(address, &info) != 0 && info.dli_fname != nullptr;
+  throw FunctionUnavailableError(
+      found ? std::string("its code is in ") + info.dli_fname +
+                  ", which was loaded after the fork server had started; load the library before "
+                  "bulkhead::start_fork_server()"
+            : "its address is not in any program code");
+}
+
+std::string function_name(const void* address, const char* fallback_mangled_type) {
+  Dl_info info{};
+  if (address != nullptr && ::dladdr(address, &info) != 0 && info.dli_sname != nullptr && info.dli_saddr == address) {
+    return demangle(info.dli_sname);
+  }
+  return demangle(fallback_mangled_type);
+}
+
+void run_encoded(std::span<const std::byte> request, AnswerSink& sink) {
+  std::exception_ptr thrown;
+  try {
+    Decoder decoder(request);
+    const auto function = reinterpret_cast<RemoteFunction>(decoder.read_value<std::uint64_t>());
+    function(decoder, sink);
+    return;
+  } catch (const abi::__forced_unwind&) {
+    throw;  // pthread_exit or cancellation: not an exception that anybody may swallow
+  } catch (...) {
+    thrown = std::current_exception();
+  }
+  sink.put(
+      [](Encoder& encoder, const void* value) {
+        encoder.write_value(AnswerKind::exception);
+        encode_exception(encoder, *static_cast<const std::exception_ptr*>(value));
+      },
+      &thrown);
+}
+
+std::exception_ptr decode_answer_exception(Decoder& decoder, const ErrorContext& context) {
+  std::exception_ptr exception = decode_exception(decoder, context);
+  decoder.finish();
+  return exception;
+}
+
+void rethrow_as(SerializationError::Part part, const SerializationError& error) {
+  throw SerializationError(part, error.type_name(), error.reason(), error.context());
+}
+
+}  // namespace bulkhead::detail

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <bulkhead/task.hpp>
+
+#include <bulkhead/detail/executor_core.hpp>
+#include <bulkhead/detail/remote_call.hpp>
+#include <bulkhead/serialization.hpp>
+
+#include <utility>
+
+namespace bulkhead {
+
+using detail::Delivery;
+using detail::Initiation;
+using detail::Outcome;
+using detail::TaskNode;
+
+Task& Task::operator=(Task&& other) noexcept {
+  Task dropped(std::exchange(node_, std::exchange(other.node_, nullptr)));
+  return *this;
+}
+
+Task::~Task() {
+  if (node_ != nullptr) fail(std::make_exception_ptr(TaskAbandonedError(node_->core->context_of(*node_))));
+}
+
+void Task::run() {
+  TaskNode* const node = std::exchange(node_, nullptr);
+  const auto core = node->core;
+  if (core->begin(*node)) {
+    node->run();
+    node->ended_ns = detail::ExecutorCore::now();
+  }
+  core->settle(node, node->error ? Outcome::failed : Outcome::completed, Initiation::delivery());
+}
+
+std::size_t Task::encode(std::span<std::byte> buffer) {
+  Encoder encoder(buffer);
+  node_->encode(encoder);
+  return encoder.size();
+}
+
+void Task::complete(std::span<const std::byte> answer) {
+  TaskNode* const node = std::exchange(node_, nullptr);
+  const auto core = node->core;
+  try {
+    Decoder decoder(answer, Decoder::Source::untrusted);
+    if (decoder.read_value<detail::AnswerKind>() == detail::AnswerKind::exception) {
+      node->error = detail::decode_answer_exception(decoder, core->context_of(*node));
+    } else {
+      node->decode_result(decoder);
+    }
+  } catch (const SerializationError& error) {
+    node->error = std::make_exception_ptr(SerializationError(SerializationError::Part::result, error.type_name(),
+                                                             error.reason(), core->context_of(*node)));
+  } catch (...) {
+    node->error = std::current_exception();  // a codec of the user's
+  }
+  core->settle(node, node->error ? Outcome::failed : Outcome::completed, Initiation::delivery());
+}
+
+void Task::fail(std::exception_ptr error) {
+  TaskNode* const node = std::exchange(node_, nullptr);
+  const auto core = node->core;
+  core->fail(node, std::move(error), Outcome::failed, Initiation::delivery());
+}
+
+std::string Task::name() const { return node_->name(); }
+const TaskOptions& Task::options() const noexcept { return node_->options; }
+std::uint64_t Task::id() const noexcept { return node_->id; }
+
+namespace {
+
+class VectorSink final : public detail::AnswerSink {
+ public:
+  void put(Write write, const void* value) override {
+    Encoder counting{std::span<std::byte>()};
+    write(counting, value);
+    bytes.resize(counting.size());
+    Encoder encoder{std::span<std::byte>(bytes)};
+    write(encoder, value);
+  }
+  std::vector<std::byte> bytes;
+};
+
+}  // namespace
+
+std::vector<std::byte> run_encoded_task(std::span<const std::byte> request) {
+  VectorSink sink;
+  detail::run_encoded(request, sink);
+  return std::move(sink.bytes);
+}
+
+}  // namespace bulkhead

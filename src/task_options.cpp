@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <bulkhead/task_options.hpp>
+
+#include <fmt/format.h>
+
+#include <stdexcept>
+
+namespace bulkhead {
+namespace {
+
+// Names go into every error, metric and process title: longer ones would only be cut somewhere else.
+constexpr std::size_t kLongestName = 200;
+
+TaskOptions::Duration require_positive(const char* option, TaskOptions::Duration value) {
+  if (value <= TaskOptions::Duration::zero()) {
+    throw std::invalid_argument(
+        fmt::format("TaskOptions::{} must be more than zero, not {} ns", option, value.count()));
+  }
+  return value;
+}
+
+}  // namespace
+
+TaskOptions::TaskOptions() noexcept = default;
+TaskOptions::TaskOptions(const TaskOptions&) = default;
+TaskOptions::TaskOptions(TaskOptions&&) noexcept = default;
+TaskOptions& TaskOptions::operator=(const TaskOptions&) = default;
+TaskOptions& TaskOptions::operator=(TaskOptions&&) noexcept = default;
+TaskOptions::~TaskOptions() = default;
+
+TaskOptions& TaskOptions::name(std::string value) & {
+  if (value.empty() || value.size() > kLongestName) {
+    throw std::invalid_argument(
+        fmt::format("TaskOptions::name must have 1 to {} characters, not {}", kLongestName, value.size()));
+  }
+  name_ = std::move(value);
+  return *this;
+}
+
+TaskOptions& TaskOptions::priority(int value) & noexcept {
+  priority_ = value;
+  return *this;
+}
+
+TaskOptions& TaskOptions::timeout(Duration value) & {
+  timeout_ = require_positive("timeout", value);
+  return *this;
+}
+
+TaskOptions& TaskOptions::queue_timeout(Duration value) & {
+  queue_timeout_ = require_positive("queue_timeout", value);
+  return *this;
+}
+
+}  // namespace bulkhead

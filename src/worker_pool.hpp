@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include "background.hpp"
+#include "descriptor_watch.hpp"
+#include "dispatcher.hpp"
+#include "process/channel.hpp"
+#include "process/fork_server.hpp"
+#include "process/posix.hpp"
+#include "process/protocol.hpp"
+
+#include <bulkhead/base_executor.hpp>
+#include <bulkhead/detail/executor_core.hpp>
+#include <bulkhead/detail/task_node.hpp>
+
+#include <boost/asio/any_completion_handler.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace bulkhead::detail {
+
+/// Performs what the dispatcher decides: tasks go into workers' rings, answers come out, workers are started and
+/// buried.
+///
+/// Two kinds of threads come here. The program's, in `execute` (encoding arguments) and `drain` (decoding answers and
+/// calling handlers); and the background thread, which sees to the birth and death of processes and to time limits, and
+/// never runs user code. The core's mutex guards everything.
+///
+/// The path of a task: execute → enqueue → place (encode into the ring) → publish → [worker] → collect → finish.
+class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
+ public:
+  struct Settings {
+    unsigned max_workers = 1;
+    unsigned spinning_workers = 0;
+    std::uint32_t spin_pauses = 0;
+    std::size_t max_message_size = 0;
+    std::vector<std::byte> preload;
+    std::vector<std::byte> initializer;
+  };
+
+  WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Background& background);
+  ~WorkerPool();
+
+  /// Makes the template and has the workers started.
+  void open();
+  /// Takes a task over.
+  void execute(TaskNode* node);
+  /// With the mutex: cancels a task in flight, as far as its stage and the type allow.
+  void cancel(TaskNode& node, asio::cancellation_type type);
+  /// Cancels what has not begun.
+  void cancel_pending();
+  /// Kills what runs, and cancels what does not; their tasks fail with TaskCancelledError.
+  void kill_all(const std::string& reason);
+  /// Lets the workers go once no task is left; completes when all are gone.
+  void dismiss(asio::any_completion_handler<void(std::exception_ptr, bool)> handler);
+  void dismiss_when_idle();
+  /// Ends everything at once; nothing refers to the executor or to Asio afterwards.
+  void close();
+  /// The Asio context is being destroyed.
+  void context_gone();
+
+  /// With the mutex.
+  void add_metrics(Metrics& metrics) const;
+  std::vector<int> worker_pids() const;
+
+ private:
+  using Lock = std::unique_lock<std::mutex>;
+  using Handler = asio::any_completion_handler<void(std::exception_ptr, bool)>;
+
+  // Why a worker was killed by us.
+  enum class Killed { no, cancelled, timed_out, protocol, shut_down };
+
+  // One request in a ring.
+  struct Entry {
+    TaskNode* node = nullptr;  // null: taken back, or its answer is being decoded
+    std::size_t block_offset = 0;
+    std::size_t block_size = 0;
+    bool filled = false;    // may be published
+    bool answered = false;  // its answer is read, or there is none
+  };
+
+  struct Worker {
+    Worker(unsigned number, std::uint64_t generation_, process::ArenaLayout layout)
+        : index(number), generation(generation_), channel(layout) {}
+
+    const unsigned index;
+    const std::uint64_t generation;  // unique among all workers that the executor ever has
+    process::HostChannel channel;
+    std::array<Entry, process::kSlots> ring;
+    std::uint32_t reserved = 0;   // end of the entries in use
+    std::uint32_t collected = 0;  // end of the entries whose answer has been seen
+    process::FileDescriptor pidfd;
+    std::unique_ptr<DescriptorWatch> death;
+    std::unique_ptr<asio::steady_timer> status_timer;
+    int pid = -1;
+    bool buried = false;
+    bool dying = false;
+    bool told_to_stop = false;
+    bool unpublished = false;  // has filled entries that wait for the end of the drain
+    Killed killed = Killed::no;
+    std::uint64_t killed_task = 0;
+    std::string reason;
+    std::optional<process::ExitStatus> status;
+
+    Entry& entry(std::uint32_t sequence) { return ring[sequence % process::kSlots]; }
+  };
+  using WorkerPtr = std::shared_ptr<Worker>;
+
+  // The program's threads.
+  void enqueue(TaskNode& node);
+  void pump(Lock& lock);
+  bool place(TaskNode& node, const WorkerPtr& worker, Lock& lock);
+  void publish(Worker& worker);
+  void publish_filled(Worker& worker);
+  void drain(Lock& lock);
+  void collect();
+  void collect_from(Worker& worker);
+  void take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response);
+  void consume(Worker& worker);
+  void finish(TaskNode* node);
+  void decode_answer(TaskNode& node, int worker_pid);
+  void schedule_drain();
+  void wait_for_answers();
+  void clear_doorbells();
+  void watch_backlog();
+  bool take_back(Worker& worker, std::uint32_t sequence);
+  void take_back_all(Worker& worker);
+  void decide(TaskNode& node, std::exception_ptr error, Outcome outcome);
+  std::exception_ptr cancelled_error(const TaskNode& node, TaskCancelledError::Stage stage,
+                                     const std::string& reason) const;
+
+  // The background thread.
+  void start_template(Lock& lock);
+  void watch_template();
+  void read_template();
+  void template_gone();
+  void maintain();
+  void start_worker(unsigned index, Lock& lock);
+  void start_failed(const std::string& reason);
+  void worker_spawned(Worker& worker, process::FileDescriptor pidfd);
+  void worker_died(const WorkerPtr& worker);
+  void bury(const WorkerPtr& worker);
+  void judge(Worker& worker, TaskNode& node, bool begun);
+  void fail_queue_if_hopeless();
+  void kill(Worker& worker, Killed why, std::uint64_t task, std::string reason);
+  void violated(Worker& worker, const std::string& what);
+  void arm_deadline(TaskNode& node, std::uint64_t deadline);
+  void deadlines_passed();
+  void deadline_passed(TaskNode& node, std::uint64_t now);
+  std::optional<std::uint64_t> run_deadline(const TaskNode& node) const;
+  void stop_workers();
+  void all_gone_if_so();
+  Worker* find_worker(std::uint64_t generation);
+
+  template <class F>
+  auto in_background(F function);
+
+  const std::shared_ptr<ExecutorCore> core_;
+  const Settings settings_;
+  asio::io_context& background_;
+
+  // Guarded by core_->mutex, all below.
+  Dispatcher dispatcher_;
+  std::vector<WorkerPtr> workers_;
+  IntrusiveList<TaskNode, QueuedTask> ready_;  // tasks with an answer or a decided outcome
+  std::size_t ready_count_ = 0;
+  std::size_t in_rings_ = 0;  // requests without an answer
+  bool drain_posted_ = false;
+  bool waiting_ = false;  // for a doorbell
+  bool watching_backlog_ = false;
+  unsigned fruitless_rounds_ = 0;
+  bool closed_ = false;
+  bool stopping_ = false;
+  bool dismissing_ = false;
+  std::uint64_t last_generation_ = 0;
+  std::uint64_t workers_started_ = 0;
+  std::uint64_t workers_crashed_ = 0;
+  std::string last_start_error_;
+  process::FileDescriptor doorbells_;  // an epoll of all workers' doorbells
+  std::unique_ptr<DescriptorWatch> doorbell_wait_;
+  std::unique_ptr<asio::steady_timer> backlog_timer_;
+  process::FileDescriptor template_socket_;
+  std::unique_ptr<DescriptorWatch> template_wait_;
+  process::FileDescriptor template_pidfd_;
+  bool template_ready_ = false;
+  std::unique_ptr<asio::steady_timer> start_timer_;
+  std::unique_ptr<asio::steady_timer> stop_timer_;
+  std::unique_ptr<asio::steady_timer> deadline_timer_;
+  std::set<std::pair<std::uint64_t, TaskNode*>> deadlines_;
+  std::vector<Handler> dismiss_handlers_;
+};
+
+/// What workers and templates call; see process::WorkerHooks.
+extern const process::WorkerHooks kWorkerHooks;
+
+}  // namespace bulkhead::detail

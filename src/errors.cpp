@@ -217,8 +217,8 @@ RemoteTaskError::RemoteTaskError(ExceptionDescription thrown, std::vector<Except
                                  ErrorContext context)
     : ExecutorError(Errc::remote_exception, "", {}) {
   auto chain = chain_of(std::move(thrown), std::move(causes));
-  static_cast<ExecutorError&>(*this) = ExecutorError(
-      Errc::remote_exception, fmt::format("{} threw {}", subject(context), describe(chain)), std::move(context));
+  const std::string message = fmt::format("{} threw {}", subject(context), describe(chain));
+  static_cast<ExecutorError&>(*this) = ExecutorError(Errc::remote_exception, message, std::move(context));
   chain_ = std::make_shared<const std::vector<ExceptionDescription>>(std::move(chain));
 }
 RemoteTaskError::~RemoteTaskError() = default;

@@ -155,6 +155,11 @@ LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOpt
 
 LocalExecutor::~LocalExecutor() {
   close();
+  if (process::is_forked_copy()) {
+    // Workers, thread and event loop are the parent's; closing the copy of a descriptor would disturb them.
+    static_cast<void>(engine_.release());
+    return;
+  }
   if (engine_->pool) engine_->pool->close();
   if (engine_->bypass) engine_->bypass->close();
 }

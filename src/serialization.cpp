@@ -118,6 +118,11 @@ void refuse_index(Decoder& decoder, std::uint64_t index, std::size_t count) {
                " does not exist.");
 }
 
+void refuse_bits(Decoder& decoder, std::uint64_t count) {
+  decoder.fail(std::to_string(count) + " bools do not fit into the " + std::to_string(decoder.remaining()) +
+               " bytes that are left.");
+}
+
 void refuse_duplicates(Decoder& decoder, std::size_t count) {
   decoder.fail("A set or map has " + std::to_string(count) + " keys more than once.");
 }

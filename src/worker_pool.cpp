@@ -2,10 +2,8 @@
 #include "worker_pool.hpp"
 
 #include <bulkhead/detail/remote_call.hpp>
-#include <bulkhead/exceptions.hpp>
 #include <bulkhead/serialization.hpp>
 
-#include <boost/asio/append.hpp>
 #include <boost/asio/defer.hpp>
 #include <boost/asio/post.hpp>
 
@@ -13,16 +11,17 @@
 
 #include <sys/epoll.h>
 #include <algorithm>
-#include <csignal>
+#include <array>
 #include <cstring>
 #include <exception>
 #include <utility>
+
+// The program's side of the pool: tasks go in, answers come out, and what has not begun is taken back.
 
 namespace bulkhead::detail {
 namespace {
 
 using process::ResponseKind;
-using Ended = process::ExitStatus;
 
 // Rounds of its event loop that the host looks for answers before it sleeps: a worker that is awake answers a tiny task
 // within one or two (0.3 µs each), and other handlers get their turn between them. The prototype's figure.
@@ -35,93 +34,7 @@ constexpr unsigned kDeliveriesPerRound = 64;
 // that a ring that works is never mistaken for one that is stuck.
 constexpr auto kBacklogInterval = std::chrono::milliseconds(1);
 
-// How long a dead worker's exit status may take to arrive from its template. It is one system call away; a second
-// means that the template is stopped or gone.
-constexpr auto kStatusPatience = std::chrono::seconds(1);
-
-// How long a worker may take to leave when it is told to and has nothing to do: it only flushes standard output.
-constexpr auto kStopPatience = std::chrono::seconds(1);
-
-// How often a task that never began is given to another worker. Each time a worker died with the task in its ring;
-// after three the deaths are no coincidence any more.
-constexpr unsigned kMostRestarts = 3;
-
-// Room beside the largest message for its own encoding and for small messages of other tasks.
-constexpr std::size_t kHeapMargin = std::size_t{1} << 20;
-
-// Where a worker writes an answer: into its slot, or into a block when it is too large for that.
-class ChannelSink final : public AnswerSink {
- public:
-  explicit ChannelSink(process::WorkerChannel& channel) : channel_(channel) {}
-
-  void put(Write write, const void* value) override {
-    Encoder in_slot(channel_.answer_slot());
-    write(in_slot, value);
-    if (in_slot.fits()) {
-      channel_.commit(in_slot.size());
-      return;
-    }
-    const auto block = channel_.allocate_answer(in_slot.size());
-    if (!block) {
-      throw SerializationError(
-          SerializationError::Part::result, "",
-          fmt::format("it takes {} bytes, and max_message_size allows {}", in_slot.size(), channel_.heap_size()));
-    }
-    Encoder in_block(*block);
-    write(in_block, value);
-    if (in_block.size() != in_slot.size()) {
-      throw SerializationError(SerializationError::Part::result, "", "its encoding differs from one time to the next");
-    }
-    channel_.commit(in_block.size());
-  }
-
- private:
-  process::WorkerChannel& channel_;
-};
-
-// The answer of a start call stays where it is; only whether it is an exception counts.
-class StartSink final : public AnswerSink {
- public:
-  void put(Write write, const void* value) override {
-    Encoder counting{std::span<std::byte>()};
-    write(counting, value);
-    bytes_.resize(counting.size());
-    Encoder encoder{std::span<std::byte>(bytes_)};
-    write(encoder, value);
-  }
-
-  bool failed(std::string& reason) {
-    Decoder decoder(bytes_);
-    if (decoder.read_value<AnswerKind>() == AnswerKind::value) return false;
-    reason = describe_exception(decode_answer_exception(decoder, {}));
-    return true;
-  }
-
- private:
-  std::vector<std::byte> bytes_;
-};
-
-bool run_start_call(std::span<const std::byte> call, std::string& reason) {
-  StartSink sink;
-  run_encoded(call, sink);
-  return !sink.failed(reason);
-}
-
-void run_task(std::span<const std::byte> request, process::WorkerChannel& channel) {
-  ChannelSink sink(channel);
-  run_encoded(request, sink);
-}
-
-std::string describe(const Ended& status) {
-  if (status.signal == 0) return fmt::format("it left with exit code {}", status.code);
-  const char* name = ::sigabbrev_np(status.signal);
-  return name != nullptr ? fmt::format("it was killed by SIG{}", name)
-                         : fmt::format("it was killed by signal {}", status.signal);
-}
-
 }  // namespace
-
-const process::WorkerHooks kWorkerHooks{run_start_call, run_task};
 
 WorkerPool::WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Background& background)
     : core_(std::move(core)),
@@ -144,18 +57,6 @@ WorkerPool::WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Ba
 }
 
 WorkerPool::~WorkerPool() = default;
-
-// A function for the background thread: it holds the pool weakly, gets the lock, and is skipped once the pool is
-// closed.
-template <class F>
-auto WorkerPool::in_background(F function) {
-  return [weak = weak_from_this(), function = std::move(function)](auto&&... arguments) {
-    const auto self = weak.lock();
-    if (!self) return;
-    Lock lock(self->core_->mutex);
-    if (!self->closed_) function(*self, lock, arguments...);
-  };
-}
 
 void WorkerPool::open() {
   Lock lock(core_->mutex);
@@ -200,19 +101,22 @@ void WorkerPool::enqueue(TaskNode& node) {
 // Gives queued tasks to workers for as long as there are both.
 void WorkerPool::pump(Lock& lock) {
   while (QueuedTask* first = dispatcher_.front()) {
-    if (dispatcher_.starting() > 0) {
-      for (const WorkerPtr& worker : workers_) {
-        if (worker && worker->channel.state() == process::WorkerState::ready) {
-          dispatcher_.worker_ready(worker->index);
-          dispatcher_.start_succeeded();
-        }
-      }
-    }
+    notice_ready_workers();
     const auto index = dispatcher_.choose_worker();
     if (!index) return;
     const WorkerPtr worker = workers_[*index];
     if (worker->channel.free_slots() == 0) return;  // Answers fill it that are being decoded.
     if (!place(static_cast<TaskNode&>(*first), worker, lock)) return;
+  }
+}
+
+void WorkerPool::notice_ready_workers() {
+  if (dispatcher_.starting() == 0) return;
+  for (const WorkerPtr& worker : workers_) {
+    if (worker && !dispatcher_.ready(worker->index) && worker->channel.state() == process::WorkerState::ready) {
+      dispatcher_.worker_ready(worker->index);
+      dispatcher_.start_succeeded();
+    }
   }
 }
 
@@ -291,9 +195,13 @@ bool WorkerPool::place(TaskNode& node, const WorkerPtr& worker, Lock& lock) {
   }
   if (usable) return true;
   if (closed_) {
-    decide(node, cancelled_error(node, TaskCancelledError::Stage::queued, "the executor was destroyed"),
-           Outcome::cancelled);
-  } else if (node.place.cancel_requested) {
+    lock.unlock();
+    core_->fail(&node, cancelled_error(node, TaskCancelledError::Stage::queued, "the executor was destroyed"),
+                Outcome::cancelled, Delivery::initiating);
+    lock.lock();
+    return false;
+  }
+  if (node.place.cancel_requested) {
     decide(node, cancelled_error(node, TaskCancelledError::Stage::queued, {}), Outcome::cancelled);
   } else if (error) {
     decide(node, std::move(error), Outcome::failed);
@@ -406,6 +314,7 @@ void WorkerPool::wait_for_answers() {
   }
   if (answered) {
     schedule_drain();
+    return;
   }
   if (waiting_) return;
   waiting_ = true;
@@ -490,6 +399,7 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
   dispatcher_.left(worker.index, std::chrono::nanoseconds(node->ended_ns - node->began_ns));
   deadlines_.erase({node->place.deadline, node});
   node->place.stage = TaskNode::Stage::answered;
+  node->place.worker_pid = worker.pid;
   if (response.in_slot) {
     std::memcpy(node->place.copy, response.payload.data(), response.payload.size());
     node->place.answer = {node->place.copy, response.payload.size()};
@@ -513,7 +423,7 @@ void WorkerPool::consume(Worker& worker) {
 void WorkerPool::finish(TaskNode* node) {
   if (!node->place.decided) {
     const auto area = std::static_pointer_cast<Worker>(node->place.area);
-    decode_answer(*node, area ? area->pid : -1);
+    decode_answer(*node);
     if (area) {
       const Lock lock(core_->mutex);
       area->entry(node->place.sequence).answered = true;
@@ -525,10 +435,10 @@ void WorkerPool::finish(TaskNode* node) {
   core_->settle(node, node->outcome, Delivery::on_io_executor);
 }
 
-void WorkerPool::decode_answer(TaskNode& node, int worker_pid) {
+void WorkerPool::decode_answer(TaskNode& node) {
   const auto context = [&] {
     ErrorContext known = core_->context_of(node);
-    if (worker_pid > 0) known.worker_pid = worker_pid;
+    if (node.place.worker_pid > 0) known.worker_pid = node.place.worker_pid;
     return known;
   };
   try {
@@ -678,543 +588,5 @@ void WorkerPool::kill(Worker& worker, Killed why, std::uint64_t task, std::strin
 }
 
 void WorkerPool::violated(Worker& worker, const std::string& what) { kill(worker, Killed::protocol, 0, what); }
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The background thread: birth.
-
-void WorkerPool::start_template(Lock&) {
-  process::TemplateConfiguration configuration;
-  configuration.hooks = &kWorkerHooks;
-  configuration.layout.heap_size = settings_.max_message_size + kHeapMargin;
-  core_->name.copy(configuration.name, sizeof(configuration.name) - 1);
-  template_ready_ = false;
-  template_socket_ =
-      process::ForkServer::start().create_template(configuration, settings_.preload, settings_.initializer);
-  template_wait_ = std::make_unique<DescriptorWatch>(background_, template_socket_.get());
-  watch_template();
-}
-
-void WorkerPool::watch_template() {
-  template_wait_->async_wait(
-      [weak = weak_from_this(), watched = template_wait_.get()](boost::system::error_code error) {
-        const auto self = weak.lock();
-        if (!self || error) return;
-        Lock lock(self->core_->mutex);
-        if (self->closed_ || self->template_wait_.get() != watched) return;
-        self->read_template();
-        if (self->template_wait_) self->watch_template();
-        lock.unlock();
-        self->maintain();
-      });
-}
-
-void WorkerPool::read_template() {
-  for (;;) {
-    process::Record record;
-    process::Received received;
-    try {
-      received = process::receive_record(template_socket_, process::writable_bytes_of(record));
-    } catch (const std::system_error& error) {
-      last_start_error_ = error.what();
-      template_gone();
-      return;
-    }
-    if (received.would_block) return;
-    if (received.size != sizeof(record) || record.magic != process::kMagic) {
-      template_gone();
-      return;
-    }
-    Worker* const worker = find_worker(record.worker);
-    switch (record.type) {
-      case process::RecordType::template_ready:
-        template_ready_ = true;
-        template_pidfd_ = std::move(received.fds[0]);
-        break;
-      case process::RecordType::template_failed:
-        last_start_error_ = record.get_text();
-        break;
-      case process::RecordType::spawned:
-        if (worker != nullptr) worker_spawned(*worker, std::move(received.fds[0]));
-        break;
-      case process::RecordType::spawn_failed:
-        last_start_error_ = record.get_text();
-        if (worker != nullptr) bury(workers_[worker->index]);
-        break;
-      case process::RecordType::exited:
-        if (worker != nullptr) {
-          worker->status = process::ExitStatus{record.signal, record.exit_code, record.peak_memory};
-          if (worker->dying) bury(workers_[worker->index]);
-        }
-        break;
-      default:
-        template_gone();
-        return;
-    }
-  }
-}
-
-// Its workers die with it: those that we know of say so through their pidfd, the others never came to be.
-void WorkerPool::template_gone() {
-  template_wait_.reset();
-  template_socket_.reset();
-  template_pidfd_.reset();
-  template_ready_ = false;
-  if (last_start_error_.empty()) {
-    last_start_error_ = process::ForkServer::start().gone() ? "the fork server has ended" : "the template has ended";
-  }
-  for (unsigned i = 0; i < workers_.size(); ++i) {
-    const WorkerPtr worker = workers_[i];
-    if (!worker) continue;
-    if (!worker->pidfd || worker->dying) {
-      bury(worker);
-    } else {
-      process::kill_process(worker->pidfd);
-    }
-  }
-}
-
-// Starts what is missing, or sets a timer for when it may be.
-void WorkerPool::maintain() {
-  Lock lock(core_->mutex);
-  if (closed_ || process::is_forked_copy()) return;
-  while (!closed_ && !dismissing_) {
-    const auto now = std::chrono::nanoseconds(static_cast<std::int64_t>(ExecutorCore::now()));
-    const auto index = dispatcher_.worker_to_start(now);
-    if (!index) {
-      if (const auto next = dispatcher_.next_start(); next && *next > now) {
-        start_timer_->expires_after(*next - now);
-        start_timer_->async_wait([weak = weak_from_this()](boost::system::error_code error) {
-          if (error) return;
-          if (const auto self = weak.lock()) self->maintain();
-        });
-      }
-      break;
-    }
-    start_worker(*index, lock);
-  }
-  fail_queue_if_hopeless();
-}
-
-void WorkerPool::start_worker(unsigned index, Lock& lock) {
-  WorkerPtr worker;
-  std::string failure;
-  try {
-    if (!template_socket_) {
-      if (process::ForkServer::start().gone()) {
-        throw std::runtime_error("the fork server has ended; start the program anew");
-      }
-      start_template(lock);
-    }
-    const process::ArenaLayout layout{settings_.max_message_size + kHeapMargin};
-    const std::uint64_t generation = ++last_generation_;
-    // A dozen system calls that nobody need wait for.
-    lock.unlock();
-    worker = std::make_shared<Worker>(index, generation, layout);
-    worker->channel.set_spin_limit(index < settings_.spinning_workers ? settings_.spin_pauses : 0);
-    lock.lock();
-    if (closed_ || !template_socket_) return;
-    epoll_event event{};
-    event.events = EPOLLIN | EPOLLET;
-    if (::epoll_ctl(doorbells_.get(), EPOLL_CTL_ADD, worker->channel.doorbell().get(), &event) != 0) {
-      process::throw_errno("cannot watch a doorbell");
-    }
-    process::Record record;
-    record.type = process::RecordType::spawn;
-    record.worker = generation;
-    const std::array<int, process::kMostDescriptors> fds{
-        worker->channel.request_fd().get(), worker->channel.response_fd().get(), worker->channel.doorbell().get()};
-    if (!process::send_record(template_socket_, process::bytes_of(record), fds)) {
-      throw std::runtime_error("the template does not take requests: preload still runs, or it is stopped");
-    }
-    worker->channel.close_areas();
-  } catch (const std::exception& error) {
-    failure = error.what();
-    if (!lock.owns_lock()) lock.lock();
-  }
-  if (!failure.empty()) {
-    start_failed(failure);
-    return;
-  }
-  workers_[index] = worker;
-  dispatcher_.worker_added(index);
-  ++workers_started_;
-  if (dispatcher_.queued() > 0) schedule_drain();
-}
-
-void WorkerPool::start_failed(const std::string& reason) {
-  last_start_error_ = reason;
-  dispatcher_.start_failed(std::chrono::nanoseconds(static_cast<std::int64_t>(ExecutorCore::now())));
-}
-
-void WorkerPool::fail_queue_if_hopeless() {
-  if (!dispatcher_.gives_up()) return;
-  while (QueuedTask* task = dispatcher_.front()) {
-    auto& node = static_cast<TaskNode&>(*task);
-    dispatcher_.remove(node);
-    decide(node,
-           std::make_exception_ptr(
-               WorkerStartError(last_start_error_, dispatcher_.failures_in_a_row(), core_->context_of(node))),
-           Outcome::failed);
-  }
-}
-
-void WorkerPool::worker_spawned(Worker& worker, process::FileDescriptor pidfd) {
-  worker.pidfd = std::move(pidfd);
-  worker.pid = process::pid_of(worker.pidfd);
-  if (worker.killed != Killed::no || dismissing_) process::kill_process(worker.pidfd);
-  worker.death = std::make_unique<DescriptorWatch>(background_, worker.pidfd.get());
-  worker.death->async_wait([weak = weak_from_this(), generation = worker.generation](boost::system::error_code error) {
-    const auto self = weak.lock();
-    if (!self || error) return;
-    {
-      const Lock lock(self->core_->mutex);
-      Worker* const dead = self->closed_ ? nullptr : self->find_worker(generation);
-      if (dead == nullptr) return;
-      self->worker_died(self->workers_[dead->index]);
-    }
-    self->maintain();
-  });
-}
-
-WorkerPool::Worker* WorkerPool::find_worker(std::uint64_t generation) {
-  for (const WorkerPtr& worker : workers_) {
-    if (worker && worker->generation == generation) return worker.get();
-  }
-  return nullptr;
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The background thread: death.
-
-void WorkerPool::worker_died(const WorkerPtr& worker) {
-  worker->dying = true;
-  // The pidfd tells that it is dead, its template how. Both are needed, in whatever order they come.
-  if (worker->status || !template_socket_) {
-    bury(worker);
-    return;
-  }
-  worker->status_timer = std::make_unique<asio::steady_timer>(background_, kStatusPatience);
-  worker->status_timer->async_wait(
-      in_background([generation = worker->generation](WorkerPool& self, Lock& lock, boost::system::error_code error) {
-        if (error) return;
-        Worker* const dead = self.find_worker(generation);
-        if (dead == nullptr) return;
-        self.bury(self.workers_[dead->index]);
-        lock.unlock();
-        self.maintain();
-        lock.lock();
-      }));
-}
-
-// What the worker had answered is delivered; what it had taken up has failed with it; what it had not taken up goes to
-// another. `mine` is a copy: the pool's own pointer is about to go.
-void WorkerPool::bury(const WorkerPtr& worker_reference) {
-  const WorkerPtr worker = worker_reference;
-  if (worker->buried) return;
-  const bool was_ready = worker->channel.state() == process::WorkerState::ready;
-  // One last look: what was committed before the death counts, rung or not.
-  collect_from(*worker);
-  worker->buried = true;
-  worker->dying = true;
-  const bool never_worked = !was_ready && !worker->told_to_stop;
-  if (never_worked) {
-    std::string reason = worker->channel.state() == process::WorkerState::failed ? worker->channel.report() : "";
-    if (reason.empty() && worker->status) reason = "a worker ended during its start: " + describe(*worker->status);
-    if (reason.empty()) reason = last_start_error_;
-    start_failed(reason);
-  } else if (!worker->told_to_stop && worker->killed == Killed::no) {
-    ++workers_crashed_;
-  }
-  if (was_ready) dispatcher_.start_succeeded();
-  for (std::uint32_t sequence = worker->collected; sequence != worker->reserved; ++sequence) {
-    Entry& entry = worker->entry(sequence);
-    --in_rings_;
-    if (entry.node == nullptr) continue;
-    TaskNode& node = *std::exchange(entry.node, nullptr);
-    const bool published = static_cast<std::int32_t>(sequence - worker->channel.published()) < 0;
-    judge(*worker, node, published && sequence == worker->collected && worker->channel.begun(sequence));
-  }
-  ::epoll_ctl(doorbells_.get(), EPOLL_CTL_DEL, worker->channel.doorbell().get(), nullptr);
-  worker->death.reset();
-  worker->status_timer.reset();
-  dispatcher_.worker_removed(worker->index);
-  workers_[worker->index].reset();
-  if (dispatcher_.queued() > 0 || ready_count_ > 0) schedule_drain();
-  all_gone_if_so();
-}
-
-// A task whose worker died without answering it.
-void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun) {
-  ErrorContext context = core_->context_of(node);
-  if (worker.pid > 0) context.worker_pid = worker.pid;
-  const std::uint64_t now = ExecutorCore::now();
-  if (begun) {
-    node.began_ns = std::clamp(worker.channel.begun_ns(), node.submitted_ns, now);
-    node.ended_ns = now;
-  }
-  if (worker.killed == Killed::shut_down) {
-    decide(node,
-           cancelled_error(node, begun ? TaskCancelledError::Stage::running : TaskCancelledError::Stage::queued,
-                           worker.reason),
-           Outcome::cancelled);
-    return;
-  }
-  if (!begun && node.place.restarts < kMostRestarts) {
-    ++node.place.restarts;
-    deadlines_.erase({node.place.deadline, &node});
-    if (const auto limit = node.options.queue_timeout()) {
-      arm_deadline(node, node.submitted_ns + static_cast<std::uint64_t>(limit->count()));
-    }
-    enqueue(node);
-    return;
-  }
-  if (begun && worker.killed == Killed::cancelled && worker.killed_task == node.id) {
-    decide(node, cancelled_error(node, TaskCancelledError::Stage::running, worker.reason), Outcome::cancelled);
-    return;
-  }
-  if (begun && worker.killed == Killed::timed_out && worker.killed_task == node.id) {
-    decide(node,
-           std::make_exception_ptr(
-               TaskTimeoutError(TaskTimeoutError::Which::run, *node.options.timeout(), std::move(context))),
-           Outcome::timed_out);
-    return;
-  }
-  if (worker.killed == Killed::protocol) {
-    decide(node, std::make_exception_ptr(ProtocolError(worker.reason, std::move(context))), Outcome::failed);
-    return;
-  }
-  WorkerCrashedError::Ending ending;
-  ending.started = begun ? Started::maybe : Started::never;
-  if (worker.status) {
-    ending.signal = worker.status->signal;
-    if (worker.status->signal == 0) ending.exit_code = worker.status->code;
-    ending.peak_memory = worker.status->peak_memory;
-  }
-  if (begun) ending.run_time = std::chrono::nanoseconds(node.ended_ns - node.began_ns);
-  std::string reason;
-  if (!template_socket_) reason = last_start_error_;
-  if (!begun) reason = fmt::format("{} workers in a row died before they began the task", kMostRestarts + 1);
-  decide(node, std::make_exception_ptr(WorkerCrashedError(ending, std::move(context), reason)), Outcome::failed);
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The background thread: time limits.
-
-void WorkerPool::arm_deadline(TaskNode& node, std::uint64_t deadline) {
-  deadlines_.erase({node.place.deadline, &node});
-  node.place.deadline = deadline;
-  const auto place = deadlines_.emplace(deadline, &node).first;
-  if (place != deadlines_.begin()) return;
-  asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.deadlines_passed(); }));
-}
-
-void WorkerPool::deadlines_passed() {
-  const std::uint64_t now = ExecutorCore::now();
-  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
-    TaskNode& node = *deadlines_.begin()->second;
-    deadlines_.erase(deadlines_.begin());
-    node.place.deadline = 0;
-    deadline_passed(node, now);
-  }
-  if (deadlines_.empty()) return;
-  deadline_timer_->expires_after(std::chrono::nanoseconds(deadlines_.begin()->first - now));
-  deadline_timer_->async_wait(in_background([](WorkerPool& self, Lock&, boost::system::error_code error) {
-    if (!error) self.deadlines_passed();
-  }));
-}
-
-void WorkerPool::deadline_passed(TaskNode& node, std::uint64_t now) {
-  const auto queue_limit = node.options.queue_timeout();
-  const auto expired_in_queue = [&] {
-    decide(node,
-           std::make_exception_ptr(
-               TaskTimeoutError(TaskTimeoutError::Which::queue, *queue_limit, core_->context_of(node))),
-           Outcome::timed_out);
-  };
-  const bool queue_over = queue_limit && now >= node.submitted_ns + static_cast<std::uint64_t>(queue_limit->count());
-  if (node.place.stage == TaskNode::Stage::queued) {
-    if (!queue_over) return;
-    dispatcher_.remove(node);
-    expired_in_queue();
-    return;
-  }
-  if (node.place.stage != TaskNode::Stage::in_ring) return;
-  Worker& worker = *workers_[node.place.worker];
-  if (!worker.channel.begun(node.place.sequence)) {
-    if (queue_over && take_back(worker, node.place.sequence)) {
-      expired_in_queue();
-      return;
-    }
-  }
-  if (!node.options.timeout()) return;
-  const auto limit = static_cast<std::uint64_t>(node.options.timeout()->count());
-  // The clock runs from the start of the run. Not begun: it cannot be over sooner than after the whole limit.
-  const std::uint64_t started = worker.channel.begun(node.place.sequence)
-                                    ? std::clamp(worker.channel.begun_ns(), node.place.placed_ns, now)
-                                    : now;
-  if (now >= started + limit) {
-    kill(worker, Killed::timed_out, node.id, "its timeout passed");
-  } else {
-    arm_deadline(node, started + limit);
-  }
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The end.
-
-void WorkerPool::dismiss(Handler handler) {
-  const Lock lock(core_->mutex);
-  dismiss_handlers_.push_back(std::move(handler));
-  dismissing_ = true;
-  if (core_->in_flight == 0) {
-    asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.stop_workers(); }));
-  }
-}
-
-void WorkerPool::dismiss_when_idle() {
-  const Lock lock(core_->mutex);
-  dismissing_ = true;
-  if (core_->in_flight == 0) {
-    asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.stop_workers(); }));
-  }
-}
-
-void WorkerPool::stop_workers() {
-  if (stopping_) {
-    all_gone_if_so();
-    return;
-  }
-  stopping_ = true;
-  dispatcher_.stop_starting();
-  for (const WorkerPtr& worker : workers_) {
-    if (!worker) continue;
-    worker->told_to_stop = true;
-    const std::uint32_t sequence = worker->channel.reserve();
-    worker->reserved = sequence + 1;
-    worker->entry(sequence) = Entry{};
-    worker->entry(sequence).filled = true;
-    ++in_rings_;
-    worker->channel.fill(sequence, process::RequestKind::stop, 0, process::kInline, false);
-    publish_filled(*worker);
-  }
-  stop_timer_->expires_after(kStopPatience);
-  stop_timer_->async_wait(in_background([](WorkerPool& self, Lock&, boost::system::error_code error) {
-    if (error) return;
-    for (const WorkerPtr& worker : self.workers_) {
-      if (worker) self.kill(*worker, Killed::shut_down, 0, "it did not leave when it was told to");
-    }
-    // Those that are not born yet go with the template.
-    if (self.template_wait_) self.template_gone();
-  }));
-  all_gone_if_so();
-}
-
-void WorkerPool::all_gone_if_so() {
-  if (!stopping_) return;
-  for (const WorkerPtr& worker : workers_) {
-    if (worker) return;
-  }
-  stop_timer_->cancel();
-  template_wait_.reset();
-  template_socket_.reset();
-  if (!core_->context_alive) return;
-  for (Handler& handler : dismiss_handlers_) {
-    asio::post(core_->io, asio::append(std::move(handler), std::exception_ptr(), true));
-  }
-  dismiss_handlers_.clear();
-}
-
-void WorkerPool::close() {
-  std::vector<TaskNode*> left;
-  std::vector<Handler> handlers;
-  {
-    const Lock lock(core_->mutex);
-    if (closed_) return;
-    const bool copy = process::is_forked_copy();
-    while (TaskNode* node = ready_.pop_front()) {
-      --ready_count_;
-      left.push_back(node);
-    }
-    const auto abandon = [&](TaskNode& node, TaskCancelledError::Stage stage) {
-      node.error = cancelled_error(node, stage, "the executor was destroyed");
-      node.outcome = Outcome::cancelled;
-      node.place.decided = true;
-      left.push_back(&node);
-    };
-    while (QueuedTask* task = dispatcher_.front()) {
-      auto& node = static_cast<TaskNode&>(*task);
-      dispatcher_.remove(node);
-      abandon(node, TaskCancelledError::Stage::queued);
-    }
-    for (WorkerPtr& worker : workers_) {
-      if (!worker) continue;
-      // A forked copy holds the descriptors, but the workers are its parent's.
-      if (!copy) process::kill_process(worker->pidfd);
-      worker->buried = true;
-      worker->death.reset();
-      worker->status_timer.reset();
-      for (std::uint32_t sequence = worker->collected; sequence != worker->reserved; ++sequence) {
-        if (TaskNode* node = std::exchange(worker->entry(sequence).node, nullptr)) {
-          abandon(*node, TaskCancelledError::Stage::running);
-        }
-      }
-      worker.reset();
-    }
-    closed_ = true;
-    handlers.swap(dismiss_handlers_);
-    deadlines_.clear();
-    doorbell_wait_.reset();
-    backlog_timer_.reset();
-    start_timer_.reset();
-    stop_timer_.reset();
-    deadline_timer_.reset();
-    template_wait_.reset();
-    template_socket_.reset();
-  }
-  for (TaskNode* node : left) {
-    if (!node->place.decided) {
-      node->error = cancelled_error(*node, TaskCancelledError::Stage::running, "the executor was destroyed");
-      node->outcome = Outcome::cancelled;
-    }
-    node->place.area.reset();
-    core_->settle(node, node->outcome, Delivery::initiating);
-  }
-}
-
-void WorkerPool::context_gone() {
-  const Lock lock(core_->mutex);
-  doorbell_wait_.reset();
-  backlog_timer_.reset();
-  dismiss_handlers_.clear();
-  for (const WorkerPtr& worker : workers_) {
-    if (worker && dispatcher_.load(worker->index) > 0) {
-      kill(*worker, Killed::shut_down, 0, "the event loop was destroyed");
-    }
-  }
-}
-
-void WorkerPool::add_metrics(Metrics& metrics) const {
-  metrics.mode = "process";
-  metrics.workers = 0;
-  std::size_t busy = ready_count_;  // answered, and about to be delivered
-  for (const WorkerPtr& worker : workers_) {
-    if (!worker || worker->dying) continue;
-    ++metrics.workers;
-    if (!worker->told_to_stop && dispatcher_.load(worker->index) > 0) ++busy;
-  }
-  metrics.running = std::min(busy, core_->open);
-  metrics.pending = core_->open - metrics.running;
-  metrics.workers_started = workers_started_;
-  metrics.workers_crashed = workers_crashed_;
-}
-
-std::vector<int> WorkerPool::worker_pids() const {
-  const Lock lock(core_->mutex);
-  std::vector<int> pids;
-  for (const WorkerPtr& worker : workers_) {
-    if (worker && worker->pid > 0 && !worker->dying) pids.push_back(worker->pid);
-  }
-  return pids;
-}
 
 }  // namespace bulkhead::detail

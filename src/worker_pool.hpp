@@ -60,7 +60,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void cancel_pending();
   /// Kills what runs, and cancels what does not; their tasks fail with TaskCancelledError.
   void kill_all(const std::string& reason);
-  /// Lets the workers go once no task is left; completes when all are gone.
+  /// Lets the workers go; completes when all are gone.
   void dismiss(asio::any_completion_handler<void(std::exception_ptr, bool)> handler);
   void dismiss_when_idle();
   /// Ends everything at once; nothing refers to the executor or to Asio afterwards.
@@ -93,6 +93,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
         : index(number), generation(generation_), channel(layout) {}
 
     const unsigned index;
+    std::uint64_t started_ns = 0;
     const std::uint64_t generation;  // unique among all workers that the executor ever has
     process::HostChannel channel;
     std::array<Entry, process::kSlots> ring;
@@ -118,6 +119,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   // The program's threads.
   void enqueue(TaskNode& node);
   void pump(Lock& lock);
+  void notice_ready_workers();
   bool place(TaskNode& node, const WorkerPtr& worker, Lock& lock);
   void publish(Worker& worker);
   void publish_filled(Worker& worker);
@@ -127,7 +129,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response);
   void consume(Worker& worker);
   void finish(TaskNode* node);
-  void decode_answer(TaskNode& node, int worker_pid);
+  void decode_answer(TaskNode& node);
   void schedule_drain();
   void wait_for_answers();
   void clear_doorbells();
@@ -143,6 +145,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void watch_template();
   void read_template();
   void template_gone();
+  void end_template();
   void maintain();
   void start_worker(unsigned index, Lock& lock);
   void start_failed(const std::string& reason);
@@ -191,13 +194,24 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   process::FileDescriptor template_socket_;
   std::unique_ptr<DescriptorWatch> template_wait_;
   process::FileDescriptor template_pidfd_;
-  bool template_ready_ = false;
   std::unique_ptr<asio::steady_timer> start_timer_;
   std::unique_ptr<asio::steady_timer> stop_timer_;
   std::unique_ptr<asio::steady_timer> deadline_timer_;
   std::set<std::pair<std::uint64_t, TaskNode*>> deadlines_;
   std::vector<Handler> dismiss_handlers_;
 };
+
+// A function for the background thread: it holds the pool weakly, gets the lock, and is skipped once the pool is
+// closed.
+template <class F>
+auto WorkerPool::in_background(F function) {
+  return [weak = weak_from_this(), function = std::move(function)](auto&&... arguments) {
+    const auto self = weak.lock();
+    if (!self) return;
+    Lock lock(self->core_->mutex);
+    if (!self->closed_) function(*self, lock, arguments...);
+  };
+}
 
 /// What workers and templates call; see process::WorkerHooks.
 extern const process::WorkerHooks kWorkerHooks;

@@ -17,7 +17,7 @@ class WorkerChannel;
 //
 //   host → fork server   create_template {socket, configuration}
 //   host → template      spawn {request area, response area, doorbell}
-//   template → host      template_ready {pidfd}, template_failed, spawned {pidfd}, spawn_failed, exited
+//   template → host      template_started {pidfd}, template_failed, spawned {pidfd}, spawn_failed, exited
 
 /// Changes with every change of the records: host and fork server are always one build.
 inline constexpr std::uint32_t kMagic = 0x42554c31;
@@ -25,7 +25,7 @@ inline constexpr std::uint32_t kMagic = 0x42554c31;
 enum class RecordType : std::uint32_t {
   create_template = 1,
   spawn = 2,
-  template_ready = 3,
+  template_started = 3,
   template_failed = 4,
   spawned = 5,
   spawn_failed = 6,

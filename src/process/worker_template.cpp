@@ -29,6 +29,7 @@ class Template {
 
   [[noreturn]] void run() {
     set_process_name(configuration_.name);
+    report_start();
     preload();
     for (;;) {
       wait();
@@ -58,6 +59,14 @@ class Template {
     return {mapping_.data() + sizeof(configuration_) + configuration_.preload_size, configuration_.initializer_size};
   }
 
+  // Before preload, so that the host can end a template that hangs in it.
+  void report_start() {
+    Record record;
+    record.type = RecordType::template_started;
+    const FileDescriptor self = open_pidfd(::getpid());
+    send(record, self.get());
+  }
+
   void preload() {
     const unsigned threads_before = thread_count();
     std::string reason;
@@ -68,10 +77,6 @@ class Template {
       fail("preload left " + std::to_string(threads - threads_before) +
            " threads running; workers forked beside threads would deadlock. Start threads in the initializer");
     }
-    Record record;
-    record.type = RecordType::template_ready;
-    const FileDescriptor self = open_pidfd(::getpid());
-    send(record, self.get());
   }
 
   [[noreturn]] void fail(const std::string& reason) {

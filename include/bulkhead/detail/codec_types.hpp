@@ -581,6 +581,7 @@ struct Bulk {
 // Out of line, since they are in every instantiation.
 [[noreturn]] BULKHEAD_EXPORT void refuse_flag(Decoder& decoder, const char* what, unsigned value);
 [[noreturn]] BULKHEAD_EXPORT void refuse_index(Decoder& decoder, std::uint64_t index, std::size_t count);
+[[noreturn]] BULKHEAD_EXPORT void refuse_bits(Decoder& decoder, std::uint64_t count);
 [[noreturn]] BULKHEAD_EXPORT void refuse_duplicates(Decoder& decoder, std::size_t count);
 
 inline bool take_flag(Decoder& decoder, const char* what) {
@@ -844,12 +845,10 @@ struct Standard<std::vector<bool, A>> : StandardBase<'V', 1, bool> {
   }
   static X take(Decoder& decoder) {
     const std::uint64_t count = decoder.read_size();
-    const std::uint64_t bytes = count / 8 + (count % 8 != 0 ? 1 : 0);
-    if (bytes > decoder.remaining()) {
-      decoder.read(nullptr, static_cast<std::size_t>(bytes));  // throws
+    if (count / 8 > decoder.remaining()) {
+      refuse_bits(decoder, count);
     }
-    X value(static_cast<std::size_t>(count));
-    decoder.claim(static_cast<std::size_t>(bytes), 1);
+    X value(static_cast<std::size_t>(count));  // at most a byte more than is left: no need to claim it
     Standard<std::bitset<0>>::take_bits(decoder, value, value.size());
     return value;
   }
@@ -892,28 +891,27 @@ struct StandardSequence : StandardBase<'V', 1, typename X::value_type> {
     } else {
       decoder.claim(1, EmptySize);
       X value;
-      if constexpr (requires { value.data(); }) {
+      if constexpr (requires { value.reserve(1); }) {
         const std::size_t count = take_length<T>(decoder, 0);
-        // A page: a false length is to fail before it costs anything.
+        // A page at first: a false length is to fail before it costs anything.
         value.reserve(std::min(count, 4096 / sizeof(T) + 1));
-        append(decoder, value, count);
+        while (value.size() != count) {
+          if (value.size() == value.capacity()) {
+            value.reserve(std::min(count, 2 * value.size()));
+          }
+          value.push_back(codec_detail::take<T>(decoder));
+        }
+      } else if constexpr (requires { value.before_begin(); }) {
+        auto last = value.before_begin();
+        for (std::size_t count = take_length<T>(decoder, node_overhead); count != 0; --count) {
+          last = value.insert_after(last, codec_detail::take<T>(decoder));
+        }
       } else {
-        append(decoder, value, take_length<T>(decoder, node_overhead));
+        for (std::size_t count = take_length<T>(decoder, node_overhead); count != 0; --count) {
+          value.push_back(codec_detail::take<T>(decoder));
+        }
       }
       return value;
-    }
-  }
-
- private:
-  static void append(Decoder& decoder, X& value, std::size_t count) {
-    if constexpr (requires { value.emplace_back(codec_detail::take<T>(decoder)); }) {
-      for (; count != 0; --count) {
-        value.emplace_back(codec_detail::take<T>(decoder));
-      }
-    } else {
-      for (auto last = value.before_begin(); count != 0; --count) {
-        last = value.emplace_after(last, codec_detail::take<T>(decoder));
-      }
     }
   }
 };

@@ -90,6 +90,7 @@ class TaskNode : public OpenLink, public QueuedTask {
     // Whether `error` and `outcome` hold; else the answer has still to be decoded.
     bool decided = false;
     unsigned worker = 0;
+    int worker_pid = -1;
     std::uint32_t sequence = 0;
     unsigned restarts = 0;
     std::uint64_t placed_ns = 0;

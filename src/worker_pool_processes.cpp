@@ -1,0 +1,589 @@
+// SPDX-License-Identifier: BSL-1.0
+#include "worker_pool.hpp"
+
+#include <boost/asio/append.hpp>
+#include <boost/asio/post.hpp>
+
+#include <fmt/format.h>
+
+#include <sys/epoll.h>
+#include <algorithm>
+#include <array>
+#include <csignal>
+#include <exception>
+#include <utility>
+
+// The background thread's side of the pool: the birth and death of workers, time limits, and the end.
+
+namespace bulkhead::detail {
+namespace {
+
+// How long a dead worker's exit status may take to arrive from its template. It is one system call away; a second
+// means that the template is stopped or gone.
+constexpr auto kStatusPatience = std::chrono::seconds(1);
+
+// How long a worker may take to leave when it is told to and has nothing to do: it only flushes standard output.
+constexpr auto kStopPatience = std::chrono::seconds(1);
+
+// How often a start that follows failed ones is looked at; the dispatcher's shortest pause.
+constexpr std::chrono::nanoseconds kStartInterval = std::chrono::milliseconds(10);
+
+// A worker that has lived so long counts as started for good, task or not.
+constexpr std::uint64_t kProbation = 1'000'000'000;
+
+// How often a task that never began is given to another worker. Each time a worker died with the task in its ring;
+// after three the deaths are no coincidence any more.
+constexpr unsigned kMostRestarts = 3;
+
+// Room beside the largest message for its own encoding and for small messages of other tasks.
+constexpr std::size_t kHeapMargin = std::size_t{1} << 20;
+
+std::string describe(const process::ExitStatus& status) {
+  if (status.signal == 0) return fmt::format("it left with exit code {}", status.code);
+  const char* name = ::sigabbrev_np(status.signal);
+  return name != nullptr ? fmt::format("it was killed by SIG{}", name)
+                         : fmt::format("it was killed by signal {}", status.signal);
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The background thread: birth.
+
+void WorkerPool::start_template(Lock&) {
+  process::TemplateConfiguration configuration;
+  configuration.hooks = &kWorkerHooks;
+  configuration.layout.heap_size = settings_.max_message_size + kHeapMargin;
+  core_->name.copy(configuration.name, sizeof(configuration.name) - 1);
+  template_socket_ =
+      process::ForkServer::start().create_template(configuration, settings_.preload, settings_.initializer);
+  template_wait_ = std::make_unique<DescriptorWatch>(background_, template_socket_.get());
+  watch_template();
+}
+
+void WorkerPool::watch_template() {
+  template_wait_->async_wait(
+      [weak = weak_from_this(), watched = template_wait_.get()](boost::system::error_code error) {
+        const auto self = weak.lock();
+        if (!self || error) return;
+        Lock lock(self->core_->mutex);
+        if (self->closed_ || self->template_wait_.get() != watched) return;
+        self->read_template();
+        if (self->template_wait_) self->watch_template();
+        lock.unlock();
+        self->maintain();
+      });
+}
+
+void WorkerPool::read_template() {
+  for (;;) {
+    process::Record record;
+    process::Received received;
+    try {
+      received = process::receive_record(template_socket_, process::writable_bytes_of(record));
+    } catch (const std::system_error& error) {
+      last_start_error_ = error.what();
+      template_gone();
+      return;
+    }
+    if (received.would_block) return;
+    if (received.size != sizeof(record) || record.magic != process::kMagic) {
+      template_gone();
+      return;
+    }
+    Worker* const worker = find_worker(record.worker);
+    switch (record.type) {
+      case process::RecordType::template_started:
+        template_pidfd_ = std::move(received.fds[0]);
+        break;
+      case process::RecordType::template_failed:
+        last_start_error_ = record.get_text();
+        break;
+      case process::RecordType::spawned:
+        if (worker != nullptr) worker_spawned(*worker, std::move(received.fds[0]));
+        break;
+      case process::RecordType::spawn_failed:
+        last_start_error_ = record.get_text();
+        if (worker != nullptr) bury(workers_[worker->index]);
+        break;
+      case process::RecordType::exited:
+        if (worker != nullptr) {
+          worker->status = process::ExitStatus{record.signal, record.exit_code, record.peak_memory};
+          if (worker->dying) bury(workers_[worker->index]);
+        }
+        break;
+      default:
+        template_gone();
+        return;
+    }
+  }
+}
+
+// It leaves when its socket is closed, unless it hangs in preload. Its workers die with it.
+void WorkerPool::end_template() {
+  template_wait_.reset();
+  template_socket_.reset();
+  process::kill_process(template_pidfd_);
+  template_pidfd_.reset();
+}
+
+// Its workers die with it: those that we know of say so through their pidfd, the others never came to be.
+void WorkerPool::template_gone() {
+  end_template();
+  if (last_start_error_.empty()) {
+    last_start_error_ = process::ForkServer::start().gone() ? "the fork server has ended" : "the template has ended";
+  }
+  for (unsigned i = 0; i < workers_.size(); ++i) {
+    const WorkerPtr worker = workers_[i];
+    if (!worker) continue;
+    if (!worker->pidfd || worker->dying) {
+      bury(worker);
+    } else {
+      process::kill_process(worker->pidfd);
+    }
+  }
+}
+
+// Starts what is missing, or sets a timer for when it may be.
+void WorkerPool::maintain() {
+  Lock lock(core_->mutex);
+  if (closed_ || process::is_forked_copy()) return;
+  while (!closed_ && !stopping_) {
+    notice_ready_workers();
+    const auto now = std::chrono::nanoseconds(static_cast<std::int64_t>(ExecutorCore::now()));
+    const auto index = dispatcher_.worker_to_start(now);
+    if (!index) {
+      if (const auto next = dispatcher_.next_start()) {
+        // Past: a worker is still starting, and nothing tells when it is ready but another look.
+        start_timer_->expires_after(std::max(*next - now, kStartInterval));
+        start_timer_->async_wait([weak = weak_from_this()](boost::system::error_code error) {
+          if (error) return;
+          if (const auto self = weak.lock()) self->maintain();
+        });
+      }
+      break;
+    }
+    start_worker(*index, lock);
+  }
+  fail_queue_if_hopeless();
+}
+
+void WorkerPool::start_worker(unsigned index, Lock& lock) {
+  WorkerPtr worker;
+  std::string failure;
+  try {
+    if (!template_socket_) {
+      if (process::ForkServer::start().gone()) {
+        throw std::runtime_error("the fork server has ended; start the program anew");
+      }
+      start_template(lock);
+    }
+    const process::ArenaLayout layout{settings_.max_message_size + kHeapMargin};
+    const std::uint64_t generation = ++last_generation_;
+    // A dozen system calls that nobody need wait for.
+    lock.unlock();
+    worker = std::make_shared<Worker>(index, generation, layout);
+    worker->started_ns = ExecutorCore::now();
+    worker->channel.set_spin_limit(index < settings_.spinning_workers ? settings_.spin_pauses : 0);
+    lock.lock();
+    if (closed_ || !template_socket_) return;
+    epoll_event event{};
+    event.events = EPOLLIN | EPOLLET;
+    if (::epoll_ctl(doorbells_.get(), EPOLL_CTL_ADD, worker->channel.doorbell().get(), &event) != 0) {
+      process::throw_errno("cannot watch a doorbell");
+    }
+    process::Record record;
+    record.type = process::RecordType::spawn;
+    record.worker = generation;
+    const std::array<int, process::kMostDescriptors> fds{
+        worker->channel.request_fd().get(), worker->channel.response_fd().get(), worker->channel.doorbell().get()};
+    if (!process::send_record(template_socket_, process::bytes_of(record), fds)) {
+      throw std::runtime_error("the template does not take requests: preload still runs, or it is stopped");
+    }
+    worker->channel.close_areas();
+  } catch (const std::exception& error) {
+    failure = error.what();
+    if (!lock.owns_lock()) lock.lock();
+  }
+  if (!failure.empty()) {
+    start_failed(failure);
+    return;
+  }
+  workers_[index] = worker;
+  dispatcher_.worker_added(index);
+  ++workers_started_;
+  if (dispatcher_.queued() > 0) schedule_drain();
+}
+
+void WorkerPool::start_failed(const std::string& reason) {
+  last_start_error_ = reason;
+  dispatcher_.start_failed(std::chrono::nanoseconds(static_cast<std::int64_t>(ExecutorCore::now())));
+}
+
+void WorkerPool::fail_queue_if_hopeless() {
+  if (!dispatcher_.gives_up()) return;
+  while (QueuedTask* task = dispatcher_.front()) {
+    auto& node = static_cast<TaskNode&>(*task);
+    dispatcher_.remove(node);
+    decide(node,
+           std::make_exception_ptr(
+               WorkerStartError(last_start_error_, dispatcher_.failures_in_a_row(), core_->context_of(node))),
+           Outcome::failed);
+  }
+}
+
+void WorkerPool::worker_spawned(Worker& worker, process::FileDescriptor pidfd) {
+  worker.pidfd = std::move(pidfd);
+  worker.pid = process::pid_of(worker.pidfd);
+  if (worker.killed != Killed::no || stopping_) process::kill_process(worker.pidfd);
+  worker.death = std::make_unique<DescriptorWatch>(background_, worker.pidfd.get());
+  worker.death->async_wait([weak = weak_from_this(), generation = worker.generation](boost::system::error_code error) {
+    const auto self = weak.lock();
+    if (!self || error) return;
+    {
+      const Lock lock(self->core_->mutex);
+      Worker* const dead = self->closed_ ? nullptr : self->find_worker(generation);
+      if (dead == nullptr) return;
+      self->worker_died(self->workers_[dead->index]);
+    }
+    self->maintain();
+  });
+}
+
+WorkerPool::Worker* WorkerPool::find_worker(std::uint64_t generation) {
+  for (const WorkerPtr& worker : workers_) {
+    if (worker && worker->generation == generation) return worker.get();
+  }
+  return nullptr;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The background thread: death.
+
+void WorkerPool::worker_died(const WorkerPtr& worker) {
+  worker->dying = true;
+  // The pidfd tells that it is dead, its template how. Both are needed, in whatever order they come.
+  if (worker->status || !template_socket_) {
+    bury(worker);
+    return;
+  }
+  worker->status_timer = std::make_unique<asio::steady_timer>(background_, kStatusPatience);
+  worker->status_timer->async_wait(
+      in_background([generation = worker->generation](WorkerPool& self, Lock& lock, boost::system::error_code error) {
+        if (error) return;
+        Worker* const dead = self.find_worker(generation);
+        if (dead == nullptr) return;
+        self.bury(self.workers_[dead->index]);
+        lock.unlock();
+        self.maintain();
+        lock.lock();
+      }));
+}
+
+// What the worker had answered is delivered; what it had taken up has failed with it; what it had not taken up goes to
+// another.
+void WorkerPool::bury(const WorkerPtr& worker_reference) {
+  const WorkerPtr worker = worker_reference;  // the pool's own pointer is about to go
+  if (worker->buried) return;
+  const bool was_ready = worker->channel.state() == process::WorkerState::ready;
+  // One last look: what was committed before the death counts, rung or not.
+  collect_from(*worker);
+  worker->buried = true;
+  worker->dying = true;
+  // One that dies young without having taken up a task would be replaced by one that does the same.
+  const bool died_young = worker->reserved == 0 && ExecutorCore::now() - worker->started_ns < kProbation;
+  const bool never_worked = (!was_ready || died_young) && !worker->told_to_stop;
+  if (never_worked) {
+    std::string reason = worker->channel.state() == process::WorkerState::failed ? worker->channel.report() : "";
+    if (reason.empty() && worker->status) reason = "a worker ended during its start: " + describe(*worker->status);
+    if (reason.empty()) reason = last_start_error_;
+    start_failed(reason);
+  } else if (was_ready) {
+    dispatcher_.start_succeeded();
+  }
+  if (was_ready && !worker->told_to_stop && worker->killed == Killed::no) ++workers_crashed_;
+  for (std::uint32_t sequence = worker->collected; sequence != worker->reserved; ++sequence) {
+    Entry& entry = worker->entry(sequence);
+    --in_rings_;
+    if (entry.node == nullptr) continue;
+    TaskNode& node = *std::exchange(entry.node, nullptr);
+    const bool published = static_cast<std::int32_t>(sequence - worker->channel.published()) < 0;
+    judge(*worker, node, published && sequence == worker->collected && worker->channel.begun(sequence));
+  }
+  ::epoll_ctl(doorbells_.get(), EPOLL_CTL_DEL, worker->channel.doorbell().get(), nullptr);
+  worker->death.reset();
+  worker->status_timer.reset();
+  dispatcher_.worker_removed(worker->index);
+  workers_[worker->index].reset();
+  if (dispatcher_.queued() > 0 || ready_count_ > 0) schedule_drain();
+  all_gone_if_so();
+}
+
+// A task whose worker died without answering it.
+void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun) {
+  ErrorContext context = core_->context_of(node);
+  if (worker.pid > 0) context.worker_pid = worker.pid;
+  const std::uint64_t now = ExecutorCore::now();
+  if (begun) {
+    node.began_ns = std::clamp(worker.channel.begun_ns(), node.submitted_ns, now);
+    node.ended_ns = now;
+  }
+  if (worker.killed == Killed::shut_down || stopping_) {
+    decide(node,
+           cancelled_error(node, begun ? TaskCancelledError::Stage::running : TaskCancelledError::Stage::queued,
+                           worker.reason),
+           Outcome::cancelled);
+    return;
+  }
+  if (!begun && node.place.restarts < kMostRestarts) {
+    ++node.place.restarts;
+    deadlines_.erase({node.place.deadline, &node});
+    if (const auto limit = node.options.queue_timeout()) {
+      arm_deadline(node, node.submitted_ns + static_cast<std::uint64_t>(limit->count()));
+    }
+    enqueue(node);
+    return;
+  }
+  if (begun && worker.killed == Killed::cancelled && worker.killed_task == node.id) {
+    decide(node, cancelled_error(node, TaskCancelledError::Stage::running, worker.reason), Outcome::cancelled);
+    return;
+  }
+  if (begun && worker.killed == Killed::timed_out && worker.killed_task == node.id) {
+    decide(node,
+           std::make_exception_ptr(
+               TaskTimeoutError(TaskTimeoutError::Which::run, *node.options.timeout(), std::move(context))),
+           Outcome::timed_out);
+    return;
+  }
+  if (worker.killed == Killed::protocol) {
+    decide(node, std::make_exception_ptr(ProtocolError(worker.reason, std::move(context))), Outcome::failed);
+    return;
+  }
+  WorkerCrashedError::Ending ending;
+  ending.started = begun ? Started::maybe : Started::never;
+  if (worker.status) {
+    ending.signal = worker.status->signal;
+    if (worker.status->signal == 0) ending.exit_code = worker.status->code;
+    ending.peak_memory = worker.status->peak_memory;
+  }
+  if (begun) ending.run_time = std::chrono::nanoseconds(node.ended_ns - node.began_ns);
+  std::string reason;
+  if (!template_socket_) reason = last_start_error_;
+  if (!begun) reason = fmt::format("{} workers in a row died before they began the task", kMostRestarts + 1);
+  decide(node, std::make_exception_ptr(WorkerCrashedError(ending, std::move(context), reason)), Outcome::failed);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The background thread: time limits.
+
+void WorkerPool::arm_deadline(TaskNode& node, std::uint64_t deadline) {
+  deadlines_.erase({node.place.deadline, &node});
+  node.place.deadline = deadline;
+  const auto place = deadlines_.emplace(deadline, &node).first;
+  if (place != deadlines_.begin()) return;
+  asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.deadlines_passed(); }));
+}
+
+void WorkerPool::deadlines_passed() {
+  const std::uint64_t now = ExecutorCore::now();
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    TaskNode& node = *deadlines_.begin()->second;
+    deadlines_.erase(deadlines_.begin());
+    node.place.deadline = 0;
+    deadline_passed(node, now);
+  }
+  if (deadlines_.empty()) return;
+  deadline_timer_->expires_after(std::chrono::nanoseconds(deadlines_.begin()->first - now));
+  deadline_timer_->async_wait(in_background([](WorkerPool& self, Lock&, boost::system::error_code error) {
+    if (!error) self.deadlines_passed();
+  }));
+}
+
+void WorkerPool::deadline_passed(TaskNode& node, std::uint64_t now) {
+  const auto queue_limit = node.options.queue_timeout();
+  const auto expired_in_queue = [&] {
+    decide(node,
+           std::make_exception_ptr(
+               TaskTimeoutError(TaskTimeoutError::Which::queue, *queue_limit, core_->context_of(node))),
+           Outcome::timed_out);
+  };
+  const bool queue_over = queue_limit && now >= node.submitted_ns + static_cast<std::uint64_t>(queue_limit->count());
+  if (node.place.stage == TaskNode::Stage::queued) {
+    if (!queue_over) return;
+    dispatcher_.remove(node);
+    expired_in_queue();
+    return;
+  }
+  if (node.place.stage != TaskNode::Stage::in_ring) return;
+  Worker& worker = *workers_[node.place.worker];
+  if (!worker.channel.begun(node.place.sequence)) {
+    if (queue_over && take_back(worker, node.place.sequence)) {
+      expired_in_queue();
+      return;
+    }
+  }
+  if (!node.options.timeout()) return;
+  const auto limit = static_cast<std::uint64_t>(node.options.timeout()->count());
+  // The clock runs from the start of the run. Not begun: it cannot be over sooner than after the whole limit.
+  const std::uint64_t started = worker.channel.begun(node.place.sequence)
+                                    ? std::clamp(worker.channel.begun_ns(), node.place.placed_ns, now)
+                                    : now;
+  if (now >= started + limit) {
+    kill(worker, Killed::timed_out, node.id, "its timeout passed");
+  } else {
+    arm_deadline(node, started + limit);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The end.
+
+void WorkerPool::dismiss(Handler handler) {
+  const Lock lock(core_->mutex);
+  dismiss_handlers_.push_back(std::move(handler));
+  asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.stop_workers(); }));
+}
+
+void WorkerPool::dismiss_when_idle() {
+  const Lock lock(core_->mutex);
+  dismissing_ = true;
+  if (core_->in_flight == 0) {
+    asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.stop_workers(); }));
+  }
+}
+
+void WorkerPool::stop_workers() {
+  if (stopping_) {
+    all_gone_if_so();
+    return;
+  }
+  stopping_ = true;
+  dispatcher_.stop_starting();
+  for (const WorkerPtr& worker : workers_) {
+    if (!worker) continue;
+    worker->told_to_stop = true;
+    const std::uint32_t sequence = worker->channel.reserve();
+    worker->reserved = sequence + 1;
+    worker->entry(sequence) = Entry{};
+    worker->entry(sequence).filled = true;
+    ++in_rings_;
+    worker->channel.fill(sequence, process::RequestKind::stop, 0, process::kInline, false);
+    publish_filled(*worker);
+  }
+  stop_timer_->expires_after(kStopPatience);
+  stop_timer_->async_wait(in_background([](WorkerPool& self, Lock&, boost::system::error_code error) {
+    if (error) return;
+    for (const WorkerPtr& worker : self.workers_) {
+      if (worker) self.kill(*worker, Killed::shut_down, 0, "it did not leave when it was told to");
+    }
+    // Those that are not born yet go with the template.
+    if (self.template_wait_) self.template_gone();
+  }));
+  all_gone_if_so();
+}
+
+void WorkerPool::all_gone_if_so() {
+  if (!stopping_) return;
+  for (const WorkerPtr& worker : workers_) {
+    if (worker) return;
+  }
+  stop_timer_->cancel();
+  end_template();
+  if (!core_->context_alive) return;
+  for (Handler& handler : dismiss_handlers_) {
+    asio::post(core_->io, asio::append(std::move(handler), std::exception_ptr(), true));
+  }
+  dismiss_handlers_.clear();
+}
+
+void WorkerPool::close() {
+  std::vector<TaskNode*> left;
+  std::vector<Handler> handlers;
+  {
+    const Lock lock(core_->mutex);
+    if (closed_) return;
+    while (TaskNode* node = ready_.pop_front()) {
+      --ready_count_;
+      left.push_back(node);
+    }
+    const auto abandon = [&](TaskNode& node, TaskCancelledError::Stage stage) {
+      node.error = cancelled_error(node, stage, "the executor was destroyed");
+      node.outcome = Outcome::cancelled;
+      node.place.decided = true;
+      left.push_back(&node);
+    };
+    while (QueuedTask* task = dispatcher_.front()) {
+      auto& node = static_cast<TaskNode&>(*task);
+      dispatcher_.remove(node);
+      abandon(node, TaskCancelledError::Stage::queued);
+    }
+    for (WorkerPtr& worker : workers_) {
+      if (!worker) continue;
+      process::kill_process(worker->pidfd);
+      worker->buried = true;
+      worker->death.reset();
+      worker->status_timer.reset();
+      for (std::uint32_t sequence = worker->collected; sequence != worker->reserved; ++sequence) {
+        if (TaskNode* node = std::exchange(worker->entry(sequence).node, nullptr)) {
+          abandon(*node, TaskCancelledError::Stage::running);
+        }
+      }
+      worker.reset();
+    }
+    closed_ = true;
+    handlers.swap(dismiss_handlers_);
+    deadlines_.clear();
+    doorbell_wait_.reset();
+    backlog_timer_.reset();
+    start_timer_.reset();
+    stop_timer_.reset();
+    deadline_timer_.reset();
+    end_template();
+  }
+  for (TaskNode* node : left) {
+    if (!node->place.decided) {
+      node->error = cancelled_error(*node, TaskCancelledError::Stage::running, "the executor was destroyed");
+      node->outcome = Outcome::cancelled;
+    }
+    node->place.area.reset();
+    core_->settle(node, node->outcome, Delivery::initiating);
+  }
+}
+
+void WorkerPool::context_gone() {
+  const Lock lock(core_->mutex);
+  doorbell_wait_.reset();
+  backlog_timer_.reset();
+  dismiss_handlers_.clear();
+  for (const WorkerPtr& worker : workers_) {
+    if (worker && dispatcher_.load(worker->index) > 0) {
+      kill(*worker, Killed::shut_down, 0, "the event loop was destroyed");
+    }
+  }
+}
+
+void WorkerPool::add_metrics(Metrics& metrics) const {
+  metrics.mode = "process";
+  metrics.workers = 0;
+  std::size_t busy = ready_count_;  // answered, and about to be delivered
+  for (const WorkerPtr& worker : workers_) {
+    if (!worker || worker->dying) continue;
+    ++metrics.workers;
+    if (!worker->told_to_stop && dispatcher_.load(worker->index) > 0) ++busy;
+  }
+  metrics.running = std::min(busy, core_->open);
+  metrics.pending = core_->open - metrics.running;
+  metrics.workers_started = workers_started_;
+  metrics.workers_crashed = workers_crashed_;
+}
+
+std::vector<int> WorkerPool::worker_pids() const {
+  const Lock lock(core_->mutex);
+  std::vector<int> pids;
+  for (const WorkerPtr& worker : workers_) {
+    if (worker && worker->pid > 0 && !worker->dying) pids.push_back(worker->pid);
+  }
+  return pids;
+}
+
+}  // namespace bulkhead::detail

@@ -172,7 +172,7 @@ void ExecutorCore::submit(TaskNode* node) {
 
 void ExecutorCore::start_one(TaskNode* node) {
   // Whoever starts a task is inside an initiating function, or has just settled another task.
-  const Initiation initiation;
+  Initiation initiation;
   BaseExecutor* executor;
   {
     const Lock lock(mutex);
@@ -183,13 +183,18 @@ void ExecutorCore::start_one(TaskNode* node) {
          Delivery::initiating);
     return;
   }
+  initiation.starting = node;
+  std::exception_ptr thrown;
   try {
     executor->execute(Task(node));
-  } catch (const std::exception&) {
-    // The task went down with the stack and has failed as abandoned: the executor's own error has nobody else to go
-    // to, and the submitter already has an answer.
-    return;
+  } catch (...) {
+    // If the executor had given the task away before it threw, the task has its outcome from there, and its submitter
+    // needs no second one.
+    thrown = std::current_exception();
   }
+  if (!initiation.dropped) return;
+  if (!thrown) thrown = std::make_exception_ptr(TaskAbandonedError(context_of(*node)));
+  fail(node, std::move(thrown), Outcome::failed, Delivery::initiating);
 }
 
 void ExecutorCore::start(const Admitted& admitted) {

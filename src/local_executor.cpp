@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <stdexcept>
 
 namespace bulkhead {
@@ -52,6 +53,19 @@ CommonOptions common(const LocalExecutorOptions& options) {
   return {.name = options.name, .max_pending = options.max_pending, .overload = options.overload};
 }
 
+// Workers of all pools of the process that may spin. One CPU is the host's, and nobody gets more than there are.
+std::atomic<unsigned> spinning_workers{0};
+
+unsigned take_spinning_workers(unsigned wanted) {
+  const unsigned spare = process::usable_cpus() - 1;
+  unsigned taken = spinning_workers.load();
+  unsigned granted;
+  do {
+    granted = taken < spare ? std::min(wanted, spare - taken) : 0;
+  } while (!spinning_workers.compare_exchange_weak(taken, taken + granted));
+  return granted;
+}
+
 detail::WorkerPool::Settings pool_settings(const LocalExecutorOptions& options) {
   detail::WorkerPool::Settings settings;
   settings.max_workers = options.max_workers;
@@ -60,8 +74,7 @@ detail::WorkerPool::Settings pool_settings(const LocalExecutorOptions& options) 
   settings.initializer = options.initializer.encoded();
   switch (options.spin) {
     case SpinPolicy::automatic:
-      // One CPU is the host's.
-      settings.spinning_workers = process::usable_cpus() - 1;
+      settings.spinning_workers = take_spinning_workers(options.max_workers);
       settings.spin_pauses = kSpinPauses;
       break;
     case SpinPolicy::never:
@@ -117,6 +130,8 @@ struct LocalExecutor::Engine {
   std::shared_ptr<detail::Background> background;  // outlives the pool's timers
   std::shared_ptr<detail::WorkerPool> pool;        // null in bypass mode
   std::shared_ptr<detail::Bypass> bypass;          // null otherwise
+  unsigned spinning = 0;                           // of the process's spinning workers, ours
+  ~Engine() { spinning_workers -= spinning; }
 };
 
 LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOptions options)
@@ -136,7 +151,9 @@ LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOpt
     // Before the background thread: the fork server must be forked while there is one thread.
     process::ForkServer::start();
     engine_->background = detail::Background::get();
-    engine_->pool = std::make_shared<detail::WorkerPool>(core(), pool_settings(options_), *engine_->background);
+    auto settings = pool_settings(options_);
+    if (options_.spin == SpinPolicy::automatic) engine_->spinning = settings.spinning_workers;
+    engine_->pool = std::make_shared<detail::WorkerPool>(core(), std::move(settings), *engine_->background);
     {
       const std::lock_guard lock(core()->mutex);
       core()->on_context_gone = [weak = std::weak_ptr(engine_->pool)] {

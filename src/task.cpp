@@ -20,7 +20,12 @@ Task& Task::operator=(Task&& other) noexcept {
 }
 
 Task::~Task() {
-  if (node_ != nullptr) fail(std::make_exception_ptr(TaskAbandonedError(node_->core->context_of(*node_))));
+  if (node_ == nullptr) return;
+  if (Initiation* const initiation = Initiation::current(); initiation != nullptr && initiation->starting == node_) {
+    initiation->dropped = true;  // `execute` may be on its way out with an exception that says why
+    return;
+  }
+  fail(std::make_exception_ptr(TaskAbandonedError(node_->core->context_of(*node_))));
 }
 
 void Task::run() {

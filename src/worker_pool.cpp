@@ -73,15 +73,13 @@ void WorkerPool::open() {
 
 void WorkerPool::execute(TaskNode* node) {
   Lock lock(core_->mutex);
-  if (closed_ || process::is_forked_copy()) {
-    decide(*node,
-           std::make_exception_ptr(ExecutorNotRunningError(
-               core_->context_of(*node), "the executor belongs to the process that made it, and this is a fork of it")),
-           Outcome::failed);
-    TaskNode* const refused = ready_.pop_front();
-    --ready_count_;
+  if (closed_ || process::is_forked_copy() || forsaken_) {
+    auto refusal = forsaken_ ? std::make_exception_ptr(WorkerStartError(last_start_error_, 1, core_->context_of(*node)))
+                             : std::make_exception_ptr(ExecutorNotRunningError(
+                                   core_->context_of(*node),
+                                   "the executor belongs to the process that made it, and this is a fork of it"));
     lock.unlock();
-    core_->settle(refused, Outcome::failed, Delivery::initiating);
+    core_->fail(node, std::move(refusal), Outcome::failed, Delivery::initiating);
     return;
   }
   if (const auto limit = node->options.queue_timeout()) {

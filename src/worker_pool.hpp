@@ -182,6 +182,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   bool watching_backlog_ = false;
   unsigned fruitless_rounds_ = 0;
   bool closed_ = false;
+  bool forsaken_ = false;  // the fork server is gone: no worker ever again
   bool stopping_ = false;
   bool dismissing_ = false;
   std::uint64_t last_generation_ = 0;

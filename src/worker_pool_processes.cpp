@@ -130,8 +130,12 @@ void WorkerPool::end_template() {
 // Its workers die with it: those that we know of say so through their pidfd, the others never came to be.
 void WorkerPool::template_gone() {
   end_template();
-  if (last_start_error_.empty()) {
-    last_start_error_ = process::ForkServer::start().gone() ? "the fork server has ended" : "the template has ended";
+  if (process::ForkServer::start().gone()) {
+    // The program has threads by now and cannot fork another.
+    forsaken_ = true;
+    last_start_error_ = "the fork server has ended; the program must be started anew";
+  } else if (last_start_error_.empty()) {
+    last_start_error_ = "the template has ended";
   }
   for (unsigned i = 0; i < workers_.size(); ++i) {
     const WorkerPtr worker = workers_[i];
@@ -148,7 +152,7 @@ void WorkerPool::template_gone() {
 void WorkerPool::maintain() {
   Lock lock(core_->mutex);
   if (closed_ || process::is_forked_copy()) return;
-  while (!closed_ && !stopping_) {
+  while (!closed_ && !stopping_ && !forsaken_) {
     notice_ready_workers();
     const auto now = std::chrono::nanoseconds(static_cast<std::int64_t>(ExecutorCore::now()));
     const auto index = dispatcher_.worker_to_start(now);
@@ -173,9 +177,6 @@ void WorkerPool::start_worker(unsigned index, Lock& lock) {
   std::string failure;
   try {
     if (!template_socket_) {
-      if (process::ForkServer::start().gone()) {
-        throw std::runtime_error("the fork server has ended; start the program anew");
-      }
       start_template(lock);
     }
     const process::ArenaLayout layout{settings_.max_message_size + kHeapMargin};
@@ -221,7 +222,7 @@ void WorkerPool::start_failed(const std::string& reason) {
 }
 
 void WorkerPool::fail_queue_if_hopeless() {
-  if (!dispatcher_.gives_up()) return;
+  if (!dispatcher_.gives_up() && !forsaken_) return;
   while (QueuedTask* task = dispatcher_.front()) {
     auto& node = static_cast<TaskNode&>(*task);
     dispatcher_.remove(node);

@@ -172,8 +172,8 @@ class BULKHEAD_EXPORT BaseExecutor {
   BaseExecutor(asio::any_io_executor io_executor, CommonOptions options);
 
   /// The one hook that an executor must implement: runs the task, now or later, here or elsewhere. Called by the
-  /// thread that submits, or by one that has just finished another task; must not block. What it throws fails the
-  /// task.
+  /// thread that submits, or by one that has just finished another task; must not block. If it throws, and has
+  /// not given the task away, the task fails with what it threw.
   virtual void execute(Task task) = 0;
 
   /// Ends what the executor holds. The default waits for the tasks, as the options say. May run several times at once.

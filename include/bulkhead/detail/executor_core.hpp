@@ -139,6 +139,10 @@ class BULKHEAD_EXPORT Initiation {
   Initiation(const Initiation&) = delete;
   Initiation& operator=(const Initiation&) = delete;
 
+  // The task that is being handed to its executor, and whether it was dropped there.
+  TaskNode* starting = nullptr;
+  bool dropped = false;
+
   static Initiation*& current() noexcept;
   static Delivery delivery() noexcept { return current() ? Delivery::initiating : Delivery::elsewhere; }
 

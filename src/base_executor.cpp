@@ -119,7 +119,7 @@ std::uint64_t ExecutorCore::make_cancellable(TaskNode& node) {
   return node.id;
 }
 
-bool ExecutorCore::admit(TaskNode& node, const Lock&) {
+bool ExecutorCore::admit(TaskNode& node) {
   if (in_flight >= max_pending || !waiting.empty()) return false;
   node.admitted = true;
   ++in_flight;
@@ -132,53 +132,32 @@ bool ExecutorCore::admit(TaskNode& node, const Lock&) {
 void ExecutorCore::submit(TaskNode* node) {
   const Initiation initiation;
   node->submitted_ns = now();
-  enum class Decision { start, wait, refuse_full, refuse_stopped } decision;
-  {
-    const Lock lock(mutex);
-    if (node->id == 0) node->id = ++last_id;
-    if (!accepting) {
-      decision = Decision::refuse_stopped;
-    } else if (admit(*node, lock)) {
-      decision = Decision::start;
-    } else if (overload == OverloadPolicy::wait) {
-      decision = Decision::wait;
-      waiting.push_back(*node);
-      ++waiting_count;
-      if (node->options.queue_timeout()) arm_queue_deadline(*node);
-    } else {
-      decision = Decision::refuse_full;
-    }
-    if (decision == Decision::refuse_full || decision == Decision::refuse_stopped) {
-      ++rejected;
-      forget(*node);
-    }
+  Lock lock(mutex);
+  if (node->id == 0) node->id = ++last_id;
+  if (accepting && admit(*node)) {
+    start_one(node, lock);
+    return;
   }
-  switch (decision) {
-    case Decision::start:
-      start_one(node);
-      break;
-    case Decision::wait:
-      break;
-    case Decision::refuse_full:
-      node->error = std::make_exception_ptr(ExecutorOverloadError(max_pending, context_of(*node)));
-      node->deliver(Delivery::initiating);
-      break;
-    case Decision::refuse_stopped:
-      node->error = std::make_exception_ptr(ExecutorNotRunningError(context_of(*node)));
-      node->deliver(Delivery::initiating);
-      break;
+  if (accepting && overload == OverloadPolicy::wait) {
+    waiting.push_back(*node);
+    ++waiting_count;
+    if (node->options.queue_timeout()) arm_queue_deadline(*node);
+    return;
   }
+  ++rejected;
+  forget(*node);
+  node->error = accepting ? std::make_exception_ptr(ExecutorOverloadError(max_pending, context_of(*node)))
+                          : std::make_exception_ptr(ExecutorNotRunningError(context_of(*node)));
+  lock.unlock();
+  node->deliver(Delivery::initiating);
 }
 
-void ExecutorCore::start_one(TaskNode* node) {
+// With the mutex, which is given back.
+void ExecutorCore::start_one(TaskNode* node, Lock& lock) {
   // Whoever starts a task is inside an initiating function, or has just settled another task.
   Initiation initiation;
-  BaseExecutor* executor;
-  {
-    const Lock lock(mutex);
-    executor = owner;
-  }
-  if (executor == nullptr) {
+  if (owner == nullptr) {
+    lock.unlock();
     fail(node, std::make_exception_ptr(ExecutorNotRunningError(context_of(*node))), Outcome::failed,
          Delivery::initiating);
     return;
@@ -186,7 +165,7 @@ void ExecutorCore::start_one(TaskNode* node) {
   initiation.starting = node;
   std::exception_ptr thrown;
   try {
-    executor->execute(Task(node));
+    owner->execute_locked(node, lock);
   } catch (...) {
     // If the executor had given the task away before it threw, the task has its outcome from there, and its submitter
     // needs no second one.
@@ -198,7 +177,10 @@ void ExecutorCore::start_one(TaskNode* node) {
 }
 
 void ExecutorCore::start(const Admitted& admitted) {
-  for (TaskNode* node : admitted) start_one(node);
+  for (TaskNode* node : admitted) {
+    Lock lock(mutex);
+    start_one(node, lock);
+  }
 }
 
 // With the mutex: the task leaves all tables.
@@ -283,22 +265,23 @@ bool ExecutorCore::begin(TaskNode& node) {
 }
 
 void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from) {
+  Lock lock(mutex);
+  settle(node, outcome, from, lock);
+}
+
+void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from, Lock& lock) {
   Admitted admitted;
-  std::vector<IdleHandler> idle;
-  bool wanted;
-  {
-    const Lock lock(mutex);
-    wanted = account(*node, outcome, admitted);
-    idle = take_idle_waiters();
-  }
-  start(admitted);
-  const asio::any_io_executor executor = io;
+  const bool wanted = account(*node, outcome, admitted);
+  auto idle = take_idle_waiters();
+  lock.unlock();
+  if (!admitted.empty()) start(admitted);
+  if (!idle.empty()) complete_idle_waits(std::move(idle), io);
+  // Last: it may take this object with it.
   if (wanted) {
     node->deliver(from);
   } else {
     node->destroy();
   }
-  complete_idle_waits(std::move(idle), executor);
 }
 
 void ExecutorCore::fail(TaskNode* node, std::exception_ptr cause, Outcome outcome, Delivery from) {
@@ -585,6 +568,11 @@ Metrics BaseExecutor::metrics() const {
 }
 
 void BaseExecutor::add_metrics(Metrics& metrics) const { metrics.mode = "custom"; }
+
+void BaseExecutor::execute_locked(detail::TaskNode* node, detail::ExecutorCore::Lock& lock) {
+  lock.unlock();
+  execute(TaskAccess::wrap(node));
+}
 
 bool BaseExecutor::cancel_in_flight(detail::TaskNode&, asio::cancellation_type) { return false; }
 

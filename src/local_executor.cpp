@@ -190,9 +190,18 @@ std::vector<int> LocalExecutor::worker_pids() const {
 void LocalExecutor::execute(Task task) {
   detail::TaskNode* const node = TaskAccess::release(task);
   if (engine_->pool) {
-    engine_->pool->execute(node);
+    detail::ExecutorCore::Lock lock(core()->mutex);
+    engine_->pool->execute(node, lock);
   } else {
     engine_->bypass->execute(node);
+  }
+}
+
+void LocalExecutor::execute_locked(detail::TaskNode* node, detail::ExecutorCore::Lock& lock) {
+  if (engine_->pool) {
+    engine_->pool->execute(node, lock);
+  } else {
+    BaseExecutor::execute_locked(node, lock);
   }
 }
 

@@ -71,8 +71,7 @@ void WorkerPool::open() {
 // ---------------------------------------------------------------------------------------------------------------------
 // The program's threads: tasks go in.
 
-void WorkerPool::execute(TaskNode* node) {
-  Lock lock(core_->mutex);
+void WorkerPool::execute(TaskNode* node, Lock& lock) {
   if (closed_ || process::is_forked_copy() || forsaken_) {
     auto refusal = forsaken_ ? std::make_exception_ptr(WorkerStartError(last_start_error_, 1, core_->context_of(*node)))
                              : std::make_exception_ptr(ExecutorNotRunningError(
@@ -88,6 +87,7 @@ void WorkerPool::execute(TaskNode* node) {
   enqueue(*node);
   pump(lock);
   if (!waiting_) schedule_drain();
+  lock.unlock();
 }
 
 void WorkerPool::enqueue(TaskNode& node) {
@@ -131,9 +131,9 @@ bool WorkerPool::place(TaskNode& node, const WorkerPtr& worker, Lock& lock) {
   node.place.stage = TaskNode::Stage::encoding;
   node.place.worker = worker->index;
   node.place.sequence = sequence;
-  node.place.placed_ns = ExecutorCore::now();
+  if (node.options.timeout()) node.place.placed_ns = ExecutorCore::now();
   const std::span<std::byte> slot = worker->channel.slot_payload(sequence);
-  lock.unlock();
+  if (!node.library_encoding) lock.unlock();
 
   std::exception_ptr error;
   std::size_t size = 0;
@@ -149,7 +149,7 @@ bool WorkerPool::place(TaskNode& node, const WorkerPtr& worker, Lock& lock) {
             SerializationError::Part::argument, "",
             fmt::format("they take {} bytes, and max_message_size allows {}", size, settings_.max_message_size));
       }
-      lock.lock();
+      if (!lock.owns_lock()) lock.lock();
       block = worker->channel.allocate(size);
       lock.unlock();
       no_room = !block;
@@ -171,7 +171,7 @@ bool WorkerPool::place(TaskNode& node, const WorkerPtr& worker, Lock& lock) {
     error = std::current_exception();  // a codec of the user's
   }
 
-  lock.lock();
+  if (!lock.owns_lock()) lock.lock();
   const bool usable = !worker->buried && !error && !no_room && !node.place.cancel_requested && !closed_;
   if (!usable && block) worker->channel.release(*block, size);
   if (usable) {
@@ -271,9 +271,7 @@ void WorkerPool::drain(Lock& lock) {
     }
     // Other threads of the event loop may help; and if a handler blocks, it blocks nobody else.
     if (!ready_.empty()) schedule_drain();
-    lock.unlock();
-    finish(node);
-    lock.lock();
+    finish(node, lock);
   }
   if (closed_) return;
   for (const WorkerPtr& worker : workers_) {
@@ -364,9 +362,10 @@ void WorkerPool::collect_from(Worker& worker) {
       dispatcher_.worker_ready(worker.index);
       dispatcher_.start_succeeded();
     }
+    const std::uint64_t now = ExecutorCore::now();
     while (worker.collected != committed) {
       const process::Response response = worker.channel.response(worker.collected);
-      take_answer(worker, worker.collected, response);
+      take_answer(worker, worker.collected, response, now);
       ++worker.collected;
     }
   } catch (const process::ProtocolViolation& violation) {
@@ -375,7 +374,8 @@ void WorkerPool::collect_from(Worker& worker) {
   consume(worker);
 }
 
-void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response) {
+void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response,
+                             std::uint64_t now) {
   Entry& entry = worker.entry(sequence);
   TaskNode* const node = entry.node;
   if (response.kind == ResponseKind::skipped) {
@@ -387,7 +387,7 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
   }
   if (node == nullptr) throw process::ProtocolViolation("it answered a request that was taken back");
   // The worker's clock readings are only believed as far as they are possible.
-  const std::uint64_t now = ExecutorCore::now();
+  now = std::max(now, node->submitted_ns);
   node->began_ns = std::clamp(response.began_ns, node->submitted_ns, now);
   node->ended_ns = std::clamp(response.ended_ns, node->began_ns, now);
   entry.node = nullptr;
@@ -417,20 +417,25 @@ void WorkerPool::consume(Worker& worker) {
   worker.channel.consume(end);
 }
 
-// Decodes a task's answer and hands it to the caller. Without the mutex: both are user code.
-void WorkerPool::finish(TaskNode* node) {
+// Decodes a task's answer, accounts for it, and hands it to the caller. User code runs without the mutex: handlers, and
+// codecs unless the result is the library's own business.
+void WorkerPool::finish(TaskNode* node, Lock& lock) {
   if (!node->place.decided) {
     const auto area = std::static_pointer_cast<Worker>(node->place.area);
+    const bool short_value = node->library_decoding && !area && !node->place.answer.empty() &&
+                             node->place.answer[0] == static_cast<std::byte>(AnswerKind::value);
+    if (!short_value) lock.unlock();
     decode_answer(*node);
+    if (!short_value) lock.lock();
     if (area) {
-      const Lock lock(core_->mutex);
       area->entry(node->place.sequence).answered = true;
       node->place.area.reset();
       consume(*area);
     }
     node->outcome = node->error ? Outcome::failed : Outcome::completed;
   }
-  core_->settle(node, node->outcome, Delivery::on_io_executor);
+  core_->settle(node, node->outcome, Delivery::on_io_executor, lock);
+  lock.lock();
 }
 
 void WorkerPool::decode_answer(TaskNode& node) {

@@ -52,8 +52,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
 
   /// Makes the template and has the workers started.
   void open();
-  /// Takes a task over.
-  void execute(TaskNode* node);
+  /// Takes a task over. With the mutex, which is given back.
+  void execute(TaskNode* node, ExecutorCore::Lock& lock);
   /// With the mutex: cancels a task in flight, as far as its stage and the type allow.
   void cancel(TaskNode& node, asio::cancellation_type type);
   /// Cancels what has not begun.
@@ -126,9 +126,9 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void drain(Lock& lock);
   void collect();
   void collect_from(Worker& worker);
-  void take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response);
+  void take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response, std::uint64_t now);
   void consume(Worker& worker);
-  void finish(TaskNode* node);
+  void finish(TaskNode* node, Lock& lock);
   void decode_answer(TaskNode& node);
   void schedule_drain();
   void wait_for_answers();

@@ -176,6 +176,9 @@ class BULKHEAD_EXPORT BaseExecutor {
   /// not given the task away, the task fails with what it threw.
   virtual void execute(Task task) = 0;
 
+  /// The same for executors of this library: with the core's mutex, which it gives back in the end.
+  virtual void execute_locked(detail::TaskNode* node, detail::ExecutorCore::Lock& lock);
+
   /// Ends what the executor holds. The default waits for the tasks, as the options say. May run several times at once.
   virtual asio::awaitable<void> stop(ShutdownOptions options);
 

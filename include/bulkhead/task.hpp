@@ -61,8 +61,9 @@ class BULKHEAD_EXPORT Task {
 /// function throws is part of the answer. `request` must be from a trusted source: it names the code that runs.
 BULKHEAD_EXPORT std::vector<std::byte> run_encoded_task(std::span<const std::byte> request);
 
-/// For executors of this library: takes the node out of its handle.
+/// For executors of this library: puts a node into its handle and takes it out.
 struct TaskAccess {
+  static Task wrap(detail::TaskNode* node) noexcept { return Task(node); }
   static detail::TaskNode* release(Task& task) noexcept { return std::exchange(task.node_, nullptr); }
 };
 

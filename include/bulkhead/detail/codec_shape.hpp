@@ -15,6 +15,10 @@ namespace bulkhead::codec_detail {
 template <class... Ts>
 struct Types {};
 
+// Whether T has a codec or a hook.
+template <class T>
+constexpr bool has_own_way();
+
 // ---------------------------------------------------------------------------------------------------------------------
 // How many members: as many as there are initialisers in the longest braces that initialise the aggregate.
 
@@ -24,20 +28,17 @@ struct Types {};
 #pragma clang diagnostic ignored "-Wmissing-field-initializers"
 #endif
 
-// Initialises anything. The two conversions for types that can be copied are PFR's: with one, some members (a
-// std::optional of a duration) are ambiguous.
-struct AnyCopyable {
-  template <class U>
-  operator U&() const&& noexcept;
-  template <class U>
-  operator U&() const& noexcept;
-};
-struct AnyMovable {
+// Initialises every member but a `U&`. By a value, for a reference would have clang instantiate the copy constructor of
+// the member, which for a vector of what cannot be copied is an error.
+struct AnyValue {
   template <class U>
   operator U() const&& noexcept;
 };
-template <class T, std::size_t = 0>
-using Any = std::conditional_t<std::is_copy_constructible_v<T>, AnyCopyable, AnyMovable>;
+// Initialises every member that can be copied.
+struct AnyReference {
+  template <class U>
+  operator U&() const&& noexcept;
+};
 
 // Initialises a base class of T only.
 template <class T>
@@ -49,49 +50,63 @@ struct BaseOf {
 // Initialises only what takes anything, such as a std::any.
 struct Nothing {};
 
-// Whether T{First, any, any, ...} is well-formed, with Count initialisers.
-template <class T, class First, std::size_t Count>
+// Initialises only an anonymous union, or another one that nobody said how to carry.
+struct AnyUnion {
+  template <class U>
+    requires(std::is_union_v<U> && !has_own_way<U>())
+  operator U() const noexcept;
+};
+
+template <class First, std::size_t>
+using Repeat = First;
+
+template <class T, class Any, std::size_t Count>
 constexpr bool is_initialised_by() {
   return []<std::size_t... I>(std::index_sequence<I...>) {
-    return requires { T{First{}, Any<T, I>{}...}; };
-  }(std::make_index_sequence<Count - 1>{});
-}
-template <class T, std::size_t Count>
-constexpr bool is_initialised_by_any() {
-  return []<std::size_t... I>(std::index_sequence<I...>) {
-    return requires { T{Any<T, I>{}...}; };
+    return requires { T{Repeat<Any, I>{}...}; };
   }(std::make_index_sequence<Count>{});
 }
 
-// The same with Before of them, then {any, ...} of Inner, then After.
+// More members than this are a case for a hook; it is how many cases of a structured binding are spelled out below.
+inline constexpr std::size_t max_fields = 64;
+
+// Fewer initialisers do, too, down to the last member that needs one.
+template <class T, class Any, bool Found = false, std::size_t Count = 0>
+constexpr std::size_t count_initialisers() {
+  if constexpr (Count > max_fields + 1) {
+    return Count;
+  } else if constexpr (is_initialised_by<T, Any, Count>()) {
+    return count_initialisers<T, Any, true, Count + 1>();
+  } else if constexpr (Found) {
+    return Count - 1;
+  } else {
+    return count_initialisers<T, Any, false, Count + 1>();
+  }
+}
+
+template <class T>
+using Any = std::conditional_t<(count_initialisers<T, AnyValue>() <= max_fields), AnyValue, AnyReference>;
+
+// Whether T{any, ..., Special, any, ...} is well-formed.
+template <class T, class Special, std::size_t Before, std::size_t After>
+constexpr bool is_initialised_with() {
+  return []<std::size_t... B, std::size_t... A>(std::index_sequence<B...>, std::index_sequence<A...>) {
+    return requires { T{Repeat<Any<T>, B>{}..., Special{}, Repeat<Any<T>, A>{}...}; };
+  }(std::make_index_sequence<Before>{}, std::make_index_sequence<After>{});
+}
+
+// The same with {any, ...} of Inner initialisers in the place of Special.
 template <class T, std::size_t Before, std::size_t Inner, std::size_t After>
 constexpr bool is_initialised_by_nested() {
   return []<std::size_t... B, std::size_t... I, std::size_t... A>(std::index_sequence<B...>, std::index_sequence<I...>,
                                                                   std::index_sequence<A...>) {
-    return requires { T{Any<T, B>{}..., {Any<T, I>{}...}, Any<T, A>{}...}; };
+    return requires { T{Repeat<Any<T>, B>{}..., {Repeat<Any<T>, I>{}...}, Repeat<Any<T>, A>{}...}; };
   }(std::make_index_sequence<Before>{}, std::make_index_sequence<Inner>{}, std::make_index_sequence<After>{});
 }
 
 #ifdef __clang__
 #pragma clang diagnostic pop
 #endif
-
-// More members than this are a case for a hook; it is how many cases of a structured binding are spelled out below.
-inline constexpr std::size_t max_fields = 64;
-
-// Fewer initialisers do, too, down to the last member that needs one.
-template <class T, bool Found = false, std::size_t Count = 0>
-constexpr std::size_t count_initialisers() {
-  if constexpr (Count > max_fields + 1) {
-    return Count;
-  } else if constexpr (is_initialised_by_any<T, Count>()) {
-    return count_initialisers<T, true, Count + 1>();
-  } else if constexpr (Found) {
-    return Count - 1;
-  } else {
-    return count_initialisers<T, false, Count + 1>();
-  }
-}
 
 // An array takes as many initialisers as it has elements, with braces around them or without. Nothing else counts for
 // more than one without.
@@ -109,7 +124,7 @@ constexpr bool is_array_at() {
   }
 }
 
-enum class Shape { plain, base, array, unknown };
+enum class Shape { plain, base, array, union_member, unknown };
 
 struct Reflection {
   Shape shape;
@@ -118,19 +133,26 @@ struct Reflection {
 
 template <class T>
 constexpr Reflection reflect() {
-  constexpr std::size_t count = count_initialisers<T>();
+  constexpr std::size_t count = count_initialisers<T, Any<T>>();
   if constexpr (requires { std::tuple_size<T>::value; }) {
     return {Shape::unknown, 0};  // a structured binding would not show its members
-  } else if constexpr (count > max_fields || is_initialised_by_nested<T, count, 0, 0>()) {
-    return {Shape::unknown, 0};  // too many; or one that Any does not initialise, such as an anonymous union
+  } else if constexpr (count > max_fields || (count == 0 && !std::is_empty_v<T>)) {
+    return {Shape::unknown, 0};
+  } else if constexpr (is_initialised_by_nested<T, count, 0, 0>()) {
+    return {Shape::union_member, 0};  // g++: Any does not initialise an anonymous union, but braces do
   } else if constexpr (count == 0) {
-    return {std::is_empty_v<T> ? Shape::plain : Shape::unknown, 0};
-  } else if constexpr (is_initialised_by<T, BaseOf<T>, count>() && !is_initialised_by<T, Nothing, count>()) {
+    return {Shape::plain, 0};
+  } else if constexpr (is_initialised_with<T, BaseOf<T>, 0, count - 1>() &&
+                       !is_initialised_with<T, Nothing, 0, count - 1>()) {
     return {Shape::base, 0};
   } else {
     return []<std::size_t... I>(std::index_sequence<I...>) -> Reflection {
       if constexpr ((is_array_at<T, I, count>() || ...)) {
         return {Shape::array, 0};
+      } else if constexpr (((is_initialised_with<T, AnyUnion, I, count - I - 1>() &&
+                             !is_initialised_with<T, Nothing, I, count - I - 1>()) ||
+                            ...)) {
+        return {Shape::union_member, 0};
       } else {
         return {Shape::plain, count};
       }

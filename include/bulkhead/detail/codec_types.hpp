@@ -185,6 +185,11 @@ constexpr Hook find_hook() {
 template <class T>
 inline constexpr Hook hook = find_hook<T>();
 
+template <class T>
+constexpr bool has_own_way() {
+  return HasCodec<T> || hook<T> != Hook::none;
+}
+
 // A base that serialises all of the class that derives from it: `struct Base<Derived>`.
 template <class Owner, class T>
 inline constexpr bool is_base_by_name = false;
@@ -237,7 +242,7 @@ inline constexpr bool is_bitwise_standard<std::array<T, N>> = N != 0 && is_bitwi
 
 template <class T>
 constexpr bool is_bitwise() {
-  if constexpr (std::is_volatile_v<T> || HasCodec<std::remove_cv_t<T>> || hook<std::remove_cv_t<T>> != Hook::none) {
+  if constexpr (std::is_volatile_v<T> || has_own_way<std::remove_cv_t<T>>()) {
     return false;
   } else if constexpr (std::is_const_v<T>) {
     return is_bitwise<std::remove_cv_t<T>>();
@@ -326,6 +331,8 @@ constexpr Reason find_reason() {
     return Reason::base;
   } else if constexpr (reflection<T>.shape == Shape::array) {
     return Reason::array;
+  } else if constexpr (reflection<T>.shape == Shape::union_member) {
+    return Reason::union_type;
   } else if constexpr (reflection<T>.shape != Shape::plain) {
     return Reason::unknown;
   } else {
@@ -385,7 +392,7 @@ constexpr bool is_closure() {
 // The least number of bytes that a T takes; 0 also if that is unknown.
 template <class T>
 constexpr std::size_t min_size() {
-  if constexpr (HasCodec<T> || hook<T> != Hook::none) {
+  if constexpr (has_own_way<T>()) {
     return 0;
   } else if constexpr (is_bitwise<T>() || std::is_enum_v<T>) {
     return sizeof(T);

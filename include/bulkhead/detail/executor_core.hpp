@@ -53,6 +53,8 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
 
   // Gives a task its outcome and its caller the result.
   void settle(TaskNode* node, Outcome outcome, Delivery from);
+  // The same with the mutex, which is given back.
+  void settle(TaskNode* node, Outcome outcome, Delivery from, Lock& lock);
   // The same with an error.
   void fail(TaskNode* node, std::exception_ptr error, Outcome outcome, Delivery from);
   // The accounting part of `settle`, for executors that hold the mutex. False: it had been settled early, and only
@@ -116,8 +118,8 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   struct IdleWait;
   struct Deadlines;
 
-  bool admit(TaskNode& node, const Lock&);
-  void start_one(TaskNode* node);
+  bool admit(TaskNode& node);
+  void start_one(TaskNode* node, Lock& lock);
   void forget(TaskNode& node);
   void count(TaskNode& node, Outcome outcome);
   void admit_waiting(Admitted& admitted);

@@ -99,6 +99,9 @@ requires Signature<F>::known &&(I < std::tuple_size_v<typename Signature<F>::par
 template <class T>
 concept SendableResult = std::is_void_v<T> || Serializable<T>;
 
+template <class T>
+inline constexpr bool is_short = std::is_void_v<T> || std::is_arithmetic_v<T> || std::is_enum_v<T>;
+
 template <class C>
 struct Remote;
 
@@ -107,6 +110,15 @@ struct Remote<Call<F, Args...>> {
   static constexpr bool callable = SendableCallable<F>;
   static constexpr bool arguments = (Serializable<Args> && ...);
   static constexpr bool invocable = std::is_invocable_v<F, Args...>;
+  // Numbers and the like: no user code, and no size that depends on the value.
+  static constexpr bool library_encoding = (is_function_pointer<F> || is_stateless<F>)&&(is_short<Args> && ...);
+  static constexpr bool library_decoding = [] {
+    if constexpr (invocable) {
+      return is_short<call_result_t<Call<F, Args...>>>;
+    } else {
+      return false;
+    }
+  }();
 
   static void encode(const Call<F, Args...>& call, Encoder& encoder) {
     encoder.write_value(reinterpret_cast<std::uint64_t>(&run));

@@ -130,9 +130,11 @@ class TaskImpl final : public TaskNode {
     HandlerExecutor<Handler> executor = std::move(executor_);
     std::exception_ptr cause = std::move(error);
     Stored result = std::move(result_);
-    const asio::any_io_executor io = core->io;
+    const std::shared_ptr<ExecutorCore> keep = std::move(core);
     free_node();
-    if (handler) hand_over(std::move(*handler), std::move(executor), io, std::move(cause), std::move(result), from);
+    if (handler) {
+      hand_over(std::move(*handler), std::move(executor), keep->io, std::move(cause), std::move(result), from);
+    }
   }
 
   void deliver_early(std::exception_ptr cause, Delivery from) override {
@@ -161,7 +163,12 @@ class TaskImpl final : public TaskNode {
         call_(std::move(call)),
         allocator_(asio::get_associated_allocator(handler, asio::recycling_allocator<void>())),
         executor_(handler, core->io),
-        handler_(std::forward<H>(handler)) {}
+        handler_(std::forward<H>(handler)) {
+    if constexpr (Sendable<C>) {
+      library_encoding = Remote<C>::library_encoding;
+      library_decoding = Remote<C>::library_decoding;
+    }
+  }
   ~TaskImpl() = default;
 
   void free_node() noexcept {

@@ -71,9 +71,13 @@ class TaskNode : public OpenLink, public QueuedTask {
   std::uint64_t began_ns = 0;  // 0: not begun
   std::uint64_t ended_ns = 0;
   Outcome outcome = Outcome::completed;
-  bool admitted = false;     // holds one of `max_pending` slots
-  bool settled = false;      // has its outcome; nobody waits any more
-  bool runs_here = false;    // is counted in the core's `running`
+  bool admitted = false;   // holds one of `max_pending` slots
+  bool settled = false;    // has its outcome; nobody waits any more
+  bool runs_here = false;  // is counted in the core's `running`
+  // Whether encoding the call, or decoding its result, runs library code only, and is quick: it may be done under the
+  // mutex.
+  bool library_encoding = false;
+  bool library_decoding = false;
   bool cancellable = false;  // is in the executor's table of tasks with a connected cancellation slot
 
   // Where a task of a worker pool is.

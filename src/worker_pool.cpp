@@ -341,7 +341,8 @@ void WorkerPool::watch_backlog() {
     self->watching_backlog_ = false;
     if (error || self->closed_) return;
     for (const unsigned index : self->dispatcher_.stalled_workers()) {
-      if (self->workers_[index]) self->take_back_all(*self->workers_[index]);
+      // All that has no answer, but for what it runs.
+      if (const WorkerPtr& worker = self->workers_[index]) self->take_back_behind(*worker, worker->collected - 1);
     }
     self->drain(lock);
     if (!self->closed_) self->watch_backlog();
@@ -379,10 +380,20 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
   Entry& entry = worker.entry(sequence);
   TaskNode* const node = entry.node;
   if (response.kind == ResponseKind::skipped) {
-    if (node != nullptr) throw process::ProtocolViolation("it skipped a task that was not taken back");
+    if (node != nullptr && !entry.revoked) {
+      throw process::ProtocolViolation("it skipped a task that was not taken back");
+    }
     entry.answered = true;
     --in_rings_;
     dispatcher_.left(worker.index, std::nullopt);
+    if (node == nullptr) return;
+    // We and the worker saw each other: it had taken the task up when we looked, and then found it taken back.
+    free_entry(worker, entry);
+    if (node->place.cancel_requested) {
+      decide(*node, cancelled_error(*node, TaskCancelledError::Stage::queued, {}), Outcome::cancelled);
+    } else {
+      queue_again(*node);
+    }
     return;
   }
   if (node == nullptr) throw process::ProtocolViolation("it answered a request that was taken back");
@@ -390,9 +401,7 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
   now = std::max(now, node->submitted_ns);
   node->began_ns = std::clamp(response.began_ns, node->submitted_ns, now);
   node->ended_ns = std::clamp(response.ended_ns, node->began_ns, now);
-  entry.node = nullptr;
-  if (entry.block_size > 0) worker.channel.release(entry.block_offset, entry.block_size);
-  entry.block_size = 0;
+  free_entry(worker, entry);
   --in_rings_;
   dispatcher_.left(worker.index, std::chrono::nanoseconds(node->ended_ns - node->began_ns));
   deadlines_.erase({node->place.deadline, node});
@@ -499,32 +508,43 @@ std::exception_ptr WorkerPool::cancelled_error(const TaskNode& node, TaskCancell
 // ---------------------------------------------------------------------------------------------------------------------
 // Taking back and cancelling.
 
-// True: the worker has not begun the request and never will; its node is free.
-bool WorkerPool::take_back(Worker& worker, std::uint32_t sequence) {
-  Entry& entry = worker.entry(sequence);
-  if (static_cast<std::int32_t>(sequence - worker.channel.published()) < 0) {
-    if (!worker.channel.take_back(sequence)) return false;
-  } else {
-    worker.channel.take_back(sequence);  // Not even published: nobody can have begun it.
-  }
+void WorkerPool::free_entry(Worker& worker, Entry& entry) {
   entry.node = nullptr;
   if (entry.block_size > 0) worker.channel.release(entry.block_offset, entry.block_size);
   entry.block_size = 0;
+}
+
+// True: the worker has not begun the request and never will; its node is free. False: the worker has taken it up; it
+// runs, or will be answered with `skipped`.
+bool WorkerPool::take_back(Worker& worker, std::uint32_t sequence) {
+  Entry& entry = worker.entry(sequence);
+  entry.revoked = true;
+  const bool taken_back = worker.channel.take_back(sequence);
+  const bool published = static_cast<std::int32_t>(sequence - worker.channel.published()) < 0;
+  if (published && !taken_back) return false;
+  free_entry(worker, entry);
   return true;
 }
 
-void WorkerPool::take_back_all(Worker& worker) {
-  for (std::uint32_t sequence = worker.reserved; sequence != worker.collected;) {
+// Takes back all that lies behind a request. False: one of them has been taken up, so the request itself is over.
+bool WorkerPool::take_back_behind(Worker& worker, std::uint32_t first) {
+  for (std::uint32_t sequence = worker.reserved; sequence != first + 1;) {
     --sequence;
     TaskNode* const node = worker.entry(sequence).node;
     if (node == nullptr) continue;  // taken back before, or still being written
-    if (!take_back(worker, sequence)) return;
-    deadlines_.erase({node->place.deadline, node});
-    if (const auto limit = node->options.queue_timeout()) {
-      arm_deadline(*node, node->submitted_ns + static_cast<std::uint64_t>(limit->count()));
-    }
-    enqueue(*node);
+    if (!take_back(worker, sequence)) return false;
+    queue_again(*node);
   }
+  return true;
+}
+
+// A task that has not begun waits once more, in its old place.
+void WorkerPool::queue_again(TaskNode& node) {
+  deadlines_.erase({node.place.deadline, &node});
+  if (const auto limit = node.options.queue_timeout()) {
+    arm_deadline(node, node.submitted_ns + static_cast<std::uint64_t>(limit->count()));
+  }
+  enqueue(node);
 }
 
 void WorkerPool::cancel(TaskNode& node, asio::cancellation_type type) {
@@ -543,11 +563,11 @@ void WorkerPool::cancel(TaskNode& node, asio::cancellation_type type) {
     case Stage::in_ring:
       break;
   }
-  Worker& worker = *workers_[node.place.worker];
-  if (take_back(worker, node.place.sequence)) {
+  node.place.cancel_requested = true;
+  if (take_back(*workers_[node.place.worker], node.place.sequence)) {
     decide(node, cancelled_error(node, TaskCancelledError::Stage::queued, {}), Outcome::cancelled);
   } else if ((type & asio::cancellation_type::terminal) != asio::cancellation_type::none) {
-    kill(worker, Killed::cancelled, node.id, "it was cancelled by its caller, and the worker was killed");
+    kill_for(node, Killed::cancelled, "it was cancelled by its caller, and the worker was killed");
   }
 }
 
@@ -580,8 +600,14 @@ void WorkerPool::kill_all(const std::string& reason) {
   }
 }
 
-// Kills the worker for the sake of the task that it has taken up. The lock is held from the decision to the signal, and
-// a worker's task only changes under it, so the signal cannot hit the next task.
+// Kills the worker that has taken up the task, and nothing but this task with it: what lies behind it is taken back
+// first, and as nothing can be published while the mutex is held, the worker then has no other. If it has gone on to
+// another one already, the task is over and there is nothing to kill.
+void WorkerPool::kill_for(TaskNode& node, Killed why, std::string reason) {
+  Worker& worker = *workers_[node.place.worker];
+  if (take_back_behind(worker, node.place.sequence)) kill(worker, why, node.id, std::move(reason));
+}
+
 void WorkerPool::kill(Worker& worker, Killed why, std::uint64_t task, std::string reason) {
   if (worker.killed != Killed::no || worker.buried) return;
   worker.killed = why;

@@ -85,6 +85,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     std::size_t block_offset = 0;
     std::size_t block_size = 0;
     bool filled = false;    // may be published
+    bool revoked = false;   // we have tried to take it back
     bool answered = false;  // its answer is read, or there is none
   };
 
@@ -134,8 +135,10 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void wait_for_answers();
   void clear_doorbells();
   void watch_backlog();
+  static void free_entry(Worker& worker, Entry& entry);
   bool take_back(Worker& worker, std::uint32_t sequence);
-  void take_back_all(Worker& worker);
+  bool take_back_behind(Worker& worker, std::uint32_t sequence);
+  void queue_again(TaskNode& node);
   void decide(TaskNode& node, std::exception_ptr error, Outcome outcome);
   std::exception_ptr cancelled_error(const TaskNode& node, TaskCancelledError::Stage stage,
                                      const std::string& reason) const;
@@ -155,6 +158,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void judge(Worker& worker, TaskNode& node, bool begun);
   void fail_queue_if_hopeless();
   void kill(Worker& worker, Killed why, std::uint64_t task, std::string reason);
+  void kill_for(TaskNode& node, Killed why, std::string reason);
   void violated(Worker& worker, const std::string& what);
   void arm_deadline(TaskNode& node, std::uint64_t deadline);
   void deadlines_passed();

@@ -338,11 +338,7 @@ void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun) {
   }
   if (!begun && node.place.restarts < kMostRestarts) {
     ++node.place.restarts;
-    deadlines_.erase({node.place.deadline, &node});
-    if (const auto limit = node.options.queue_timeout()) {
-      arm_deadline(node, node.submitted_ns + static_cast<std::uint64_t>(limit->count()));
-    }
-    enqueue(node);
+    queue_again(node);
     return;
   }
   if (begun && worker.killed == Killed::cancelled && worker.killed_task == node.id) {
@@ -430,7 +426,7 @@ void WorkerPool::deadline_passed(TaskNode& node, std::uint64_t now) {
                                     ? std::clamp(worker.channel.begun_ns(), node.place.placed_ns, now)
                                     : now;
   if (now >= started + limit) {
-    kill(worker, Killed::timed_out, node.id, "its timeout passed");
+    kill_for(node, Killed::timed_out, "its timeout passed");
   } else {
     arm_deadline(node, started + limit);
   }

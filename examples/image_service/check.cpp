@@ -110,7 +110,15 @@ std::string busy_picture(std::uint32_t times) {
   return bytes;
 }
 
+constexpr std::uint32_t kHalfASecond = 60;
 constexpr std::uint32_t kNeverDone = 40'000;
+
+// Posts a picture, and returns once it is in the pool.
+void post_and_leave(Connection& connection, std::uint16_t port, std::string picture) {
+  const std::size_t before = state(port, "submitted");
+  connection.send(make_query(verb::post, "/thumb", std::move(picture)));
+  wait_until("the task", 10s, [&] { return state(port, "submitted") > before; });
+}
 
 std::vector<std::string> names_on(std::string_view page) {
   std::vector<std::string> names;
@@ -166,7 +174,6 @@ void check_numbers(std::uint16_t port) {
     const std::size_t submitted = state(port, "submitted");
     require(submitted == sum && sum > 0, fmt::format("{} were submitted, and {} accounted for", submitted, sum));
   });
-  verify("/healthz says ok", [&] { require_text(get(port, "/healthz").body(), "ok"); });
 }
 
 void check_posts(std::uint16_t port, const std::string& name) {
@@ -194,6 +201,7 @@ void check_posts(std::uint16_t port, const std::string& name) {
 
 void check_crashes(std::uint16_t port, const std::string& name) {
   const std::string hostile = get(port, "/samples/hostile.blk").body();
+  const std::size_t before = state(port, "workers_crashed");
   verify("a picture that crashes its decoder is answered 502 with SIGSEGV", [&] {
     const Reply reply = post(port, "/thumb", hostile);
     require_status(reply, 502);
@@ -202,7 +210,7 @@ void check_crashes(std::uint16_t port, const std::string& name) {
   verify("the next thumbnail works at once, and the pool is whole again", [&] {
     require_picture(get(port, "/thumb/" + name));
     wait_until_whole(port, kWorkers);
-    require(state(port, "workers_crashed") == 1, "not one crash was counted");
+    require(state(port, "workers_crashed") == before + 1, "not one crash was counted");
   });
   verify("of 20 posts at a time the 10 hostile ones fail, and only those", [&] {
     const std::string valid = get(port, "/samples/valid.blk").body();
@@ -216,7 +224,7 @@ void check_crashes(std::uint16_t port, const std::string& name) {
       crashes = !crashes;
     }
     wait_until_whole(port, kWorkers);
-    require(state(port, "workers_crashed") == 11, "not 11 crashes were counted");
+    require(state(port, "workers_crashed") == before + 11, "not 11 crashes were counted");
   });
 }
 
@@ -258,6 +266,7 @@ void check_refusals(std::uint16_t port, const std::string& name) {
 }
 
 void check_connections(std::uint16_t port) {
+  verify("/healthz says ok", [&] { require_text(get(port, "/healthz").body(), "ok"); });
   verify("HEAD is answered as GET, without the body", [&] {
     const Reply head = check::fetch(port, make_query(verb::head, "/style.css"));
     require_status(head, 200);
@@ -267,8 +276,7 @@ void check_connections(std::uint16_t port) {
   });
   verify("a request sent while another is answered neither disturbs nor gets lost", [&] {
     Connection connection(port);
-    connection.send(make_query(verb::post, "/thumb", busy_picture(40)));
-    wait_until("the picture's run", 10s, [&] { return state(port, "running") > 0; });
+    post_and_leave(connection, port, busy_picture(kHalfASecond));
     connection.send(make_query(verb::get, "/healthz"));
     require_picture(connection.receive());
     require_text(connection.receive().body(), "ok");
@@ -277,7 +285,7 @@ void check_connections(std::uint16_t port) {
     const std::size_t before = state(port, "cancelled");
     {
       Connection connection(port);
-      connection.send(make_query(verb::post, "/thumb", busy_picture(kNeverDone)));
+      post_and_leave(connection, port, busy_picture(kNeverDone));
       wait_until("the picture's run", 10s, [&] { return state(port, "running") > 0; });
     }
     wait_until("the cancellation", 5s, [&] { return state(port, "cancelled") == before + 1; });
@@ -292,18 +300,13 @@ void check_limits(const std::string& binary, const std::vector<std::string>& fol
   const std::uint16_t port = service.wait_for_port();
   std::list<Connection> busy;
   verify("a full pool is answered 503 with Retry-After", [&] {
-    for (int i = 0; i < 2; ++i) {
-      busy.emplace_back(port).send(make_query(verb::post, "/thumb", busy_picture(kNeverDone)));
-    }
-    wait_until("two tasks in the pool", 10s, [&] { return state(port, "pending") + state(port, "running") == 2; });
+    for (int i = 0; i < 2; ++i) post_and_leave(busy.emplace_back(port), port, busy_picture(kNeverDone));
     const Reply refused = post(port, "/thumb", get(port, "/samples/valid.blk").body());
     require_status(refused, 503);
     require(!refused[field::retry_after].empty(), "there is no Retry-After");
   });
-  verify("a picture that takes too long is answered 504", [&] {
+  verify("a picture that takes too long is answered 504, and then the pool is whole", [&] {
     for (Connection& connection : busy) require_status(connection.receive(), 504);
-  });
-  verify("after both the pool is whole", [&] {
     wait_until_whole(port, 1);
     require_picture(post(port, "/thumb", get(port, "/samples/valid.blk").body()));
   });
@@ -336,8 +339,7 @@ void check_stop(Service& service, std::uint16_t port) {
   verify("Ctrl-C lets an answer under way be finished, and ends the service with 0", [&] {
     Connection idle(port);
     Connection busy(port);
-    busy.send(make_query(verb::post, "/thumb", busy_picture(40)));
-    wait_until("the picture's run", 10s, [&] { return state(port, "running") > 0; });
+    post_and_leave(busy, port, busy_picture(kHalfASecond));
     service.signal(SIGINT);
     const Reply last = busy.receive();
     require_picture(last);
@@ -372,7 +374,6 @@ int main(int argc, char** argv) {
   }
   const std::string binary = argv[1];
   const std::vector<std::string> folder(argv + 2, argv + argc);
-  const auto begin = steady_clock::now();
   try {
     std::vector<std::string> arguments{
         "--port", "0", "--workers", std::to_string(kWorkers), "--body-limit", std::to_string(kBodyLimit)};
@@ -393,8 +394,6 @@ int main(int argc, char** argv) {
     ++failures;
     fmt::print("FAIL  the service works\n      {}\n", error.what());
   }
-  const double seconds = std::chrono::duration<double>(steady_clock::now() - begin).count();
-  fmt::print("{} in {:.1f} s\n", failures == 0 ? "All checks passed" : fmt::format("{} checks failed", failures),
-             seconds);
+  fmt::print("{}\n", failures == 0 ? "All checks passed." : fmt::format("{} checks failed.", failures));
   return failures == 0 ? 0 : 1;
 }

@@ -83,6 +83,7 @@ Service::Service(const std::string& binary, std::vector<std::string> arguments, 
 
   arguments.insert(arguments.begin(), binary);
   std::vector<char*> argv;
+  argv.reserve(arguments.size() + 1);
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);
 

@@ -188,7 +188,8 @@ asio::awaitable<Gallery> load_gallery(bulkhead::LocalExecutor& pool, std::option
                                     : "there are no pictures: install the packages desktop-base and lxde-common, or "
                                       "give a folder");
   }
-  co_return Gallery(std::move(place), std::move(pictures));
+  Gallery gallery(std::move(place), std::move(pictures));
+  co_return gallery;
 }
 
 }  // namespace image_service

@@ -44,9 +44,9 @@ class Gallery {
 };
 
 /// Finds the JPEG and PNG files in `folder` and all folders below it; without one, those of Debian's packages
-/// desktop-base and lxde-common. Every file is looked at in a worker: what is broken, or crashes its decoder, is left
-/// out with a line on stderr. A picture that lies there under several names is taken once. Throws `std::runtime_error`
-/// if there is no picture at all, and what `pool.submit` throws.
+/// desktop-base and lxde-common. The header of each is looked at in a worker: a file that is no picture, or crashes its
+/// decoder, is left out with a line on stderr. A picture that lies there under several names is taken once.
+/// Throws `std::runtime_error` if there is no picture at all, and what `pool.submit` throws.
 bulkhead::asio::awaitable<Gallery> load_gallery(bulkhead::LocalExecutor& pool,
                                                 std::optional<std::filesystem::path> folder);
 

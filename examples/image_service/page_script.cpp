@@ -96,7 +96,8 @@ async function sendPicture(file) {
     image.src = URL.createObjectURL(reply.blob);
     await image.decode();
     URL.revokeObjectURL(image.src);
-    say('good', '200', `${file.name}: ${image.naturalWidth} × ${image.naturalHeight} pixels, answered in ${reply.took}.`);
+    const size = `${image.naturalWidth} × ${image.naturalHeight} pixels`;
+    say('good', '200', `${file.name}: ${size}, answered in ${reply.took}.`);
     answer.append(image);
   } catch (error) {
     say('bad', 'No answer.', error.message);
@@ -139,7 +140,8 @@ async function crash() {
     const before = await readState();
     const hostile = await (await fetch('/samples/hostile.blk')).blob();
     const reply = await post(hostile);
-    say('bad', `${reply.status} ${reply.refusal?.signal ?? ''}`, `${reply.refusal?.error ?? ''} Answered in ${reply.took}.`);
+    const {signal = '', error = ''} = reply.refusal ?? {};
+    say('bad', `${reply.status} ${signal}`, `${error} Answered in ${reply.took}.`);
 
     const begin = performance.now();
     const images = [...document.querySelectorAll('.card img')].slice(0, 12);
@@ -149,7 +151,8 @@ async function crash() {
     const after = await readState();
     const whole = made === images.length && after.workers >= before.workers;
     say(whole ? 'good' : 'bad', whole ? 'Still afloat.' : 'Something is wrong.',
-        `${made} of ${images.length} thumbnails made anew in ${took} ms; ${after.workers} of ${before.workers} workers are there.`);
+        `${made} of ${images.length} thumbnails made anew in ${took} ms; ` +
+        `${after.workers} of ${before.workers} workers are there.`);
   } catch (error) {
     say('bad', 'No answer.', error.message);
   }

@@ -50,9 +50,9 @@ void store(const Sum& sum, std::uint8_t* rgba) {
   const float alpha = std::clamp(sum[3], 0.0F, 255.0F);
   for (std::size_t c = 0; c < 3; ++c) {
     const float colour = alpha > 0 ? sum[c] * 255.0F / alpha : 0.0F;
-    rgba[c] = static_cast<std::uint8_t>(std::clamp(colour, 0.0F, 255.0F) + 0.5F);
+    rgba[c] = static_cast<std::uint8_t>(std::lrint(std::clamp(colour, 0.0F, 255.0F)));
   }
-  rgba[3] = static_cast<std::uint8_t>(alpha + 0.5F);
+  rgba[3] = static_cast<std::uint8_t>(std::lrint(alpha));
 }
 
 }  // namespace

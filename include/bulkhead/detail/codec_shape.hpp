@@ -26,6 +26,7 @@ constexpr bool has_own_way();
 #pragma clang diagnostic push
 #pragma clang diagnostic ignored "-Wmissing-braces"
 #pragma clang diagnostic ignored "-Wmissing-field-initializers"
+#pragma clang diagnostic ignored "-Wundefined-internal"
 #endif
 
 // Initialises every member but a `U&`. By a value, for a reference would have clang instantiate the copy constructor of

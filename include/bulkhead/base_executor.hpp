@@ -227,7 +227,7 @@ class BULKHEAD_EXPORT BaseExecutor {
 template <class F, class Executor>
 class Wrapped {
  public:
-  Wrapped(Executor& executor, F function) : executor_(&executor), function_(std::move(function)) {}
+  Wrapped(Executor& executor, F wrapped) : executor_(&executor), function_(std::move(wrapped)) {}
 
   /// `executor.submit(function, arguments...)`.
   template <class... Args>

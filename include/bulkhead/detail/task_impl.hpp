@@ -125,16 +125,18 @@ class TaskImpl final : public TaskNode {
   }
 
   void deliver(Delivery from) override {
+    if (!handler_) {
+      free_node();
+      return;
+    }
     // Everything moves out and the memory goes back first: the handler may start the next task in it.
-    std::optional<Handler> handler = std::move(handler_);
+    Handler handler = std::move(*handler_);
     HandlerExecutor<Handler> executor = std::move(executor_);
     std::exception_ptr cause = std::move(error);
     Stored result = std::move(result_);
     const std::shared_ptr<ExecutorCore> keep = std::move(core);
     free_node();
-    if (handler) {
-      hand_over(std::move(*handler), std::move(executor), keep->io, std::move(cause), std::move(result), from);
-    }
+    hand_over(std::move(handler), std::move(executor), keep->io, std::move(cause), std::move(result), from);
   }
 
   void deliver_early(std::exception_ptr cause, Delivery from) override {

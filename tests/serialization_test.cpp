@@ -41,6 +41,19 @@
 using namespace bulkhead;
 using Catch::Matchers::ContainsSubstring;
 
+namespace elsewhere_base {
+struct FreeBase {
+  int a = 0;
+};
+template <class Archive>
+void serialize(Archive& archive, FreeBase& value) {
+  archive(value.a);
+}
+struct LosesFree : FreeBase {
+  int lost = 0;
+};
+}  // namespace elsewhere_base
+
 // Counts what is allocated, to see that hostile messages cannot take much.
 namespace {
 std::atomic<std::size_t> allocated = 0;  // ever
@@ -139,6 +152,10 @@ struct Line {
   Scoped kind;
   std::array<std::uint16_t, 3> more;
   bool operator==(const Line&) const = default;
+};
+struct alignas(128) Aligned {
+  std::array<double, 16> numbers;
+  bool operator==(const Aligned&) const = default;
 };
 struct Padded {
   char c;
@@ -321,6 +338,11 @@ struct Throws {
   Throws(Throws&&) noexcept(false) { throw 1; }
 };
 
+// A codec without decode.
+struct BadCodec {
+  int number;
+};
+
 // A union with a codec.
 union Either {
   int a;
@@ -376,6 +398,10 @@ template <>
 struct bulkhead::codec<Either> {
   static void encode(Encoder& encoder, const Either& value) { encoder.write_value(value.a); }
   static Either decode(Decoder& decoder) { return Either{.a = decoder.read_value<int>()}; }
+};
+template <>
+struct bulkhead::codec<BadCodec> {
+  static void encode(Encoder& encoder, const BadCodec& value) { bulkhead::encode(encoder, value.number); }
 };
 
 namespace {
@@ -466,6 +492,9 @@ int some_number = 0;
 [[maybe_unused]] auto referring = [&n = some_number] { return n; };
 
 static_assert(!Serializable<Based> && !Serializable<BasedOnEmpty> && !Serializable<InheritsHook>);
+static_assert(!Serializable<elsewhere_base::LosesFree> && Serializable<elsewhere_base::FreeBase>);
+static_assert(!Serializable<std::set<int, bool (*)(int, int)>> && !Serializable<BadCodec>);
+static_assert(!Serializable<std::priority_queue<int, std::vector<int>, std::function<bool(int, int)>>>);
 static_assert(!Serializable<HasArray> && !Serializable<HasArrayOfOne> && !Serializable<HasArrays>);
 static_assert(!Serializable<int[3]> && !Serializable<const char[4]> && !Serializable<std::vector<int>[2]>);
 static_assert(!Serializable<HasPointer> && !Serializable<int*> && !Serializable<void*> && !Serializable<const char*>);
@@ -488,7 +517,8 @@ static_assert(!Serializable<std::unique_ptr<int, void (*)(int*)>> && !Serializab
 static_assert(!Serializable<Abstract> && !Serializable<Polymorphic> && !Serializable<Opaque> && !Serializable<void>);
 static_assert(!Serializable<volatile int> && !Serializable<BadCycle> && !Serializable<DerivedVector>);
 static_assert(!Serializable<HookWithoutDefault> && !Serializable<std::vector<std::optional<int*>>>);
-static_assert(!Serializable<std::map<std::string, std::variant<int, const char*>>> && !Serializable<std::exception_ptr>);
+static_assert(!Serializable<std::map<std::string, std::variant<int, const char*>>> &&
+              !Serializable<std::exception_ptr>);
 
 static_assert(Serializable<const int> && Serializable<Empty> && Serializable<Node> && Serializable<std::tuple<>>);
 static_assert(Serializable<Json> && Serializable<Odd> && Serializable<Even> && Serializable<Many>);
@@ -593,6 +623,7 @@ TEST_CASE("standard containers come back as they were", "[serialization]") {
   CHECK(survives(std::vector<int>{1, 2, 3}));
   CHECK(survives(std::vector<Point>{{1, 2}, {3, 4}}));
   CHECK(survives(std::vector<Line>(3)));
+  CHECK(survives(std::pair<char, std::vector<Aligned>>('x', 3)));
   CHECK(survives(std::vector<Padded>{{'a', 1}, {'b', 2}}));
   CHECK(survives(std::vector<ConstantPoint>{{1, 2}, {3, 4}}));
   CHECK(survives(std::vector<std::string>(5000, "long enough to be on the heap, that is")));
@@ -748,7 +779,9 @@ TEST_CASE("views show what was encoded where it lies", "[serialization]") {
   REQUIRE(encoder.fits());
 
   const std::span<const std::byte> bytes = std::span(buffer).first(encoder.size());
-  const auto is_inside = [&](const void* pointer) { return pointer >= buffer.data() && pointer < bytes.data() + bytes.size(); };
+  const auto is_inside = [&](const void* pointer) {
+    return pointer >= buffer.data() && pointer < bytes.data() + bytes.size();
+  };
   Decoder decoder(bytes);
   const auto text = decode_view<std::string_view>(decoder);
   CHECK(text == "a text");
@@ -805,8 +838,7 @@ TEST_CASE("errors say what is wrong, with the numbers and the type", "[serializa
   CHECK_THAT(refusal<std::vector<int>>({3, 0, 0, 0}), ContainsSubstring("3 elements of at least 4 bytes"));
   CHECK_THAT(refusal<std::string>({0x80, 0}), ContainsSubstring("longer than it must be"));
   CHECK_THAT(refusal<std::string>({255, 255, 255, 255, 255, 255, 255, 255, 255, 2}), ContainsSubstring("64 bits"));
-  CHECK_THAT(refusal<std::string>({255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1}),
-             ContainsSubstring("64 bits"));
+  CHECK_THAT(refusal<std::string>({255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1}), ContainsSubstring("64 bits"));
   CHECK_THAT(refusal<std::vector<bool>>({255, 255, 255, 255, 255, 255, 255, 255, 255, 1}),
              ContainsSubstring("bools do not fit"));
 
@@ -815,6 +847,12 @@ TEST_CASE("errors say what is wrong, with the numbers and the type", "[serializa
     FAIL("decoded");
   } catch (const SerializationError& error) {
     CHECK_THAT(error.type_name(), ContainsSubstring("Defaults"));
+  }
+  try {
+    (void)from_bytes<std::tuple<Defaults, bool>>(to_bytes(std::tuple<Defaults, char>(Defaults(), 2)));
+    FAIL("decoded");
+  } catch (const SerializationError& error) {
+    CHECK_THAT(error.type_name(), ContainsSubstring("tuple"));
   }
   CHECK(type_name<std::pair<int, char>>() == "std::pair<int, char>");
   CHECK(demangle("no name") == "no name");
@@ -952,7 +990,8 @@ struct Sample {
 
 template <class T>
 Sample sample(const T& value) {
-  return {to_bytes(value), [](std::span<const std::byte> bytes, DecodeLimits limits) { return try_decode<T>(bytes, limits); }};
+  return {to_bytes(value),
+          [](std::span<const std::byte> bytes, DecodeLimits limits) { return try_decode<T>(bytes, limits); }};
 }
 
 std::vector<Sample> corpus() {
@@ -976,7 +1015,8 @@ TEST_CASE("every truncated message is refused", "[serialization]") {
   for (const Sample& each : corpus()) {
     REQUIRE(each.decode(each.bytes, {}));
     for (std::size_t size = 0; size != each.bytes.size(); ++size) {
-      const std::vector<std::byte> truncated(each.bytes.begin(), each.bytes.begin() + static_cast<std::ptrdiff_t>(size));
+      const std::vector<std::byte> truncated(each.bytes.begin(),
+                                             each.bytes.begin() + static_cast<std::ptrdiff_t>(size));
       CHECK_FALSE(each.decode(truncated, {}));
     }
   }
@@ -1037,9 +1077,8 @@ TEST_CASE("mutated messages decode or are refused, within their memory", "[seria
 TEST_CASE("bytes that change while they are decoded give valid values or are refused", "[serialization]") {
   using T = std::tuple<std::variant<int, std::string>, std::vector<bool>, std::optional<std::vector<std::string>>,
                        std::vector<std::variant<bool, std::vector<int>>>, std::map<char, bool>>;
-  const std::vector<std::byte> bytes =
-      to_bytes(T("some text", {true, false}, std::vector<std::string>{"a", "bcd"}, {true, std::vector<int>{1, 2}},
-                 {{'a', true}, {'b', false}}));
+  const std::vector<std::byte> bytes = to_bytes(T("some text", {true, false}, std::vector<std::string>{"a", "bcd"},
+                                                  {true, std::vector<int>{1, 2}}, {{'a', true}, {'b', false}}));
   void* memory = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   REQUIRE(memory != MAP_FAILED);
   std::memcpy(memory, bytes.data(), bytes.size());

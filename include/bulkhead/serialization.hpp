@@ -33,7 +33,20 @@ class Decoder;
 
 static_assert(std::endian::native == std::endian::little, "The wire is little-endian and so must the processor be.");
 
+/// The way to carry a T that needs one of its own: specialise it with `static void encode(Encoder&, const T&)` and
+/// `static T decode(Decoder&)`. Inside, `bulkhead::encode(encoder, part)` and `bulkhead::decode<Part>(decoder)` carry
+/// the parts.
+template <class T>
+struct codec;
+
 namespace codec_detail {
+
+// Buffers are aligned to this, a cache line.
+inline constexpr std::size_t max_alignment = 64;
+
+constexpr std::size_t padding(std::size_t position, std::size_t alignment) noexcept {
+  return (0 - position) % std::min(alignment, max_alignment);
+}
 
 // Why a type cannot be carried.
 enum class Reason {
@@ -47,6 +60,7 @@ enum class Reason {
   base,
   union_type,
   not_constructible,
+  bad_codec,
   inherited_hook
 };
 
@@ -70,6 +84,8 @@ constexpr bool views_in_place();
 template <class View>
 struct DefaultSource;
 struct Bulk;
+template <class Coder>
+class Nested;
 [[noreturn]] BULKHEAD_EXPORT void refuse(const std::type_info& type, const std::string& reason);
 
 }  // namespace codec_detail
@@ -101,7 +117,7 @@ std::string type_name() {
 /// and learns the exact size for a large one.
 ///
 /// Distinct objects: safe. Shared objects: not.
-class Encoder {
+class BULKHEAD_EXPORT Encoder {
  public:
   /// `buffer` should be aligned to 64, and must be if what is written is to be viewed in place.
   explicit Encoder(std::span<std::byte> buffer) noexcept : buffer_(buffer) {}
@@ -132,10 +148,10 @@ class Encoder {
     write(bytes, used);
   }
 
-  /// Appends zeros until the size is a multiple of `alignment`, a power of two up to 64.
+  /// Appends zeros until the size is a multiple of `alignment`, or of 64 if that is less.
   void align(std::size_t alignment) noexcept {
-    static constexpr std::byte zeros[64] = {};
-    write(zeros, (alignment - size_ % alignment) % alignment);
+    static constexpr std::byte zeros[codec_detail::max_alignment] = {};
+    write(zeros, codec_detail::padding(size_, alignment));
   }
 
   /// How many bytes have been needed so far, whether or not they fitted.
@@ -143,12 +159,13 @@ class Encoder {
   /// Whether all of them fitted; if not, the buffer's contents are of no use.
   bool fits() const noexcept { return size_ <= buffer_.size(); }
 
-  /// Begins a nested value of this type. Throws `SerializationError` beyond `DecodeLimits::max_depth`.
-  /// Call `leave` afterwards. The library does it around structs, hooks and codecs.
+ private:
+  friend class codec_detail::Nested<Encoder>;
+
+  // Around nested values. Throws `SerializationError` when they are too deep.
   void enter(const std::type_info& type);
   void leave() noexcept { --depth_; }
 
- private:
   std::span<std::byte> buffer_;
   std::size_t size_ = 0;
   std::size_t depth_ = 0;
@@ -205,7 +222,7 @@ class BULKHEAD_EXPORT Decoder {
   std::span<const std::byte> view(std::size_t size);
 
   /// Skips the zeros of `Encoder::align`.
-  void align(std::size_t alignment) { take((alignment - position_ % alignment) % alignment); }
+  void align(std::size_t alignment) { take(codec_detail::padding(position_, alignment)); }
 
   /// How many bytes are left.
   std::size_t remaining() const noexcept { return bytes_.size() - position_; }
@@ -213,17 +230,19 @@ class BULKHEAD_EXPORT Decoder {
   /// Throws `SerializationError` if bytes are left.
   void finish();
 
-  /// Begins a nested value of this type. Throws `SerializationError` beyond `DecodeLimits::max_depth`.
-  /// Call `leave` afterwards. The library does it around structs, hooks and codecs.
-  void enter(const std::type_info& type);
-  void leave() noexcept { --depth_; }
-
   /// Throws a `SerializationError` of the value that is being decoded, for codecs and hooks that find a value
   /// impossible. `reason` is a full sentence.
   [[noreturn]] void fail(const std::string& reason) const;
 
  private:
   friend struct codec_detail::Bulk;
+  friend class codec_detail::Nested<Decoder>;
+  template <class T>
+  friend T decode(Decoder& decoder);
+
+  // Around nested values. Throws `SerializationError` when they are too deep.
+  void enter(const std::type_info& type);
+  void leave() noexcept { --depth_; }
 
   const std::byte* take(std::size_t size) {
     if (size > remaining()) {
@@ -243,18 +262,13 @@ class BULKHEAD_EXPORT Decoder {
   std::size_t memory_left_;
   DecodeLimits limits_;
   Source source_;
-  const std::type_info* type_ = nullptr;  // the innermost type that was entered, for errors
+  const std::type_info* type_ = nullptr;  // what is being decoded: the innermost type that was entered, for errors
 };
-
-/// The way to carry a T that needs one of its own: specialise it with `static void encode(Encoder&, const T&)` and
-/// `static T decode(Decoder&)`. Inside, `bulkhead::encode(encoder, part)` and `bulkhead::decode<Part>(decoder)` carry
-/// the parts.
-template <class T>
-struct codec;
 
 /// Whether a T can be carried to another process and back.
 template <class T>
-concept Serializable = codec_detail::find_reason<T>() == codec_detail::Reason::none;
+concept Serializable = codec_detail::find_reason<T>()
+== codec_detail::Reason::none;
 
 /// Appends a value. A type that cannot be carried is refused at compile time with a sentence that says what to do.
 /// Throws `SerializationError` if the value is nested deeper than 64, or a variant in it has no value.
@@ -271,6 +285,9 @@ void encode(Encoder& encoder, const T& value) {
 template <class T>
 T decode(Decoder& decoder) {
   if constexpr (Serializable<T>) {
+    if (decoder.type_ == nullptr) {
+      decoder.type_ = &typeid(T);
+    }
     return codec_detail::take<std::remove_cv_t<T>>(decoder);
   } else {
     codec_detail::require_serializable<T>();
@@ -315,14 +332,13 @@ concept ViewsInPlace = codec_detail::views_in_place<View, Source>();
 /// `std::logic_error` if the decoder's source is not trusted or its bytes lie less aligned than when encoded. The view
 /// is valid for as long as the bytes are.
 template <class View, class Source = typename codec_detail::DefaultSource<View>::type>
-  requires ViewsInPlace<View, Source>
-View decode_view(Decoder& decoder);
+requires ViewsInPlace<View, Source> View decode_view(Decoder& decoder);
 
 /// A number that differs between types that are encoded differently. It is the same for all compilers, and says
 /// nothing about the insides of types with a codec or a hook but their name and size.
 template <class T>
 constexpr std::uint64_t fingerprint() {
-  return codec_detail::hash_shape<T>(14695981039346656037U);  // FNV-1a's offset basis
+  return codec_detail::hash_shape<std::remove_cvref_t<T>>(14695981039346656037U);  // FNV-1a's offset basis
 }
 
 }  // namespace bulkhead

@@ -45,8 +45,7 @@ struct AnyReference {
 template <class T>
 struct BaseOf {
   template <class U>
-    requires(std::is_base_of_v<U, T> && !std::is_same_v<U, T>)
-  operator U() const noexcept;
+  requires(std::is_base_of_v<U, T> && !std::is_same_v<U, T>) operator U() const noexcept;
 };
 // Initialises only what takes anything, such as a std::any.
 struct Nothing {};
@@ -54,8 +53,7 @@ struct Nothing {};
 // Initialises only an anonymous union, or another one that nobody said how to carry.
 struct AnyUnion {
   template <class U>
-    requires(std::is_union_v<U> && !has_own_way<U>())
-  operator U() const noexcept;
+  requires(std::is_union_v<U> && !has_own_way<U>()) operator U() const noexcept;
 };
 
 template <class First, std::size_t>
@@ -65,7 +63,8 @@ template <class T, class Any, std::size_t Count>
 constexpr bool is_initialised_by() {
   return []<std::size_t... I>(std::index_sequence<I...>) {
     return requires { T{Repeat<Any, I>{}...}; };
-  }(std::make_index_sequence<Count>{});
+  }
+  (std::make_index_sequence<Count>{});
 }
 
 // More members than this are a case for a hook; it is how many cases of a structured binding are spelled out below.
@@ -93,7 +92,8 @@ template <class T, class Special, std::size_t Before, std::size_t After>
 constexpr bool is_initialised_with() {
   return []<std::size_t... B, std::size_t... A>(std::index_sequence<B...>, std::index_sequence<A...>) {
     return requires { T{Repeat<Any<T>, B>{}..., Special{}, Repeat<Any<T>, A>{}...}; };
-  }(std::make_index_sequence<Before>{}, std::make_index_sequence<After>{});
+  }
+  (std::make_index_sequence<Before>{}, std::make_index_sequence<After>{});
 }
 
 // The same with {any, ...} of Inner initialisers in the place of Special.
@@ -102,7 +102,8 @@ constexpr bool is_initialised_by_nested() {
   return []<std::size_t... B, std::size_t... I, std::size_t... A>(std::index_sequence<B...>, std::index_sequence<I...>,
                                                                   std::index_sequence<A...>) {
     return requires { T{Repeat<Any<T>, B>{}..., {Repeat<Any<T>, I>{}...}, Repeat<Any<T>, A>{}...}; };
-  }(std::make_index_sequence<Before>{}, std::make_index_sequence<Inner>{}, std::make_index_sequence<After>{});
+  }
+  (std::make_index_sequence<Before>{}, std::make_index_sequence<Inner>{}, std::make_index_sequence<After>{});
 }
 
 #ifdef __clang__
@@ -147,7 +148,7 @@ constexpr Reflection reflect() {
                        !is_initialised_with<T, Nothing, 0, count - 1>()) {
     return {Shape::base, 0};
   } else {
-    return []<std::size_t... I>(std::index_sequence<I...>) -> Reflection {
+    return []<std::size_t... I>(std::index_sequence<I...>)->Reflection {
       if constexpr ((is_array_at<T, I, count>() || ...)) {
         return {Shape::array, 0};
       } else if constexpr (((is_initialised_with<T, AnyUnion, I, count - I - 1>() &&
@@ -157,7 +158,8 @@ constexpr Reflection reflect() {
       } else {
         return {Shape::plain, count};
       }
-    }(std::make_index_sequence<count>{});
+    }
+    (std::make_index_sequence<count>{});
   }
 }
 
@@ -200,11 +202,11 @@ inline constexpr Reflection reflection = reflect<T>();
 #define BULKHEAD_TYPES_BEFORE_f BULKHEAD_TYPES_BEFORE_e BULKHEAD_TYPES_8(e),
 #define BULKHEAD_TYPES_BEFORE_g BULKHEAD_TYPES_BEFORE_f BULKHEAD_TYPES_8(f),
 #define BULKHEAD_TYPES_BEFORE_h BULKHEAD_TYPES_BEFORE_g BULKHEAD_TYPES_8(g),
-#define BULKHEAD_CASE(eights, ones, x)                                                                        \
-  if constexpr (Count == eights * 8 + ones) {                                                                 \
-    auto& [BULKHEAD_NAMES_BEFORE_##x BULKHEAD_NAMES_##ones(x)] = value;                                       \
-    return function(Types<BULKHEAD_TYPES_BEFORE_##x BULKHEAD_TYPES_##ones(x)>{}, BULKHEAD_NAMES_BEFORE_##x    \
-                    BULKHEAD_NAMES_##ones(x));                                                                \
+#define BULKHEAD_CASE(eights, ones, x)                                           \
+  if constexpr (Count == eights * 8 + ones) {                                    \
+    auto& [BULKHEAD_NAMES_BEFORE_##x BULKHEAD_NAMES_##ones(x)] = value;          \
+    return function(Types<BULKHEAD_TYPES_BEFORE_##x BULKHEAD_TYPES_##ones(x)>{}, \
+                    BULKHEAD_NAMES_BEFORE_##x BULKHEAD_NAMES_##ones(x));         \
   } else
 #define BULKHEAD_CASES(eights, x) \
   BULKHEAD_CASE(eights, 1, x)     \

@@ -157,22 +157,22 @@ template <class T>
 constexpr Hook find_hook() {
   if constexpr (!std::is_class_v<T> && !std::is_enum_v<T> && !std::is_union_v<T>) {
     return Hook::none;
-  } else if constexpr (requires(OutputArchive& out, InputArchive& in, T& value) {
+  } else if constexpr (requires(OutputArchive & out, InputArchive & in, T & value) {
                          access::serialize(out, value);
                          access::serialize(in, value);
                        }) {
     return Hook::member;
-  } else if constexpr (requires(OutputArchive& out, InputArchive& in, T& value) {
+  } else if constexpr (requires(OutputArchive & out, InputArchive & in, T & value) {
                          access::save(out, value);
                          access::load(in, value);
                        }) {
     return Hook::member_pair;
-  } else if constexpr (requires(OutputArchive& out, InputArchive& in, T& value) {
+  } else if constexpr (requires(OutputArchive & out, InputArchive & in, T & value) {
                          free_hook::call_serialize(out, value);
                          free_hook::call_serialize(in, value);
                        }) {
     return Hook::free;
-  } else if constexpr (requires(OutputArchive& out, InputArchive& in, T& value) {
+  } else if constexpr (requires(OutputArchive & out, InputArchive & in, T & value) {
                          free_hook::call_save(out, value);
                          free_hook::call_load(in, value);
                        }) {
@@ -196,12 +196,31 @@ inline constexpr bool is_base_by_name = false;
 template <template <class...> class Base, class T, class... Rest>
 inline constexpr bool is_base_by_name<Base<T, Rest...>, T> = true;
 
+// Converts to T itself, or to the bases of T.
+template <class T, bool Itself>
+struct ConvertsTo {
+  template <class U>
+  requires(std::is_base_of_v<std::remove_cv_t<U>, T>&& std::is_same_v<std::remove_cv_t<U>, T> == Itself) operator U&()
+      const noexcept;
+};
+
 // An inherited hook carries the base's members and would lose T's own.
 template <class T>
 constexpr bool has_inherited_hook() {
   if constexpr (hook<T> == Hook::member || hook<T> == Hook::member_pair) {
     using Owner = typename decltype(access::owner<T>(0))::type;
     return !std::is_same_v<Owner, T> && !is_base_by_name<Owner, T>;
+  } else if constexpr (std::is_class_v<T>) {
+    OutputArchive* out = nullptr;
+    return [&]<class Base, class Itself>(Base* base, Itself* itself) {
+      if constexpr (hook<T> == Hook::free) {
+        return requires { free_hook::call_serialize(*out, *base); }
+        &&!requires { free_hook::call_serialize(*out, *itself); };
+      } else {
+        return requires { free_hook::call_save(*out, *base); }
+        &&!requires { free_hook::call_save(*out, *itself); };
+      }
+    }(static_cast<ConvertsTo<T, false>*>(nullptr), static_cast<ConvertsTo<T, true>*>(nullptr));
   } else {
     return false;
   }
@@ -209,7 +228,9 @@ constexpr bool has_inherited_hook() {
 
 // A scoped enumeration or one with `: type`: each value of its underlying type is one of its own.
 template <class T>
-concept FixedEnum = std::is_enum_v<T> && requires { T{std::underlying_type_t<T>{}}; };
+concept FixedEnum = std::is_enum_v<T> && requires {
+  T{std::underlying_type_t<T>{}};
+};
 
 // The types of the standard library that need code of their own. Each specialisation has
 //   Parts      the types that must be serialisable for this one to be
@@ -219,7 +240,9 @@ concept FixedEnum = std::is_enum_v<T> && requires { T{std::underlying_type_t<T>{
 template <class T>
 struct Standard;
 template <class T>
-concept IsStandard = requires { typename Standard<T>::Parts; };
+concept IsStandard = requires {
+  typename Standard<T>::Parts;
+};
 
 template <char Tag, std::size_t MinSize, class... Ts>
 struct StandardBase {
@@ -281,11 +304,11 @@ inline constexpr bool is_view<std::initializer_list<T>> = true;
 template <class T>
 inline constexpr bool is_polymorphic_pointer = false;
 template <class T>
-  requires(!std::is_array_v<T>)
-inline constexpr bool is_polymorphic_pointer<std::unique_ptr<T>> = std::is_polymorphic_v<T> && !std::is_final_v<T>;
+requires(!std::is_array_v<T>) inline constexpr bool is_polymorphic_pointer<std::unique_ptr<T>> =
+    std::is_polymorphic_v<T> && !std::is_final_v<T>;
 template <class T>
-  requires(!std::is_array_v<T>)
-inline constexpr bool is_polymorphic_pointer<std::shared_ptr<T>> = std::is_polymorphic_v<T> && !std::is_final_v<T>;
+requires(!std::is_array_v<T>) inline constexpr bool is_polymorphic_pointer<std::shared_ptr<T>> =
+    std::is_polymorphic_v<T> && !std::is_final_v<T>;
 
 template <class... Open, class... Ts>
 constexpr Reason find_reason_among(Types<Ts...>) {
@@ -307,7 +330,11 @@ constexpr Reason find_reason() {
     return Reason::pointer;
   } else if constexpr (std::is_void_v<T> || std::is_volatile_v<T>) {
     return Reason::unknown;
-  } else if constexpr (HasCodec<T> || std::is_arithmetic_v<T>) {
+  } else if constexpr (HasCodec<T>) {
+    return Reason::none;
+  } else if constexpr (requires { sizeof(codec<T>); }) {
+    return Reason::bad_codec;
+  } else if constexpr (std::is_arithmetic_v<T>) {
     return Reason::none;
   } else if constexpr (hook<T> != Hook::none) {
     if constexpr (!requires { access::construct<T>(); } || !std::is_move_constructible_v<T>) {
@@ -366,6 +393,9 @@ constexpr void require_serializable() {
   static_assert(reason != Reason::not_constructible,
                 "A type with serialize(Archive&) needs a default constructor (a private one with friend class "
                 "bulkhead::access) and a move constructor: add them, or specialise bulkhead::codec<T>.");
+  static_assert(reason != Reason::bad_codec,
+                "The specialisation of bulkhead::codec<T> needs static void encode(Encoder&, const T&) and static T "
+                "decode(Decoder&): make it complete.");
   static_assert(reason != Reason::inherited_hook,
                 "This type inherits its serialize(Archive&), which would lose its own members: give it one of its "
                 "own, or specialise bulkhead::codec<T>.");
@@ -409,13 +439,24 @@ constexpr std::size_t min_size() {
 template <class Coder>
 class Nested {
  public:
-  Nested(Coder& coder, const std::type_info& type) : coder_(coder) { coder_.enter(type); }
+  Nested(Coder& coder, const std::type_info& type) : coder_(coder) {
+    if constexpr (std::is_same_v<Coder, Decoder>) {
+      outer_ = coder.type_;
+    }
+    coder_.enter(type);
+  }
   Nested(const Nested&) = delete;
   Nested& operator=(const Nested&) = delete;
-  ~Nested() { coder_.leave(); }
+  ~Nested() {
+    coder_.leave();
+    if constexpr (std::is_same_v<Coder, Decoder>) {
+      coder_.type_ = outer_;
+    }
+  }
 
  private:
   Coder& coder_;
+  const std::type_info* outer_ = nullptr;
 };
 
 template <class T>
@@ -570,7 +611,8 @@ struct Bulk {
 
   template <class T>
   static std::span<const T> view(Decoder& decoder, std::size_t count) {
-    static_assert(alignof(T) <= 64, "Messages are aligned to 64, so what is more aligned cannot be viewed in place.");
+    static_assert(alignof(T) <= max_alignment,
+                  "Messages are aligned to 64, so what is more aligned cannot be viewed in place.");
     decoder.align(alignof(T));
     const std::byte* at = decoder.view(count * sizeof(T)).data();
     if (!is_aligned<T>(at)) {
@@ -625,8 +667,7 @@ struct Standard<long double> : StandardBase<'l', long_double_size> {
 };
 
 template <class C, class Traits, class A>
-  requires(is_bitwise<C>())
-struct Standard<std::basic_string<C, Traits, A>> : StandardBase<'S', 1, C> {
+requires(is_bitwise<C>()) struct Standard<std::basic_string<C, Traits, A>> : StandardBase<'S', 1, C> {
   using X = std::basic_string<C, Traits, A>;
   static void put(Encoder& encoder, const X& value) {
     encoder.write_size(value.size());
@@ -645,8 +686,8 @@ struct Standard<std::filesystem::path> : StandardBase<'p', 1> {
 template <class Rep, class Period>
 struct Standard<std::chrono::duration<Rep, Period>> : StandardBase<'d', min_size<Rep>(), Rep> {
   using X = std::chrono::duration<Rep, Period>;
-  static constexpr std::uint64_t shape = 'd' + (static_cast<std::uint64_t>(Period::num) << 8) +
-                                         (static_cast<std::uint64_t>(Period::den) << 24);
+  static constexpr std::uint64_t shape =
+      'd' + (static_cast<std::uint64_t>(Period::num) << 8) + (static_cast<std::uint64_t>(Period::den) << 24);
   static void put(Encoder& encoder, const X& value) { codec_detail::put<Rep>(encoder, value.count()); }
   static X take(Decoder& decoder) { return X(codec_detail::take<Rep>(decoder)); }
 };
@@ -707,11 +748,11 @@ struct StandardPointer : StandardBase<Tag, 1, typename X::element_type> {
   }
 };
 template <class T>
-  requires(!std::is_array_v<T>)
-struct Standard<std::unique_ptr<T>> : StandardPointer<std::unique_ptr<T>, 'u'> {};
+requires(!std::is_array_v<T>) struct Standard<std::unique_ptr<T>> : StandardPointer<std::unique_ptr<T>, 'u'> {
+};
 template <class T>
-  requires(!std::is_array_v<T>)
-struct Standard<std::shared_ptr<T>> : StandardPointer<std::shared_ptr<T>, 'u'> {};
+requires(!std::is_array_v<T>) struct Standard<std::shared_ptr<T>> : StandardPointer<std::shared_ptr<T>, 'u'> {
+};
 
 template <class... Ts>
 struct Standard<std::variant<Ts...>> : StandardBase<'v', 1, Ts...> {
@@ -767,7 +808,9 @@ struct Standard<std::pair<A, B>> : StandardBase<'t', 0, A, B> {
 template <class... Ts>
 struct Standard<std::tuple<Ts...>> : StandardBase<'t', 0, Ts...> {
   using X = std::tuple<Ts...>;
-  static constexpr std::size_t min_size() { return (std::size_t{0} + ... + codec_detail::min_size<std::remove_const_t<Ts>>()); }
+  static constexpr std::size_t min_size() {
+    return (std::size_t{0} + ... + codec_detail::min_size<std::remove_const_t<Ts>>());
+  }
   static void put(Encoder& encoder, const X& value) {
     std::apply([&](const Ts&... parts) { (codec_detail::put(encoder, parts), ...); }, value);
   }
@@ -804,7 +847,8 @@ struct Standard<std::array<T, N>> : StandardBase<'a', 0, T> {
     } else {
       return [&]<std::size_t... I>(std::index_sequence<I...>) {
         return X{{(static_cast<void>(I), codec_detail::take<Element>(decoder))...}};
-      }(std::make_index_sequence<N>{});
+      }
+      (std::make_index_sequence<N>{});
     }
   }
 };
@@ -877,7 +921,7 @@ struct StandardSequence : StandardBase<'V', 1, typename X::value_type> {
   using T = typename X::value_type;
   // Copied in one piece. Not a deque or list of the same: their elements are apart, and so are put one by one, without
   // the padding for alignment.
-  static constexpr bool in_one_piece = is_bitwise<T>() && requires(X& x) { x.data(); };
+  static constexpr bool in_one_piece = is_bitwise<T>() && requires(X & x) { x.data(); };
   static constexpr std::uint64_t shape = in_one_piece ? 'W' : 'V';
 
   static void put(Encoder& encoder, const X& value) {
@@ -931,6 +975,16 @@ struct Standard<std::list<T, A>> : StandardSequence<std::list<T, A>> {};
 template <class T, class A>
 struct Standard<std::forward_list<T, A>> : StandardSequence<std::forward_list<T, A>> {};
 
+// Whether a container's order, or its hash and equality, can be made anew: a function pointer would be null.
+template <class X>
+constexpr bool has_stateless_functions() {
+  if constexpr (requires { typename X::hasher; }) {
+    return std::is_empty_v<typename X::hasher> && std::is_empty_v<typename X::key_equal>;
+  } else {
+    return std::is_empty_v<typename X::key_compare>;
+  }
+}
+
 // Sets, and maps with Mapped.
 template <class X, char Tag, class... Mapped>
 struct StandardAssociative : StandardBase<Tag, 1, typename X::key_type, Mapped...> {
@@ -960,21 +1014,37 @@ struct StandardAssociative : StandardBase<Tag, 1, typename X::key_type, Mapped..
   }
 };
 template <class K, class... R>
-struct Standard<std::set<K, R...>> : StandardAssociative<std::set<K, R...>, 's'> {};
+requires(has_stateless_functions<std::set<K, R...>>()) struct Standard<std::set<K, R...>>
+    : StandardAssociative<std::set<K, R...>, 's'> {
+};
 template <class K, class... R>
-struct Standard<std::multiset<K, R...>> : StandardAssociative<std::multiset<K, R...>, 's'> {};
+requires(has_stateless_functions<std::multiset<K, R...>>()) struct Standard<std::multiset<K, R...>>
+    : StandardAssociative<std::multiset<K, R...>, 's'> {
+};
 template <class K, class... R>
-struct Standard<std::unordered_set<K, R...>> : StandardAssociative<std::unordered_set<K, R...>, 's'> {};
+requires(has_stateless_functions<std::unordered_set<K, R...>>()) struct Standard<std::unordered_set<K, R...>>
+    : StandardAssociative<std::unordered_set<K, R...>, 's'> {
+};
 template <class K, class... R>
-struct Standard<std::unordered_multiset<K, R...>> : StandardAssociative<std::unordered_multiset<K, R...>, 's'> {};
+requires(has_stateless_functions<std::unordered_multiset<K, R...>>()) struct Standard<std::unordered_multiset<K, R...>>
+    : StandardAssociative<std::unordered_multiset<K, R...>, 's'> {
+};
 template <class K, class V, class... R>
-struct Standard<std::map<K, V, R...>> : StandardAssociative<std::map<K, V, R...>, 'm', V> {};
+requires(has_stateless_functions<std::map<K, V, R...>>()) struct Standard<std::map<K, V, R...>>
+    : StandardAssociative<std::map<K, V, R...>, 'm', V> {
+};
 template <class K, class V, class... R>
-struct Standard<std::multimap<K, V, R...>> : StandardAssociative<std::multimap<K, V, R...>, 'm', V> {};
+requires(has_stateless_functions<std::multimap<K, V, R...>>()) struct Standard<std::multimap<K, V, R...>>
+    : StandardAssociative<std::multimap<K, V, R...>, 'm', V> {
+};
 template <class K, class V, class... R>
-struct Standard<std::unordered_map<K, V, R...>> : StandardAssociative<std::unordered_map<K, V, R...>, 'm', V> {};
+requires(has_stateless_functions<std::unordered_map<K, V, R...>>()) struct Standard<std::unordered_map<K, V, R...>>
+    : StandardAssociative<std::unordered_map<K, V, R...>, 'm', V> {
+};
 template <class K, class V, class... R>
-struct Standard<std::unordered_multimap<K, V, R...>> : StandardAssociative<std::unordered_multimap<K, V, R...>, 'm', V> {
+requires(
+    has_stateless_functions<std::unordered_multimap<K, V, R...>>()) struct Standard<std::unordered_multimap<K, V, R...>>
+    : StandardAssociative<std::unordered_multimap<K, V, R...>, 'm', V> {
 };
 
 // The adaptors, through their container.
@@ -999,7 +1069,9 @@ struct Standard<std::stack<T, C>> : StandardAdaptor<std::stack<T, C>> {};
 template <class T, class C>
 struct Standard<std::queue<T, C>> : StandardAdaptor<std::queue<T, C>> {};
 template <class T, class C, class Compare>
-struct Standard<std::priority_queue<T, C, Compare>> : StandardAdaptor<std::priority_queue<T, C, Compare>> {};
+requires(std::is_empty_v<Compare>) struct Standard<std::priority_queue<T, C, Compare>>
+    : StandardAdaptor<std::priority_queue<T, C, Compare>> {
+};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Views.
@@ -1088,7 +1160,9 @@ constexpr std::uint64_t hash_shape(std::uint64_t hash) {
   } else if constexpr (IsStandard<T>) {
     return hash_parts<Open...>(hash_number(hash, Standard<T>::shape), typename Standard<T>::Parts{});
   } else if constexpr (std::is_arithmetic_v<T>) {
-    return hash_number(hash_number(hash, std::is_floating_point_v<T> ? 'f' : std::is_signed_v<T> ? 'i' : 'n'),
+    return hash_number(hash_number(hash, std::is_floating_point_v<T> ? 'f'
+                                         : std::is_signed_v<T>       ? 'i'
+                                                                     : 'n'),
                        sizeof(T));
   } else if constexpr ((std::is_same_v<T, Open> || ...)) {
     // T contains values of its own type.
@@ -1104,8 +1178,7 @@ constexpr std::uint64_t hash_shape(std::uint64_t hash) {
 }  // namespace codec_detail
 
 template <class View, class Source>
-  requires ViewsInPlace<View, Source>
-View decode_view(Decoder& decoder) {
+requires ViewsInPlace<View, Source> View decode_view(Decoder& decoder) {
   using T = typename Source::value_type;
   // An array has no length in front of it.
   constexpr std::size_t fixed = codec_detail::array_size<Source>;

@@ -1,0 +1,788 @@
+// SPDX-License-Identifier: BSL-1.0
+#include "dispatcher.hpp"
+
+#include "support/catch.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using namespace std::chrono_literals;
+using bulkhead::detail::Dispatcher;
+using bulkhead::detail::QueuedTask;
+using Workers = std::vector<unsigned>;
+
+struct Work : QueuedTask {
+  explicit Work(int id_, int priority_ = 0) : id(id_) { priority = priority_; }
+  int id;
+};
+
+Dispatcher::Limits limits(unsigned workers) {
+  Dispatcher::Limits made;
+  made.max_workers = workers;
+  return made;
+}
+
+Dispatcher with_ready_workers(unsigned count) {
+  Dispatcher dispatcher(limits(count));
+  for (unsigned i = 0; i < count; ++i) {
+    dispatcher.worker_added(i);
+    dispatcher.worker_ready(i);
+  }
+  return dispatcher;
+}
+
+void place(Dispatcher& dispatcher, unsigned worker, unsigned times) {
+  for (unsigned i = 0; i < times; ++i) dispatcher.placed(worker);
+}
+
+// Tells the dispatcher of so many runs that its average is the time given.
+void set_average(Dispatcher& dispatcher, unsigned worker, Dispatcher::Duration run_time) {
+  for (int i = 0; i < 400; ++i) {
+    dispatcher.placed(worker);
+    dispatcher.left(worker, run_time);
+  }
+}
+
+// Takes all tasks from the queue, in its order.
+std::vector<int> take_all(Dispatcher& dispatcher) {
+  std::vector<int> ids;
+  while (QueuedTask* task = dispatcher.front()) {
+    ids.push_back(static_cast<Work*>(task)->id);
+    dispatcher.remove(*task);
+  }
+  return ids;
+}
+
+}  // namespace
+
+TEST_CASE("an empty queue has no first task", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  CHECK(dispatcher.front() == nullptr);
+  CHECK(dispatcher.queued() == 0);
+}
+
+TEST_CASE("tasks of one priority leave the queue in the order in which they came", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  Work a(1), b(2), c(3);
+  for (Work* work : {&a, &b, &c}) dispatcher.enqueue(*work);
+  CHECK(dispatcher.queued() == 3);
+  CHECK(take_all(dispatcher) == std::vector<int>{1, 2, 3});
+  CHECK(dispatcher.queued() == 0);
+}
+
+TEST_CASE("the lower priority number goes first, and negative ones before zero", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  Work a(1, 5), b(2, 0), c(3, -3), d(4, 5), e(5, -3), f(6, 0);
+  for (Work* work : {&a, &b, &c, &d, &e, &f}) dispatcher.enqueue(*work);
+  CHECK(take_all(dispatcher) == std::vector<int>{3, 5, 2, 6, 1, 4});
+}
+
+TEST_CASE("the largest and the smallest priority are priorities as others", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  Work a(1, std::numeric_limits<int>::max()), b(2, 0), c(3, std::numeric_limits<int>::min());
+  for (Work* work : {&a, &b, &c}) dispatcher.enqueue(*work);
+  CHECK(take_all(dispatcher) == std::vector<int>{3, 2, 1});
+}
+
+TEST_CASE("a task taken out of the middle leaves the order of the others as it was", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  Work a(1), b(2), c(3);
+  for (Work* work : {&a, &b, &c}) dispatcher.enqueue(*work);
+  dispatcher.remove(b);
+  CHECK(dispatcher.queued() == 2);
+  CHECK_FALSE(b.linked());
+  CHECK(take_all(dispatcher) == std::vector<int>{1, 3});
+}
+
+TEST_CASE("a priority that has run empty can be used again", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  Work a(1, 7), b(2, 7), c(3, 0);
+  dispatcher.enqueue(a);
+  CHECK(take_all(dispatcher) == std::vector<int>{1});
+  dispatcher.enqueue(c);
+  dispatcher.enqueue(b);
+  CHECK(take_all(dispatcher) == std::vector<int>{3, 2});
+}
+
+TEST_CASE("tasks taken back find their old place, wherever it was", "[dispatcher]") {
+  std::vector<int> order{0, 1, 2, 3, 4};
+  do {
+    // All are queued in one order, leave it, and come back in any other.
+    Dispatcher dispatcher(limits(1));
+    std::vector<std::unique_ptr<Work>> works;
+    for (int i = 0; i < 5; ++i) {
+      works.push_back(std::make_unique<Work>(i));
+      dispatcher.enqueue(*works.back());
+    }
+    for (const auto& work : works) dispatcher.remove(*work);
+    for (const int i : order) dispatcher.enqueue(*works[static_cast<std::size_t>(i)]);
+    REQUIRE(take_all(dispatcher) == std::vector<int>{0, 1, 2, 3, 4});
+  } while (std::next_permutation(order.begin(), order.end()));
+}
+
+TEST_CASE("a task taken back goes before newer ones of its priority and behind those of a better one", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  Work a(1, 1), b(2, 1), c(3, 1), d(4, 0);
+  dispatcher.enqueue(a);
+  dispatcher.remove(a);
+  dispatcher.enqueue(b);
+  dispatcher.enqueue(c);
+  dispatcher.enqueue(d);
+  dispatcher.enqueue(a);
+  CHECK(take_all(dispatcher) == std::vector<int>{4, 1, 2, 3});
+}
+
+TEST_CASE("without a worker nobody is chosen", "[dispatcher]") {
+  const Dispatcher dispatcher(limits(3));
+  CHECK(dispatcher.choose_worker() == std::nullopt);
+}
+
+TEST_CASE("of several idle workers the one with the lowest number is chosen", "[dispatcher]") {
+  auto dispatcher = with_ready_workers(3);
+  CHECK(dispatcher.choose_worker() == 0U);
+  dispatcher.placed(0);
+  CHECK(dispatcher.choose_worker() == 1U);
+  dispatcher.placed(1);
+  CHECK(dispatcher.choose_worker() == 2U);
+  dispatcher.left(0, 1ms);
+  CHECK(dispatcher.choose_worker() == 0U);
+}
+
+TEST_CASE("an idle worker is chosen before a less numbered one that has room in its ring", "[dispatcher]") {
+  auto dispatcher = with_ready_workers(2);
+  set_average(dispatcher, 0, 1us);
+  dispatcher.placed(0);
+  REQUIRE(dispatcher.depth() > 1);
+  CHECK(dispatcher.choose_worker() == 1U);
+}
+
+TEST_CASE("when all are busy the least loaded worker is chosen, the lowest number among equals", "[dispatcher]") {
+  auto dispatcher = with_ready_workers(3);
+  set_average(dispatcher, 0, 1us);
+  place(dispatcher, 0, 3);
+  place(dispatcher, 1, 2);
+  place(dispatcher, 2, 2);
+  CHECK(dispatcher.choose_worker() == 1U);
+  dispatcher.placed(1);
+  CHECK(dispatcher.choose_worker() == 2U);
+  dispatcher.placed(2);
+  CHECK(dispatcher.choose_worker() == 0U);
+}
+
+TEST_CASE("nobody is chosen when every ring is as full as the depth allows", "[dispatcher]") {
+  auto dispatcher = with_ready_workers(2);
+  set_average(dispatcher, 0, 50us);
+  REQUIRE(dispatcher.depth() == 4);
+  place(dispatcher, 0, 4);
+  place(dispatcher, 1, 3);
+  CHECK(dispatcher.choose_worker() == 1U);
+  dispatcher.placed(1);
+  CHECK(dispatcher.choose_worker() == std::nullopt);
+  dispatcher.left(1, std::nullopt);
+  CHECK(dispatcher.choose_worker() == 1U);
+}
+
+TEST_CASE("as long as no run time is known one task lies in a ring", "[dispatcher]") {
+  auto dispatcher = with_ready_workers(1);
+  CHECK(dispatcher.depth() == 1);
+  dispatcher.placed(0);
+  CHECK(dispatcher.choose_worker() == std::nullopt);
+  dispatcher.left(0, std::nullopt);  // it was taken back, so nothing was learned
+  CHECK(dispatcher.depth() == 1);
+}
+
+TEST_CASE("a worker that starts is chosen only if no ready one has room, and gets one task", "[dispatcher]") {
+  Dispatcher dispatcher(limits(3));
+  dispatcher.worker_added(0);
+  dispatcher.worker_added(1);
+  CHECK(dispatcher.choose_worker() == 0U);
+  dispatcher.placed(0);
+  CHECK(dispatcher.choose_worker() == 1U);
+  dispatcher.placed(1);
+  CHECK(dispatcher.choose_worker() == std::nullopt);
+
+  dispatcher.worker_added(2);
+  dispatcher.worker_ready(2);
+  CHECK(dispatcher.choose_worker() == 2U);
+  dispatcher.placed(2);
+  CHECK(dispatcher.choose_worker() == std::nullopt);
+  dispatcher.left(0, std::nullopt);
+  CHECK(dispatcher.choose_worker() == 0U);
+  set_average(dispatcher, 2, 1us);  // with room in the ready one's ring
+  REQUIRE(dispatcher.load(2) == 1);
+  CHECK(dispatcher.choose_worker() == 2U);
+}
+
+TEST_CASE("a worker that is gone is not chosen, and its load is forgotten", "[dispatcher]") {
+  auto dispatcher = with_ready_workers(2);
+  dispatcher.placed(0);
+  dispatcher.worker_removed(0);
+  CHECK_FALSE(dispatcher.present(0));
+  CHECK_FALSE(dispatcher.ready(0));
+  CHECK(dispatcher.load(0) == 0);
+  CHECK(dispatcher.choose_worker() == 1U);
+  dispatcher.worker_removed(1);
+  CHECK(dispatcher.choose_worker() == std::nullopt);
+}
+
+TEST_CASE("the number of starting workers counts those that are neither ready nor gone", "[dispatcher]") {
+  Dispatcher dispatcher(limits(3));
+  dispatcher.worker_added(0);
+  dispatcher.worker_added(1);
+  dispatcher.worker_added(2);
+  CHECK(dispatcher.starting() == 3);
+  dispatcher.worker_ready(1);
+  dispatcher.worker_ready(1);  // told twice
+  CHECK(dispatcher.starting() == 2);
+  dispatcher.worker_removed(1);
+  CHECK(dispatcher.starting() == 2);
+  dispatcher.worker_removed(0);
+  dispatcher.worker_removed(0);
+  CHECK(dispatcher.starting() == 1);
+  dispatcher.worker_added(0);
+  CHECK(dispatcher.starting() == 2);
+}
+
+TEST_CASE("the depth is the budget by the average run time, within one and the ring's slots", "[dispatcher]") {
+  struct Row {
+    Dispatcher::Duration run_time;
+    std::size_t depth;
+  };
+  const Row rows[] = {{0ns, 256}, {1ns, 256}, {700ns, 256}, {1us, 200}, {10us, 20}, {67us, 2},
+                      {100us, 2}, {101us, 1}, {200us, 1},   {201us, 1}, {5s, 1},    {1h, 1}};
+  for (const Row& row : rows) {
+    INFO(row.run_time.count() << " ns");
+    auto dispatcher = with_ready_workers(1);
+    dispatcher.placed(0);
+    dispatcher.left(0, row.run_time);
+    CHECK(dispatcher.depth() == row.depth);
+  }
+}
+
+TEST_CASE("the depth follows the limits that were given", "[dispatcher]") {
+  auto given = limits(1);
+  given.ring_slots = 8;
+  given.ring_budget = 1ms;
+  Dispatcher dispatcher(given);
+  dispatcher.worker_added(0);
+  dispatcher.worker_ready(0);
+  dispatcher.placed(0);
+  dispatcher.left(0, 1us);
+  CHECK(dispatcher.depth() == 8);
+  set_average(dispatcher, 0, 250us);
+  CHECK(dispatcher.depth() == 4);
+}
+
+TEST_CASE("the average run time forgets: after a change the depth follows within some tasks", "[dispatcher]") {
+  auto dispatcher = with_ready_workers(1);
+  set_average(dispatcher, 0, 1us);
+  REQUIRE(dispatcher.depth() == 200);
+  // One outlier does not settle it for good...
+  dispatcher.placed(0);
+  dispatcher.left(0, 1s);
+  CHECK(dispatcher.depth() == 1);
+  set_average(dispatcher, 0, 1us);
+  CHECK(dispatcher.depth() > 190);  // the average is in whole nanoseconds
+  // ...and tasks that have become slow are seen as such after two dozen.
+  for (int i = 0; i < 24; ++i) {
+    dispatcher.placed(0);
+    dispatcher.left(0, 100us);
+  }
+  CHECK(dispatcher.depth() <= 3);
+}
+
+TEST_CASE("there is a backlog when tasks lie behind another, or before a worker that is not ready", "[dispatcher]") {
+  Dispatcher dispatcher(limits(2));
+  CHECK_FALSE(dispatcher.has_backlog());
+  dispatcher.worker_added(0);
+  CHECK_FALSE(dispatcher.has_backlog());
+  dispatcher.placed(0);
+  CHECK(dispatcher.has_backlog());
+  dispatcher.worker_ready(0);
+  CHECK_FALSE(dispatcher.has_backlog());
+  dispatcher.placed(0);
+  CHECK(dispatcher.has_backlog());
+  dispatcher.left(0, 1us);
+  CHECK_FALSE(dispatcher.has_backlog());
+  dispatcher.placed(0);
+  dispatcher.worker_removed(0);
+  CHECK_FALSE(dispatcher.has_backlog());
+}
+
+TEST_CASE("a worker with a backlog that finishes nothing between two looks is stalled", "[dispatcher]") {
+  auto dispatcher = with_ready_workers(3);
+  set_average(dispatcher, 0, 1us);
+  place(dispatcher, 0, 2);       // finishes nothing
+  place(dispatcher, 1, 3);       // finishes one
+  place(dispatcher, 2, 1);       // has nothing to be taken back
+  dispatcher.stalled_workers();  // forgets the runs above
+  dispatcher.left(1, 1us);
+  CHECK(dispatcher.stalled_workers() == Workers{0});
+  CHECK(dispatcher.stalled_workers() == Workers{0, 1});
+}
+
+TEST_CASE("a task that was placed after the last look is no sign of a stall by itself", "[dispatcher]") {
+  auto dispatcher = with_ready_workers(1);
+  set_average(dispatcher, 0, 1us);
+  dispatcher.stalled_workers();
+  CHECK(dispatcher.stalled_workers().empty());
+}
+
+TEST_CASE("a stalled worker gets nothing until it finishes something", "[dispatcher]") {
+  auto dispatcher = with_ready_workers(2);
+  set_average(dispatcher, 0, 1us);
+  dispatcher.stalled_workers();
+  place(dispatcher, 0, 2);
+  REQUIRE(dispatcher.stalled_workers() == Workers{0});
+  place(dispatcher, 1, 5);
+  CHECK(dispatcher.choose_worker() == 1U);
+  place(dispatcher, 1, static_cast<unsigned>(dispatcher.depth()) - 5);
+  CHECK(dispatcher.choose_worker() == std::nullopt);
+  dispatcher.left(0, 1us);
+  CHECK(dispatcher.choose_worker() == 0U);
+}
+
+TEST_CASE("a worker that starts and has a task is stalled, until it is ready", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  dispatcher.worker_added(0);
+  CHECK(dispatcher.stalled_workers().empty());
+  dispatcher.placed(0);
+  CHECK(dispatcher.stalled_workers() == Workers{0});
+  CHECK(dispatcher.choose_worker() == std::nullopt);
+  dispatcher.worker_ready(0);
+  CHECK(dispatcher.stalled_workers().empty());
+  dispatcher.left(0, std::nullopt);
+  CHECK(dispatcher.choose_worker() == 0U);
+}
+
+TEST_CASE("a new worker in the place of a stalled one is not stalled", "[dispatcher]") {
+  auto dispatcher = with_ready_workers(1);
+  place(dispatcher, 0, 2);
+  REQUIRE(dispatcher.stalled_workers() == Workers{0});
+  dispatcher.worker_removed(0);
+  dispatcher.worker_added(0);
+  CHECK(dispatcher.load(0) == 0);
+  CHECK(dispatcher.stalled_workers().empty());
+  CHECK(dispatcher.choose_worker() == 0U);
+}
+
+TEST_CASE("missing workers are started from the lowest number, all at once", "[dispatcher]") {
+  Dispatcher dispatcher(limits(3));
+  for (unsigned i = 0; i < 3; ++i) {
+    REQUIRE(dispatcher.worker_to_start(0ns) == i);
+    dispatcher.worker_added(i);
+  }
+  CHECK(dispatcher.worker_to_start(0ns) == std::nullopt);
+  dispatcher.worker_ready(1);
+  dispatcher.worker_removed(1);
+  CHECK(dispatcher.worker_to_start(0ns) == 1U);
+  CHECK(dispatcher.next_start() == std::nullopt);
+}
+
+TEST_CASE("the pause after a failed start doubles up to the longest, however many follow", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  const Dispatcher::Duration expected[] = {10ms, 20ms, 40ms, 80ms, 160ms, 320ms, 640ms, 1s, 1s};
+  Dispatcher::Time now = 5s;
+  for (const auto pause : expected) {
+    INFO(pause.count() << " ns");
+    dispatcher.start_failed(now);
+    CHECK(dispatcher.next_start() == now + pause);
+    CHECK(dispatcher.worker_to_start(now) == std::nullopt);
+    CHECK(dispatcher.worker_to_start(now + pause - 1ns) == std::nullopt);
+    CHECK(dispatcher.worker_to_start(now + pause) == 0U);
+    now += pause;
+  }
+  for (int i = 0; i < 100; ++i) {
+    dispatcher.start_failed(now);
+    REQUIRE(dispatcher.next_start() == now + 1s);
+  }
+  CHECK(dispatcher.failures_in_a_row() == 109);
+}
+
+TEST_CASE("pauses stay within the limits that were given", "[dispatcher]") {
+  auto given = limits(1);
+  SECTION("a first pause above the longest is cut") {
+    given.first_pause = 3s;
+    Dispatcher dispatcher(given);
+    dispatcher.start_failed(0ns);
+    CHECK(dispatcher.next_start() == Dispatcher::Time(1s));
+  }
+  SECTION("no pause at all") {
+    given.first_pause = 0ns;
+    Dispatcher dispatcher(given);
+    dispatcher.start_failed(7s);
+    CHECK(dispatcher.worker_to_start(7s) == 0U);
+  }
+}
+
+TEST_CASE("after a failed start one is attempted at a time, until one has worked", "[dispatcher]") {
+  Dispatcher dispatcher(limits(3));
+  dispatcher.worker_added(0);
+  dispatcher.worker_removed(0);
+  dispatcher.start_failed(0ns);
+  REQUIRE(dispatcher.worker_to_start(10ms) == 0U);
+  dispatcher.worker_added(0);
+  CHECK(dispatcher.worker_to_start(10ms) == std::nullopt);
+  CHECK(dispatcher.worker_to_start(1h) == std::nullopt);
+  dispatcher.worker_ready(0);
+  dispatcher.start_succeeded();
+  CHECK(dispatcher.worker_to_start(10ms) == 1U);
+  dispatcher.worker_added(1);
+  CHECK(dispatcher.worker_to_start(10ms) == 2U);
+}
+
+TEST_CASE("a start that works ends the pause and the count of failures", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  for (int i = 0; i < 5; ++i) dispatcher.start_failed(0ns);
+  REQUIRE(dispatcher.failures_in_a_row() == 5);
+  dispatcher.start_succeeded();
+  CHECK(dispatcher.failures_in_a_row() == 0);
+  CHECK(dispatcher.next_start() == std::nullopt);
+  CHECK(dispatcher.worker_to_start(0ns) == 0U);
+  dispatcher.start_failed(0ns);
+  CHECK(dispatcher.next_start() == Dispatcher::Time(10ms));
+}
+
+TEST_CASE("waiting tasks fail after the third failed start in a row, not before", "[dispatcher]") {
+  Dispatcher dispatcher(limits(2));
+  CHECK_FALSE(dispatcher.gives_up());
+  dispatcher.start_failed(0ns);
+  CHECK_FALSE(dispatcher.gives_up());
+  dispatcher.start_failed(0ns);
+  CHECK_FALSE(dispatcher.gives_up());
+  dispatcher.start_failed(0ns);
+  CHECK(dispatcher.gives_up());
+  dispatcher.worker_added(0);
+  CHECK(dispatcher.gives_up());  // an attempt is under way, and the last three failed
+  dispatcher.start_succeeded();
+  CHECK_FALSE(dispatcher.gives_up());
+}
+
+TEST_CASE("with a ready worker nothing fails however many starts do", "[dispatcher]") {
+  Dispatcher dispatcher(limits(2));
+  dispatcher.worker_added(0);
+  dispatcher.worker_ready(0);
+  for (int i = 0; i < 20; ++i) dispatcher.start_failed(0ns);
+  CHECK_FALSE(dispatcher.gives_up());
+  dispatcher.worker_removed(0);
+  CHECK(dispatcher.gives_up());
+}
+
+TEST_CASE("after stop_starting no worker is started and no start is awaited", "[dispatcher]") {
+  Dispatcher dispatcher(limits(2));
+  dispatcher.worker_added(0);
+  dispatcher.start_failed(0ns);
+  dispatcher.stop_starting();
+  CHECK(dispatcher.worker_to_start(1h) == std::nullopt);
+  CHECK(dispatcher.next_start() == std::nullopt);
+  dispatcher.worker_ready(0);
+  dispatcher.worker_removed(0);
+  dispatcher.start_succeeded();
+  CHECK(dispatcher.worker_to_start(1h) == std::nullopt);
+}
+
+namespace {
+
+// The rules of dispatcher.hpp over again, as plainly as possible, and what must hold after every event.
+class Model {
+ public:
+  static constexpr unsigned kWorkers = 5;
+
+  explicit Model(std::uint64_t seed) : random_(seed), dispatcher_(limits(kWorkers)) {}
+
+  void step() {
+    switch (below(16)) {
+      case 0:
+      case 1:
+      case 2:
+      case 3:
+        return submit();
+      case 4:
+      case 5:
+      case 6:
+      case 7:
+        return dispatch();
+      case 8:
+      case 9:
+      case 10:
+        return finish_one();
+      case 11:
+        return take_back();
+      case 12:
+        return cancel_queued();
+      case 13:
+        return look_for_stalls();
+      case 14:
+        return worker_event();
+      default:
+        return start();
+    }
+  }
+
+  // Empty if all is as it should be, else what is not.
+  std::string violation() {
+    std::size_t queued = 0;
+    for (const auto& [priority, tasks] : queue_) queued += tasks.size();
+    if (queued != dispatcher_.queued()) return "the number of queued tasks";
+    if (dispatcher_.front() != first()) return "the first task";
+    bool backlog = false;
+    unsigned starting = 0;
+    for (unsigned i = 0; i < kWorkers; ++i) {
+      const Worker& worker = workers_[i];
+      if (dispatcher_.present(i) != worker.present) return "whether a worker is present";
+      if (dispatcher_.ready(i) != worker.ready) return "whether a worker is ready";
+      if (dispatcher_.load(i) != worker.ring.size()) return "the load of a worker";
+      if (worker.present && !worker.ready) ++starting;
+      backlog = backlog || worker.ring.size() > (worker.ready ? 1 : 0);
+    }
+    if (dispatcher_.starting() != starting) return "the number of starting workers";
+    if (dispatcher_.has_backlog() != backlog) return "whether there is a backlog";
+    if (dispatcher_.choose_worker() != chosen()) return "the worker chosen";
+    if (dispatcher_.worker_to_start(now_) != to_start()) return "the worker to start";
+    if (dispatcher_.gives_up() != gives_up()) return "whether it gives up";
+    if (dispatcher_.failures_in_a_row() != failures_) return "the failures in a row";
+    if (const auto next = dispatcher_.next_start(); next.has_value() != (failures_ > 0)) return "whether a pause is on";
+    if (stall_differs_) return "the stalled workers";
+    if (order_changed_) return "the place of a task taken back";
+    return {};
+  }
+
+  // Takes everything out that is left. Empty if each task was seen exactly once.
+  std::string end() {
+    for (unsigned i = 0; i < kWorkers; ++i) {
+      while (!workers_[i].ring.empty()) leave(i, workers_[i].ring.size() - 1, std::nullopt);
+      workers_[i].ring.clear();
+    }
+    while (QueuedTask* task = dispatcher_.front()) {
+      if (task != first()) return "the first task";
+      auto* work = static_cast<Work*>(task);
+      dispatcher_.remove(*task);
+      queue_[work->priority].erase(work->order);
+      over(*work);
+    }
+    if (!alive_.empty()) return "a task was lost";
+    if (ended_ != submitted_) return "a task ended twice";
+    return {};
+  }
+
+  std::size_t submitted() const { return submitted_; }
+
+ private:
+  struct Worker {
+    bool present = false;
+    bool ready = false;
+    bool stalled = false;
+    bool progressed = false;
+    std::vector<Work*> ring;
+  };
+
+  unsigned below(unsigned limit) { return static_cast<unsigned>(random_() % limit); }
+
+  Work* first() {
+    for (auto& [priority, tasks] : queue_) {
+      if (!tasks.empty()) return tasks.begin()->second;
+    }
+    return nullptr;
+  }
+
+  std::optional<unsigned> chosen() const {
+    const auto usable = [&](unsigned i) { return workers_[i].present && !workers_[i].stalled; };
+    for (unsigned i = 0; i < kWorkers; ++i) {
+      if (usable(i) && workers_[i].ready && workers_[i].ring.empty()) return i;
+    }
+    std::optional<unsigned> best;
+    for (unsigned i = kWorkers; i-- > 0;) {
+      if (!usable(i) || !workers_[i].ready) continue;
+      if (!best || workers_[i].ring.size() <= workers_[*best].ring.size()) best = i;
+    }
+    if (best && workers_[*best].ring.size() < dispatcher_.depth()) return best;
+    for (unsigned i = 0; i < kWorkers; ++i) {
+      if (usable(i) && !workers_[i].ready && workers_[i].ring.empty()) return i;
+    }
+    return std::nullopt;
+  }
+
+  std::optional<unsigned> to_start() const {
+    if (failures_ > 0 && now_ < pause_until_) return std::nullopt;
+    bool starting = false;
+    for (const Worker& worker : workers_) starting = starting || (worker.present && !worker.ready);
+    if (failures_ > 0 && starting) return std::nullopt;
+    for (unsigned i = 0; i < kWorkers; ++i) {
+      if (!workers_[i].present) return i;
+    }
+    return std::nullopt;
+  }
+
+  bool gives_up() const {
+    bool any_ready = false;
+    for (const Worker& worker : workers_) any_ready = any_ready || (worker.present && worker.ready);
+    return failures_ >= 3 && !any_ready;
+  }
+
+  void over(Work& work) {
+    ++ended_;
+    alive_.erase(work.id);  // destroys it
+  }
+
+  void submit() {
+    if (alive_.size() > 300) return;
+    const int id = static_cast<int>(submitted_++);
+    Work& work = *alive_.emplace(id, std::make_unique<Work>(id, static_cast<int>(below(5)) - 2)).first->second;
+    dispatcher_.enqueue(work);
+    queue_[work.priority][work.order] = &work;
+  }
+
+  void dispatch() {
+    const auto worker = dispatcher_.choose_worker();
+    auto* work = static_cast<Work*>(dispatcher_.front());
+    if (!worker || work == nullptr) return;
+    dispatcher_.remove(*work);
+    dispatcher_.placed(*worker);
+    queue_[work->priority].erase(work->order);
+    workers_[*worker].ring.push_back(work);
+  }
+
+  Work& leave(unsigned worker, std::size_t place, std::optional<Dispatcher::Duration> run_time) {
+    auto& ring = workers_[worker].ring;
+    Work& work = *ring[place];
+    ring.erase(ring.begin() + static_cast<std::ptrdiff_t>(place));
+    dispatcher_.left(worker, run_time);
+    workers_[worker].stalled = false;
+    workers_[worker].progressed = true;
+    if (run_time) {
+      over(work);
+    } else {
+      back_to_queue(work);
+    }
+    return work;
+  }
+
+  void back_to_queue(Work& work) {
+    const auto order = work.order;
+    dispatcher_.enqueue(work);
+    if (work.order != order) order_changed_ = true;
+    queue_[work.priority][work.order] = &work;
+  }
+
+  void finish_one() {
+    const unsigned i = below(kWorkers);
+    if (!workers_[i].ready || workers_[i].ring.empty()) return;
+    leave(i, 0, std::chrono::nanoseconds(random_() % (below(4) == 0 ? 1'000'000 : 20'000)));
+  }
+
+  void take_back() {
+    const unsigned i = below(kWorkers);
+    const std::size_t kept = workers_[i].ready ? 1 : 0;
+    if (workers_[i].ring.size() > kept) leave(i, workers_[i].ring.size() - 1, std::nullopt);
+  }
+
+  void cancel_queued() {
+    std::vector<Work*> waiting;
+    for (auto& [priority, tasks] : queue_) {
+      for (auto& [order, work] : tasks) waiting.push_back(work);
+    }
+    if (waiting.empty()) return;
+    Work& work = *waiting[below(static_cast<unsigned>(waiting.size()))];
+    dispatcher_.remove(work);
+    queue_[work.priority].erase(work.order);
+    over(work);
+  }
+
+  void look_for_stalls() {
+    Workers expected;
+    for (unsigned i = 0; i < kWorkers; ++i) {
+      Worker& worker = workers_[i];
+      const bool behind = worker.ring.size() >= (worker.ready ? 2U : 1U);
+      if (worker.present && behind && !worker.progressed) {
+        worker.stalled = true;
+        expected.push_back(i);
+      }
+      worker.progressed = false;
+    }
+    if (dispatcher_.stalled_workers() != expected) stall_differs_ = true;
+  }
+
+  void worker_event() {
+    const unsigned i = below(kWorkers);
+    Worker& worker = workers_[i];
+    if (!worker.present) return;
+    if (!worker.ready && below(4) != 0) {
+      dispatcher_.worker_ready(i);
+      dispatcher_.start_succeeded();
+      worker.ready = true;
+      worker.stalled = false;
+      failures_ = 0;
+    } else if (!worker.ready || below(4) == 0) {
+      // It dies: what it had begun is lost, the rest goes back.
+      const bool was_ready = worker.ready;
+      std::vector<Work*> ring = std::exchange(worker, Worker{}).ring;
+      dispatcher_.worker_removed(i);
+      for (std::size_t k = 0; k < ring.size(); ++k) {
+        if (k == 0 && was_ready) {
+          over(*ring[k]);
+        } else {
+          back_to_queue(*ring[k]);
+        }
+      }
+      if (!was_ready) {
+        const Dispatcher::Duration pause = std::min<Dispatcher::Duration>(10ms * (1 << std::min(failures_, 10U)), 1s);
+        dispatcher_.start_failed(now_);
+        ++failures_;
+        pause_until_ = now_ + pause;
+      }
+    }
+  }
+
+  void start() {
+    now_ += std::chrono::milliseconds(below(50));
+    const auto worker = dispatcher_.worker_to_start(now_);
+    if (!worker) return;
+    dispatcher_.worker_added(*worker);
+    workers_[*worker] = Worker{};
+    workers_[*worker].present = true;
+  }
+
+  std::mt19937_64 random_;
+  Dispatcher dispatcher_;
+  std::map<int, std::unique_ptr<Work>> alive_;
+  std::map<int, std::map<std::uint64_t, Work*>> queue_;  // by priority, then by order
+  Worker workers_[kWorkers];
+  Dispatcher::Time now_{0};
+  Dispatcher::Time pause_until_{0};
+  unsigned failures_ = 0;
+  std::size_t submitted_ = 0;
+  std::size_t ended_ = 0;
+  bool stall_differs_ = false;
+  bool order_changed_ = false;
+};
+
+}  // namespace
+
+TEST_CASE("after each of 200,000 random events every decision is the one that the rules give", "[dispatcher]") {
+  // Another search: BULKHEAD_TEST_SEED=123 dispatcher_test
+  const char* given = std::getenv("BULKHEAD_TEST_SEED");
+  const std::uint64_t seed = given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device()();
+  Model model(seed);
+  std::string violation;
+  int step = 0;
+  for (; step < 200'000 && violation.empty(); ++step) {
+    model.step();
+    violation = model.violation();
+  }
+  INFO("seed " << seed << ", step " << step);
+  REQUIRE(violation == "");
+  REQUIRE(model.end() == "");
+  REQUIRE(model.submitted() > 10'000);
+}

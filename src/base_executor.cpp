@@ -121,6 +121,7 @@ std::uint64_t ExecutorCore::make_cancellable(TaskNode& node) {
 
 bool ExecutorCore::admit(TaskNode& node) {
   if (in_flight >= max_pending || !waiting.empty()) return false;
+  if (!owner_holds_work && !work_) work_ = asio::prefer(io, asio::execution::outstanding_work.tracked);
   node.admitted = true;
   ++in_flight;
   ++open;
@@ -273,6 +274,9 @@ void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from, Lock& 
   Admitted admitted;
   const bool wanted = account(*node, outcome, admitted);
   auto idle = take_idle_waiters();
+  // Until the handler has been handed over.
+  std::optional<Work> work;
+  if (work_ && open == 0 && waiting.empty()) work.swap(work_);
   lock.unlock();
   if (!admitted.empty()) start(admitted);
   if (!idle.empty()) complete_idle_waits(std::move(idle), io);
@@ -371,6 +375,7 @@ void ExecutorCore::cancel_early(TaskNode& node, const std::string& reason, const
   if (!context_alive) return;
   node.deliver_early(std::make_exception_ptr(TaskCancelledError(stage, context_of(node), reason)),
                      Delivery::initiating);
+  if (open == 0 && waiting.empty()) work_.reset();
 }
 
 void ExecutorCore::cancel_open(bool running_too, const std::string& reason) {
@@ -472,6 +477,7 @@ void ExecutorCore::context_gone() noexcept {
       node->drop_handler();
     }
     idle.swap(idle_waits_);
+    work_.reset();
     let_go = on_context_gone;
   }
   for (TaskNode* node : refused) node->destroy();

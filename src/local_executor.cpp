@@ -19,7 +19,7 @@
 namespace bulkhead {
 namespace {
 
-// Far more than any machine has CPUs for; beyond it descriptors (four per worker) and ports run out first.
+// Far more than any machine has CPUs for; beyond it descriptors (two per worker) and ports run out first.
 constexpr unsigned kMostWorkers = 1024;
 constexpr std::size_t kSmallestMessageLimit = std::size_t{1} << 10;
 constexpr std::size_t kLargestMessageLimit = std::size_t{16} << 30;
@@ -156,6 +156,7 @@ LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOpt
     engine_->pool = std::make_shared<detail::WorkerPool>(core(), std::move(settings), *engine_->background);
     {
       const std::lock_guard lock(core()->mutex);
+      core()->owner_holds_work = true;
       core()->on_context_gone = [weak = std::weak_ptr(engine_->pool)] {
         if (const auto pool = weak.lock()) pool->context_gone();
       };

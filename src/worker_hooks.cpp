@@ -30,7 +30,7 @@ class ChannelSink final : public AnswerSink {
     if (!block) {
       throw SerializationError(
           SerializationError::Part::result, "",
-          fmt::format("it takes {} bytes, and max_message_size allows {}", in_slot.size(), channel_.heap_size()));
+          fmt::format("it takes {} bytes, and max_message_size allows {}", in_slot.size(), channel_.max_answer()));
     }
     Encoder in_block(*block);
     write(in_block, value);

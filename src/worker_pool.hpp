@@ -35,7 +35,8 @@ namespace bulkhead::detail {
 /// calling handlers); and the background thread, which sees to the birth and death of processes and to time limits, and
 /// never runs user code. The core's mutex guards everything.
 ///
-/// The path of a task: execute → enqueue → place (encode into the ring) → publish → [worker] → collect → finish.
+/// The path of a task: execute → enqueue → pump → place (encode into the ring) → publish → [worker] → collect →
+/// take_answer → finish.
 class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
  public:
   struct Settings {
@@ -144,6 +145,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
                                      const std::string& reason) const;
 
   // The background thread.
+  process::ArenaLayout layout() const;
   void start_template(Lock& lock);
   void watch_template();
   void read_template();

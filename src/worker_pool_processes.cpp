@@ -50,10 +50,14 @@ std::string describe(const process::ExitStatus& status) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The background thread: birth.
 
+process::ArenaLayout WorkerPool::layout() const {
+  return {settings_.max_message_size + kHeapMargin, settings_.max_message_size};
+}
+
 void WorkerPool::start_template(Lock&) {
   process::TemplateConfiguration configuration;
   configuration.hooks = &kWorkerHooks;
-  configuration.layout.heap_size = settings_.max_message_size + kHeapMargin;
+  configuration.layout = layout();
   core_->name.copy(configuration.name, sizeof(configuration.name) - 1);
   template_socket_ =
       process::ForkServer::start().create_template(configuration, settings_.preload, settings_.initializer);
@@ -179,11 +183,10 @@ void WorkerPool::start_worker(unsigned index, Lock& lock) {
     if (!template_socket_) {
       start_template(lock);
     }
-    const process::ArenaLayout layout{settings_.max_message_size + kHeapMargin};
     const std::uint64_t generation = ++last_generation_;
     // A dozen system calls that nobody need wait for.
     lock.unlock();
-    worker = std::make_shared<Worker>(index, generation, layout);
+    worker = std::make_shared<Worker>(index, generation, layout());
     worker->started_ns = ExecutorCore::now();
     worker->channel.set_spin_limit(index < settings_.spinning_workers ? settings_.spin_pauses : 0);
     lock.lock();

@@ -104,6 +104,8 @@ static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
 /// Sizes of the two areas; the same in host and worker.
 struct ArenaLayout {
   std::size_t heap_size = 0;
+  /// The largest answer that a worker may give; less than the heap, so that other answers have room beside it.
+  std::size_t max_answer = heap_size;
   std::size_t request_size() const { return sizeof(RequestHeader) + heap_size; }
   std::size_t response_size() const { return sizeof(ResponseHeader) + heap_size; }
 };
@@ -113,11 +115,15 @@ struct ArenaLayout {
 /// times as much as writing it again).
 class Heap {
  public:
-  explicit Heap(std::size_t size) {
-    if (size > 0) free_.emplace(0, size);
+  explicit Heap(std::size_t size) : capacity_(size / kCacheLine * kCacheLine) {
+    if (capacity_ > 0) free_.emplace(0, capacity_);
   }
 
+  /// Whether an empty heap has room for it.
+  bool can_hold(std::size_t size) const noexcept { return size <= capacity_; }
+
   std::optional<std::size_t> allocate(std::size_t size) {
+    if (!can_hold(size)) return std::nullopt;
     size = rounded(size);
     for (auto block = free_.begin(); block != free_.end(); ++block) {
       if (block->second < size) continue;
@@ -151,6 +157,7 @@ class Heap {
   // Blocks start on a cache line: enough alignment for every type that is seen in place.
   static std::size_t rounded(std::size_t size) { return (size + kCacheLine - 1) / kCacheLine * kCacheLine; }
 
+  std::size_t capacity_;
   std::map<std::size_t, std::size_t> free_;
 };
 

@@ -235,7 +235,7 @@ void WorkerChannel::release_consumed() {
 }
 
 std::optional<std::span<std::byte>> WorkerChannel::allocate_answer(std::size_t size) {
-  if (size > layout_.heap_size) return std::nullopt;
+  if (size > layout_.max_answer || !heap_.can_hold(size)) return std::nullopt;
   for (;;) {
     release_consumed();
     if (const auto offset = heap_.allocate(size)) {

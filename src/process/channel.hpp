@@ -38,7 +38,7 @@ class HostChannel {
  public:
   explicit HostChannel(ArenaLayout layout);
 
-  /// Descriptors for the worker. `close_descriptors` once they are sent.
+  /// Descriptors for the worker. `close_areas` once they are sent.
   const FileDescriptor& request_fd() const noexcept { return request_fd_; }
   const FileDescriptor& response_fd() const noexcept { return response_fd_; }
   const FileDescriptor& doorbell() const noexcept { return doorbell_; }
@@ -62,7 +62,8 @@ class HostChannel {
   std::uint32_t published() const noexcept { return published_; }
 
   /// Takes a published request back. True: the worker has not taken it up and never will run it (it will answer
-  /// `skipped`). False: it has taken it up.
+  /// `skipped`). False: it has taken it up; whether it runs it or found it taken back
+  /// in the same instant, its answer tells.
   bool take_back(std::uint32_t sequence) noexcept;
   /// Whether the worker has taken up the request.
   bool begun(std::uint32_t sequence) const noexcept;
@@ -130,7 +131,7 @@ class WorkerChannel {
   std::optional<std::span<std::byte>> allocate_answer(std::size_t size);
   /// Shows the answer of `size` bytes, written into the slot or the block, to the host.
   void commit(std::size_t size) noexcept;
-  std::size_t heap_size() const noexcept { return layout_.heap_size; }
+  std::size_t max_answer() const noexcept { return layout_.max_answer; }
 
   void set_ready() noexcept;
   void set_failed(std::string_view reason) noexcept;

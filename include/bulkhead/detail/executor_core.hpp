@@ -9,6 +9,8 @@
 #include <boost/asio/any_completion_handler.hpp>
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/cancellation_type.hpp>
+#include <boost/asio/execution/outstanding_work.hpp>
+#include <boost/asio/prefer.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -97,6 +99,8 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   bool context_alive = true;
   // Called by `context_gone`, without the mutex: lets go of Asio objects.
   std::function<void()> on_context_gone;
+  // Whether the executor itself keeps the Asio context at work while tasks are in flight; else the core does.
+  bool owner_holds_work = false;
   std::size_t in_flight = 0;  // admitted tasks whose slot is not free yet
   std::size_t open = 0;       // submitted tasks without an outcome
   std::size_t running = 0;    // those of them that run, as told by `begin`
@@ -115,6 +119,8 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   IntrusiveList<TaskNode, QueuedTask> waiting;
 
  private:
+  using Work = std::decay_t<
+      asio::prefer_result<const asio::any_io_executor&, asio::execution::outstanding_work_t::tracked_t>::type>;
   struct IdleWait;
   struct Deadlines;
 
@@ -131,6 +137,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   std::vector<std::unique_ptr<IdleWait>> idle_waits_;
   std::unique_ptr<Deadlines> deadlines_;
   std::uint64_t last_idle_wait_ = 0;
+  std::optional<Work> work_;  // while tasks are open
 };
 
 // While an initiating function runs on this thread: what it started must not complete inside it.

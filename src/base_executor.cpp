@@ -81,10 +81,11 @@ struct ExecutorCore::IdleWait {
 
 // When tasks that wait for admission give up. The timer belongs to the background thread.
 struct ExecutorCore::Deadlines {
-  std::shared_ptr<Background> background = Background::get();
+  explicit Deadlines(Background& background) : timer(background.context()) {}
+
   std::set<std::pair<std::uint64_t, std::uint64_t>> by_time;  // (deadline, task id)
   std::map<std::uint64_t, TaskNode*> tasks;
-  asio::steady_timer timer{background->context()};
+  asio::steady_timer timer;
 };
 
 ExecutorCore::ExecutorCore(BaseExecutor& owning, asio::any_io_executor io_executor, std::string executor_name,
@@ -333,10 +334,9 @@ void ExecutorCore::wait_idle(std::optional<std::chrono::nanoseconds> timeout, Id
     slot.assign([give_up](asio::cancellation_type) { give_up(false); });
   }
   if (timeout) {
-    auto background = Background::get();
-    auto timer = std::make_shared<asio::steady_timer>(background->context());
+    auto timer = std::make_shared<asio::steady_timer>(background().context());
     idle_waits_.back()->timer = timer;
-    asio::post(background->context(), [timer, limit = *timeout, give_up] {
+    asio::post(timer->get_executor(), [timer, limit = *timeout, give_up] {
       timer->expires_after(limit);
       timer->async_wait([timer, give_up](boost::system::error_code error) {
         if (!error) give_up(true);
@@ -417,12 +417,12 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
 }
 
 void ExecutorCore::arm_queue_deadline(TaskNode& node) {
-  if (!deadlines_) deadlines_ = std::make_unique<Deadlines>();
+  if (!deadlines_) deadlines_ = std::make_unique<Deadlines>(background());
   const auto deadline = node.submitted_ns + static_cast<std::uint64_t>(node.options.queue_timeout()->count());
   deadlines_->by_time.emplace(deadline, node.id);
   deadlines_->tasks.emplace(node.id, &node);
   if (deadlines_->by_time.begin()->second != node.id) return;
-  asio::post(deadlines_->background->context(), [weak = weak_from_this()] {
+  asio::post(deadlines_->timer.get_executor(), [weak = weak_from_this()] {
     if (const auto self = weak.lock()) self->queue_deadline_passed();
   });
 }
@@ -452,11 +452,26 @@ void ExecutorCore::queue_deadline_passed() {
   });
 }
 
+// With the mutex.
+Background& ExecutorCore::background() {
+  if (!background_) background_ = Background::get();
+  return *background_;
+}
+
 void ExecutorCore::disown() {
   stop_accepting();
-  const Lock lock(mutex);
-  owner = nullptr;
-  on_context_gone = nullptr;
+  // Here and not in the destructor, which may run on the background thread: that thread cannot join itself.
+  std::shared_ptr<Background> released;
+  std::unique_ptr<Deadlines> timers;
+  {
+    const Lock lock(mutex);
+    owner = nullptr;
+    on_context_gone = nullptr;
+    for (const auto& wait : idle_waits_) wait->timer.reset();
+    timers.swap(deadlines_);
+    released.swap(background_);
+  }
+  timers.reset();
 }
 
 void ExecutorCore::context_gone() noexcept {

@@ -106,13 +106,9 @@ void Bypass::run(TaskNode* node) {
     BufferSink sink(settings_.max_message_size);
     run_encoded(request, sink);
     node->ended_ns = ExecutorCore::now();
-    Decoder decoder(sink.bytes, Decoder::Source::untrusted);
-    if (decoder.read_value<AnswerKind>() == AnswerKind::exception) {
-      std::rethrow_exception(decode_answer_exception(decoder, core_->context_of(*node)));
-    }
-    node->decode_result(decoder);
+    decode_answer(*node, sink.bytes);
     const auto limit = node->options.timeout();
-    if (limit && node->ended_ns - node->began_ns > static_cast<std::uint64_t>(limit->count())) {
+    if (limit && !node->error && node->ended_ns - node->began_ns > static_cast<std::uint64_t>(limit->count())) {
       // A worker would have been killed.
       outcome = Outcome::timed_out;
       throw TaskTimeoutError(TaskTimeoutError::Which::run, *limit, core_->context_of(*node));
@@ -140,7 +136,7 @@ bool Bypass::start_calls(std::string& reason) {
     Decoder decoder(sink.bytes);
     if (decoder.read_value<AnswerKind>() == AnswerKind::exception) {
       reason = (call == &settings_.preload ? "preload failed: " : "initializer failed: ") +
-               describe_exception(decode_answer_exception(decoder, {}));
+               describe_exception(decode_exception(decoder, {}));
       return false;
     }
   }

@@ -58,6 +58,22 @@ void add_with_text(Registry& registry) {
   registry.by_name[typeid(E).name()] = carrier;
 }
 
+// Its text cannot be given; the usual one is had by making the usual mistake.
+void add_bad_variant_access(Registry& registry) {
+  ExceptionCarrier carrier{};
+  carrier.type = &typeid(std::bad_variant_access);
+  carrier.encode = [](Encoder&, const void*) {};
+  carrier.rebuild = [](Decoder&, const std::string& what, std::exception_ptr cause) {
+    try {
+      if (what != std::bad_variant_access().what()) static_cast<void>(std::get<0>(std::variant<int, char>(' ')));
+    } catch (const std::bad_variant_access& usual) {
+      if (what == usual.what()) return with_cause(usual, cause);
+    }
+    return with_cause(std::bad_variant_access(), cause);
+  };
+  registry.by_name[typeid(std::bad_variant_access).name()] = carrier;
+}
+
 // system_errors build what() from a text and the code's message: what was thrown is carried without the message, so
 // that it is not there twice.
 template <class Code>
@@ -124,7 +140,9 @@ void add_system_errors(Registry& registry) {
   };
   carrier.rebuild = [](Decoder& decoder, const std::string&, std::exception_ptr cause) {
     const CarriedCode carried = decode_code(decoder);
-    return with_cause(std::system_error(std_code(carried), carried.text), cause);
+    return with_cause(carried.text.empty() ? std::system_error(std_code(carried))
+                                           : std::system_error(std_code(carried), carried.text),
+                      cause);
   };
   registry.by_name[typeid(std::system_error).name()] = carrier;
 
@@ -222,7 +240,7 @@ Registry& registry() {
     add_fixed<std::bad_function_call>(*made);
     add_fixed<std::bad_weak_ptr>(*made);
     add_fixed<std::bad_optional_access>(*made);
-    add_fixed<std::bad_variant_access>(*made);
+    add_bad_variant_access(*made);
     add_fixed<std::bad_any_cast>(*made);
     add_with_text<std::logic_error>(*made);
     add_with_text<std::domain_error>(*made);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <bulkhead/detail/remote_call.hpp>
 
+#include <bulkhead/detail/executor_core.hpp>
 #include <bulkhead/exceptions.hpp>
 
 #include "process/fork_server.hpp"
@@ -53,10 +54,45 @@ void run_encoded(std::span<const std::byte> request, AnswerSink& sink) {
       &thrown);
 }
 
-std::exception_ptr decode_answer_exception(Decoder& decoder, const ErrorContext& context) {
-  std::exception_ptr exception = decode_exception(decoder, context);
-  decoder.finish();
-  return exception;
+void decode_answer(TaskNode& node, std::span<const std::byte> answer) {
+  const auto context = [&] {
+    ErrorContext known = node.core->context_of(node);
+    if (node.place.worker_pid > 0) known.worker_pid = node.place.worker_pid;
+    return known;
+  };
+  try {
+    Decoder decoder(answer, Decoder::Source::untrusted);
+    switch (decoder.read_value<AnswerKind>()) {
+      case AnswerKind::value:
+        node.decode_result(decoder);
+        return;
+      case AnswerKind::exception:
+        node.error = decode_exception(decoder, context());
+        decoder.finish();
+        break;
+      default:
+        throw SerializationError(SerializationError::Part::result, "",
+                                 "the answer is neither a value nor an exception");
+    }
+  } catch (const SerializationError& error) {
+    node.error = std::make_exception_ptr(
+        SerializationError(SerializationError::Part::result, error.type_name(), error.reason(), context()));
+    return;
+  } catch (...) {
+    node.error = std::current_exception();  // a codec of the user's
+    return;
+  }
+  // Where the task ran, its name is not known: what was said there of values gets it here.
+  try {
+    std::rethrow_exception(node.error);
+  } catch (const SerializationError& error) {
+    if (error.context().executor.empty()) {
+      node.error =
+          std::make_exception_ptr(SerializationError(error.part(), error.type_name(), error.reason(), context()));
+    }
+  } catch (...) {
+    // Every other error is the task's own and stays as it is.
+  }
 }
 
 void rethrow_as(SerializationError::Part part, const SerializationError& error) {

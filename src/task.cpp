@@ -47,19 +47,7 @@ std::size_t Task::encode(std::span<std::byte> buffer) {
 void Task::complete(std::span<const std::byte> answer) {
   TaskNode* const node = std::exchange(node_, nullptr);
   const auto core = node->core;
-  try {
-    Decoder decoder(answer, Decoder::Source::untrusted);
-    if (decoder.read_value<detail::AnswerKind>() == detail::AnswerKind::exception) {
-      node->error = detail::decode_answer_exception(decoder, core->context_of(*node));
-    } else {
-      node->decode_result(decoder);
-    }
-  } catch (const SerializationError& error) {
-    node->error = std::make_exception_ptr(SerializationError(SerializationError::Part::result, error.type_name(),
-                                                             error.reason(), core->context_of(*node)));
-  } catch (...) {
-    node->error = std::current_exception();  // a codec of the user's
-  }
+  detail::decode_answer(*node, answer);
   core->settle(node, node->error ? Outcome::failed : Outcome::completed, Initiation::delivery());
 }
 

@@ -58,7 +58,7 @@ class StartSink final : public AnswerSink {
   bool failed(std::string& reason) {
     Decoder decoder(bytes_);
     if (decoder.read_value<AnswerKind>() == AnswerKind::value) return false;
-    reason = describe_exception(decode_answer_exception(decoder, {}));
+    reason = describe_exception(decode_exception(decoder, {}));
     return true;
   }
 

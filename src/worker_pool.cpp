@@ -434,7 +434,7 @@ void WorkerPool::finish(TaskNode* node, Lock& lock) {
     const bool short_value = node->library_decoding && !area && !node->place.answer.empty() &&
                              node->place.answer[0] == static_cast<std::byte>(AnswerKind::value);
     if (!short_value) lock.unlock();
-    decode_answer(*node);
+    decode_answer(*node, node->place.answer);
     if (!short_value) lock.lock();
     if (area) {
       area->entry(node->place.sequence).answered = true;
@@ -445,47 +445,6 @@ void WorkerPool::finish(TaskNode* node, Lock& lock) {
   }
   core_->settle(node, node->outcome, Delivery::on_io_executor, lock);
   lock.lock();
-}
-
-void WorkerPool::decode_answer(TaskNode& node) {
-  const auto context = [&] {
-    ErrorContext known = core_->context_of(node);
-    if (node.place.worker_pid > 0) known.worker_pid = node.place.worker_pid;
-    return known;
-  };
-  try {
-    Decoder decoder(node.place.answer, Decoder::Source::untrusted);
-    switch (decoder.read_value<AnswerKind>()) {
-      case AnswerKind::value:
-        node.decode_result(decoder);
-        return;
-      case AnswerKind::exception:
-        node.error = decode_answer_exception(decoder, context());
-        break;
-      default:
-        node.error =
-            std::make_exception_ptr(ProtocolError("it answered with neither a value nor an exception", context()));
-        return;
-    }
-  } catch (const SerializationError& error) {
-    node.error = std::make_exception_ptr(
-        SerializationError(SerializationError::Part::result, error.type_name(), error.reason(), context()));
-    return;
-  } catch (...) {
-    node.error = std::current_exception();  // a codec of the user's
-    return;
-  }
-  // The worker does not know the task's name: what it says of values gets it here.
-  try {
-    std::rethrow_exception(node.error);
-  } catch (const SerializationError& error) {
-    if (error.context().executor.empty()) {
-      node.error =
-          std::make_exception_ptr(SerializationError(error.part(), error.type_name(), error.reason(), context()));
-    }
-  } catch (...) {  // every other error is the task's own and stays as it is
-    node.error = std::current_exception();
-  }
 }
 
 // A task gets its outcome without an answer.

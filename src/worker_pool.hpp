@@ -131,7 +131,6 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response, std::uint64_t now);
   void consume(Worker& worker);
   void finish(TaskNode* node, Lock& lock);
-  void decode_answer(TaskNode& node);
   void schedule_drain();
   void wait_for_answers();
   void clear_doorbells();

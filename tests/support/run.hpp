@@ -5,11 +5,11 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 
+#include <poll.h>
 #include <chrono>
 #include <exception>
 #include <functional>
 #include <optional>
-#include <poll.h>
 #include <stdexcept>
 #include <type_traits>
 #include <utility>

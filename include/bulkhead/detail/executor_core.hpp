@@ -131,10 +131,12 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   void admit_waiting(Admitted& admitted);
   void arm_queue_deadline(TaskNode& node);
   void queue_deadline_passed();
+  Background& background();
   void cancel_early(TaskNode& node, const std::string& reason, const Lock&);
 
   std::unordered_map<std::uint64_t, TaskNode*> cancellable_;
   std::vector<std::unique_ptr<IdleWait>> idle_waits_;
+  std::shared_ptr<Background> background_;  // once a time limit was needed; given back by `disown`
   std::unique_ptr<Deadlines> deadlines_;
   std::uint64_t last_idle_wait_ = 0;
   std::optional<Work> work_;  // while tasks are open

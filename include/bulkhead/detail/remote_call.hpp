@@ -3,6 +3,7 @@
 
 #include <bulkhead/call.hpp>
 #include <bulkhead/detail/config.hpp>
+#include <bulkhead/detail/task_node.hpp>
 #include <bulkhead/errors.hpp>
 #include <bulkhead/serialization.hpp>
 
@@ -45,8 +46,9 @@ BULKHEAD_EXPORT std::string function_name(const void* address, const char* fallb
 // Runs an encoded request and puts its answer: a value or an exception. Throws only if not even the exception can be
 // put.
 BULKHEAD_EXPORT void run_encoded(std::span<const std::byte> request, AnswerSink& sink);
-// Reads an answer's exception, after its first byte.
-BULKHEAD_EXPORT std::exception_ptr decode_answer_exception(Decoder& decoder, const ErrorContext& context);
+// Reads an answer into the task: its value, or its exception as the task's error. An answer that makes no sense is a
+// SerializationError of the result.
+BULKHEAD_EXPORT void decode_answer(TaskNode& node, std::span<const std::byte> answer);
 
 // Errors of the codec know the type; these say which part of the task it was.
 [[noreturn]] BULKHEAD_EXPORT void rethrow_as(SerializationError::Part part, const SerializationError& error);

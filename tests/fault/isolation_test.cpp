@@ -1,0 +1,1177 @@
+// SPDX-License-Identifier: BSL-1.0
+// What host and workers must not share: descriptors, signals, children, random numbers, and each other's end.
+#include <bulkhead/local_executor.hpp>
+
+#include "support/catch.hpp"
+#include "support/run.hpp"
+#include "support/run_tests.hpp"
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/signal_set.hpp>
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <optional>
+#include <random>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace asio = boost::asio;
+using asio::ip::tcp;
+using bulkhead::ExecutorError;
+using bulkhead::ExecutorNotRunningError;
+using bulkhead::FunctionUnavailableError;
+using bulkhead::LocalExecutor;
+using bulkhead::LocalExecutorOptions;
+using bulkhead::WorkerCrashedError;
+using bulkhead::WorkerStartError;
+using bulkhead::test::kDeadline;
+using bulkhead::test::run;
+using bulkhead::test::run_until;
+using namespace std::chrono_literals;
+
+namespace {
+
+// A page that the tests and all workers share, since it is older than the fork server.
+struct Board {
+  std::atomic<int> begun{0};    // tasks that wait at the gate, or waited there
+  std::atomic<int> gate{0};     // opened by the test
+  std::atomic<int> daemon{0};   // a task's daemonised grandchild, as the host sees it
+  std::atomic<int> stopped{0};  // a worker that stops itself, as the host sees it
+  std::atomic<int> crashes{0};  // tasks that are about to crash
+};
+
+Board& board = *[] {
+  void* page = ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (page == MAP_FAILED) throw std::bad_alloc();
+  return new (page) Board;
+}();
+
+void reset_board() {
+  board.begun = 0;
+  board.gate = 0;
+  board.crashes = 0;
+}
+
+// What the host has open when it starts the fork server; see main.
+struct Early {
+  int listener = -1;
+  int client = -1;
+  int accepted = -1;
+};
+Early early;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What runs in workers. None of it asserts: results, deaths and the board tell.
+
+int pid_in_host() {
+  std::array<char, 32> text{};
+  const auto size = ::readlink("/proc/self", text.data(), text.size() - 1);
+  return size > 0 ? std::atoi(text.data()) : -1;
+}
+
+int twice(int value) { return 2 * value; }
+
+int wait_at_gate(int value) {
+  ++board.begun;
+  while (board.gate == 0) ::poll(nullptr, 0, 1);
+  return value;
+}
+
+int crash(int signal) {
+  ++board.crashes;
+  ::raise(signal);
+  return -1;
+}
+
+using Descriptors = std::vector<std::pair<int, std::string>>;
+
+// The own open descriptors and what they are, without the one that reads the directory.
+Descriptors own_descriptors() {
+  Descriptors result;
+  DIR* directory = ::opendir("/proc/self/fd");
+  if (directory == nullptr) return result;
+  while (const dirent* entry = ::readdir(directory)) {
+    if (entry->d_name[0] == '.') continue;
+    const int fd = std::atoi(entry->d_name);
+    if (fd == ::dirfd(directory)) continue;
+    std::array<char, 256> target{};
+    const std::string path = "/proc/self/fd/" + std::string(entry->d_name);
+    const auto size = ::readlink(path.c_str(), target.data(), target.size() - 1);
+    result.emplace_back(fd, std::string(target.data(), static_cast<std::size_t>(std::max<ssize_t>(size, 0))));
+  }
+  ::closedir(directory);
+  std::sort(result.begin(), result.end());
+  return result;
+}
+
+// The lines of /proc/self/status that tell of blocked, ignored and handled signals.
+std::vector<std::string> own_signals() {
+  std::vector<std::string> result;
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind("SigBlk", 0) == 0 || line.rfind("SigIgn", 0) == 0 || line.rfind("SigCgt", 0) == 0) {
+      result.push_back(line);
+    }
+  }
+  return result;
+}
+
+// pid, rand, random, lrand48, random_device
+std::array<long, 5> draw() {
+  ++board.begun;
+  while (board.gate == 0) ::poll(nullptr, 0, 1);
+  std::random_device device;
+  return {pid_in_host(), std::rand(), ::random(), ::lrand48(), static_cast<long>(device())};
+}
+
+int stop_itself() {
+  board.stopped = pid_in_host();
+  ::raise(SIGSTOP);
+  return 0;
+}
+
+// Leaves a process behind that has left its parent, session and process group.
+int daemonise() {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::setsid();
+    if (::fork() == 0) {
+      board.daemon = pid_in_host();
+      for (;;) ::poll(nullptr, 0, 1000);
+    }
+    ::_exit(0);
+  }
+  ::waitpid(child, nullptr, 0);
+  return 0;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Looking at processes.
+
+// A process as a pidfd, so that no other can be meant.
+class Process {
+ public:
+  explicit Process(int pid) : pid_(pid), fd_(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) {}
+  Process(Process&& other) noexcept : pid_(other.pid_), fd_(std::exchange(other.fd_, -1)) {}
+  Process& operator=(Process&&) = delete;
+  ~Process() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int pid() const { return pid_; }
+  bool signal(int number) const {
+    return fd_ >= 0 && ::syscall(SYS_pidfd_send_signal, fd_, number, nullptr, 0) == 0;
+  }
+  bool gone_within(std::chrono::milliseconds time) const {
+    pollfd polled{fd_, POLLIN, 0};
+    return fd_ < 0 || ::poll(&polled, 1, static_cast<int>(time.count())) == 1;
+  }
+
+ private:
+  int pid_;
+  int fd_;
+};
+
+// How long a killed process may take to be gone, on a busy machine and under a sanitizer.
+constexpr std::chrono::milliseconds kGone = 30s;
+
+bool poll_until(const std::function<bool()>& condition, std::chrono::milliseconds deadline) {
+  const auto end = std::chrono::steady_clock::now() + deadline;
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > end) return false;
+    ::poll(nullptr, 0, 1);
+  }
+  return true;
+}
+
+std::string read_file(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+std::string link_target(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::read_symlink(path, error).string();
+}
+
+std::vector<int> all_processes() {
+  std::vector<int> pids;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    if (std::all_of(name.begin(), name.end(), [](unsigned char c) { return c >= '0' && c <= '9'; })) {
+      pids.push_back(std::stoi(name));
+    }
+  }
+  return pids;
+}
+
+// All processes that were started with an argument, and their forks: they share the command line. Dead ones have none.
+std::vector<int> processes_with(const std::string& argument) {
+  std::vector<int> found;
+  for (const int pid : all_processes()) {
+    if (read_file("/proc/" + std::to_string(pid) + "/cmdline").find(argument) != std::string::npos) {
+      found.push_back(pid);
+    }
+  }
+  return found;
+}
+
+// The parent of a process, from /proc/PID/stat: "pid (name) state ppid ...". 0 if it is gone.
+int parent_of(int pid) {
+  const std::string line = read_file("/proc/" + std::to_string(pid) + "/stat");
+  const auto end_of_name = line.rfind(')');
+  if (end_of_name == std::string::npos || end_of_name + 4 >= line.size()) return 0;
+  return std::atoi(line.c_str() + end_of_name + 4);
+}
+
+// All processes below this one.
+std::set<int> descendants() {
+  std::vector<std::pair<int, int>> parents;
+  for (const int pid : all_processes()) parents.emplace_back(pid, parent_of(pid));
+  std::set<int> found{::getpid()};
+  for (bool more = true; more;) {
+    more = false;
+    for (const auto& [pid, parent] : parents) {
+      if (found.count(parent) > 0 && found.insert(pid).second) more = true;
+    }
+  }
+  found.erase(::getpid());
+  return found;
+}
+
+std::set<std::string> descriptors_of(int pid) {
+  std::set<std::string> targets;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd", error)) {
+    targets.insert(link_target(entry.path()));
+  }
+  return targets;
+}
+
+std::size_t open_descriptors() {
+  const auto all = std::filesystem::directory_iterator("/proc/self/fd");
+  return static_cast<std::size_t>(std::distance(begin(all), end(all)));
+}
+
+std::set<std::string> shared_memory_files() {
+  std::set<std::string> names;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm", error)) names.insert(entry.path().filename());
+  return names;
+}
+
+LocalExecutorOptions workers(unsigned number) {
+  LocalExecutorOptions options;
+  options.max_workers = number;
+  return options;
+}
+
+bool whole(const LocalExecutor& pool) { return pool.worker_pids().size() == pool.options().max_workers; }
+
+// Kills a worker and waits until another has taken its place.
+bool replace_worker(asio::io_context& context, const LocalExecutor& pool) {
+  if (!run_until(context, [&] { return whole(pool); })) return false;
+  const Process old(pool.worker_pids().front());
+  return old.signal(SIGKILL) && run_until(context, [&] {
+           const std::vector<int> pids = pool.worker_pids();
+           return whole(pool) && std::count(pids.begin(), pids.end(), old.pid()) == 0;
+         });
+}
+
+// What became of one task.
+struct Outcome {
+  int calls = 0;
+  std::exception_ptr error;
+  int value = 0;
+
+  auto handler() {
+    return [this](std::exception_ptr thrown, int result) {
+      ++calls;
+      error = std::move(thrown);
+      value = result;
+    };
+  }
+  template <class E>
+  std::optional<E> as() const {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const E& caught) {
+      return caught;
+    } catch (...) {
+      return std::nullopt;
+    }
+    return std::nullopt;
+  }
+  int crash_signal() const {
+    const auto crashed = as<WorkerCrashedError>();
+    return crashed ? crashed->signal() : -1;
+  }
+  std::string message() const {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const std::exception& caught) {
+      return caught.what();
+    } catch (...) {
+      return "not a std::exception";
+    }
+    return "";
+  }
+};
+
+template <class Outcomes>
+bool all_over(const Outcomes& outcomes) {
+  return std::all_of(outcomes.begin(), outcomes.end(), [](const Outcome& outcome) { return outcome.calls > 0; });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Programs of their own: this one, called with the name of a part.
+
+class Program {
+ public:
+  explicit Program(const std::string& part) : marker_("--marker=" + std::to_string(::getpid()) + "-" + part) {
+    std::array<int, 2> pipe{};
+    if (::pipe2(pipe.data(), O_CLOEXEC) != 0) throw std::runtime_error("no pipe");
+    posix_spawn_file_actions_t actions;
+    ::posix_spawn_file_actions_init(&actions);
+    ::posix_spawn_file_actions_adddup2(&actions, pipe[1], STDOUT_FILENO);
+    std::string self = "/proc/self/exe";
+    std::string argument = "--part=" + part;
+    std::array<char*, 4> arguments{self.data(), argument.data(), marker_.data(), nullptr};
+    const int result = ::posix_spawn(&pid_, self.c_str(), &actions, nullptr, arguments.data(), environ);
+    ::posix_spawn_file_actions_destroy(&actions);
+    ::close(pipe[1]);
+    output_ = pipe[0];
+    if (result != 0) throw std::runtime_error("cannot start the program");
+    process_.emplace(pid_);
+  }
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
+  ~Program() {
+    kill();
+    ::close(output_);
+  }
+
+  // What all its processes have on their command line.
+  const std::string& marker() const { return marker_; }
+
+  // Whether it says the word within the deadline.
+  bool says(const std::string& word) {
+    const auto end = std::chrono::steady_clock::now() + kDeadline;
+    while (said_.find(word) == std::string::npos) {
+      if (!read_until(end)) return false;
+    }
+    return true;
+  }
+
+  // Its exit code, or -1 if it is not over in time or was killed; and what it said.
+  std::pair<int, std::string> finish() {
+    const auto end = std::chrono::steady_clock::now() + kDeadline;
+    while (read_until(end)) {
+    }
+    if (std::chrono::steady_clock::now() >= end) return {-1, said_ + "(hangs)"};
+    int status = 0;
+    ::waitpid(std::exchange(pid_, -1), &status, 0);
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, said_};
+  }
+
+  void kill() {
+    if (pid_ < 0) return;
+    process_->signal(SIGKILL);
+    ::waitpid(std::exchange(pid_, -1), nullptr, 0);
+  }
+
+ private:
+  // False at the end of its output, or of the time.
+  bool read_until(std::chrono::steady_clock::time_point end) {
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
+    pollfd polled{output_, POLLIN, 0};
+    if (left.count() <= 0 || ::poll(&polled, 1, static_cast<int>(left.count())) != 1) return false;
+    std::array<char, 4096> buffer;
+    const auto size = ::read(output_, buffer.data(), buffer.size());
+    if (size <= 0) return false;
+    said_.append(buffer.data(), static_cast<std::size_t>(size));
+    return true;
+  }
+
+  std::string marker_;
+  std::string said_;
+  pid_t pid_ = -1;
+  std::optional<Process> process_;
+  int output_ = -1;
+};
+
+// For programs: says what is wrong, and counts it.
+class Report {
+ public:
+  bool expect(bool holds, const std::string& what) {
+    if (!holds) {
+      ++wrong_;
+      std::printf("not so: %s\n", what.c_str());
+    }
+    return holds;
+  }
+  int exit_code() const {
+    std::fflush(stdout);
+    return wrong_ == 0 ? 0 : 1;
+  }
+
+ private:
+  int wrong_ = 0;
+};
+
+// A child of the host's own: a shell that leaves with the code.
+pid_t start_own_child(int code) {
+  std::string shell = "/bin/sh";
+  std::string option = "-c";
+  std::string command = "exit " + std::to_string(code);
+  std::array<char*, 4> arguments{shell.data(), option.data(), command.data(), nullptr};
+  pid_t pid = -1;
+  return ::posix_spawn(&pid, shell.c_str(), nullptr, nullptr, arguments.data(), environ) == 0 ? pid : -1;
+}
+
+// Whether deaths of workers are seen, each with its signal, and the pool goes on.
+void expect_deaths_seen(Report& report, asio::io_context& context, LocalExecutor& pool) {
+  constexpr std::array kSignals{SIGSEGV, SIGABRT, SIGKILL, SIGTERM, SIGFPE, SIGBUS, SIGILL, SIGINT};
+  std::array<Outcome, kSignals.size()> outcomes;
+  for (std::size_t i = 0; i < kSignals.size(); ++i) {
+    pool.async_submit(bulkhead::call(crash, kSignals[i]), outcomes[i].handler());
+  }
+  report.expect(run_until(context, [&] { return all_over(outcomes); }), "the crashes are seen");
+  for (std::size_t i = 0; i < kSignals.size(); ++i) {
+    report.expect(outcomes[i].crash_signal() == kSignals[i],
+                  "signal " + std::to_string(kSignals[i]) + " is reported as itself: " + outcomes[i].message());
+  }
+  report.expect(run(context, pool.submit(twice, 21)) == 42, "the pool goes on");
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Descriptors.
+
+TEST_CASE("a worker holds /dev/null, standard output and error, and its doorbell, whatever the host has open",
+          "[fault]") {
+  const auto expect_documented = [](const Descriptors& found) {
+    REQUIRE(found.size() == 4);
+    for (int fd = 0; fd < 4; ++fd) CHECK(found[static_cast<std::size_t>(fd)].first == fd);
+    CHECK(found[0].second == "/dev/null");
+    CHECK(found[1].second == link_target("/proc/self/fd/1"));
+    CHECK(found[2].second == link_target("/proc/self/fd/2"));
+    CHECK(found[3].second == "anon_inode:[eventfd]");
+  };
+  // Everything without close-on-exec: that alone would not keep them from a fork.
+  std::array<int, 2> before{};
+  REQUIRE(::pipe(before.data()) == 0);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  expect_documented(run(context, pool.submit(own_descriptors)));
+  std::array<int, 2> after{};
+  REQUIRE(::pipe(after.data()) == 0);
+  REQUIRE(replace_worker(context, pool));
+  expect_documented(run(context, pool.submit(own_descriptors)));
+  for (const int fd : before) ::close(fd);
+  for (const int fd : after) ::close(fd);
+}
+
+namespace {
+
+// A listening socket of the host, a client and the accepted connection; made by Asio, and so without close-on-exec.
+struct Service {
+  explicit Service(asio::io_context& context)
+      : acceptor(context, tcp::endpoint(asio::ip::address_v4::loopback(), 0)), client(context), accepted(context) {
+    client.connect(acceptor.local_endpoint());
+    acceptor.accept(accepted);
+  }
+  // Takes over what was opened elsewhere.
+  Service(asio::io_context& context, Early opened)
+      : acceptor(context, tcp::v4(), opened.listener),
+        client(context, tcp::v4(), opened.client),
+        accepted(context, tcp::v4(), opened.accepted) {}
+
+  // The names of the sockets in /proc/PID/fd.
+  std::vector<std::string> names() {
+    std::vector<std::string> result;
+    for (const int fd : {acceptor.native_handle(), client.native_handle(), accepted.native_handle()}) {
+      result.push_back(link_target("/proc/self/fd/" + std::to_string(fd)));
+    }
+    return result;
+  }
+
+  tcp::acceptor acceptor;
+  tcp::socket client;
+  tcp::socket accepted;
+};
+
+void check_closes_at_once(asio::io_context& context, Service& service) {
+  service.accepted.close();
+  bool ended = false;
+  std::array<char, 1> byte;
+  service.client.async_read_some(asio::buffer(byte), [&](boost::system::error_code error, std::size_t) {
+    ended = error == asio::error::eof;
+  });
+  CHECK(run_until(context, [&] { return ended; }));
+
+  // The port is free, and what listens there next is reached.
+  const tcp::endpoint endpoint = service.acceptor.local_endpoint();
+  service.acceptor.close();
+  tcp::acceptor again(context);
+  again.open(endpoint.protocol());
+  again.set_option(tcp::acceptor::reuse_address(true));
+  boost::system::error_code error;
+  again.bind(endpoint, error);
+  CHECK_FALSE(error);
+  again.listen(1, error);
+  REQUIRE_FALSE(error);
+  tcp::socket client(context);
+  client.connect(endpoint, error);
+  CHECK_FALSE(error);
+  bool accepted = false;
+  again.async_accept([&](boost::system::error_code failed, tcp::socket) { accepted = !failed; });
+  CHECK(run_until(context, [&] { return accepted; }));
+}
+
+}  // namespace
+
+TEST_CASE("no process of the pool sees the host's sockets, and what the host closes ends at once while workers run",
+          "[fault]") {
+  reset_board();
+  asio::io_context context;
+  REQUIRE(early.listener >= 0);
+  Service before_fork_server(context, std::exchange(early, Early()));
+  Service before_pool(context);
+  LocalExecutor pool(context.get_executor(), workers(2));
+  Service after_pool(context);
+  REQUIRE(replace_worker(context, pool));
+  std::array<Outcome, 2> outcomes;
+  for (Outcome& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
+  REQUIRE(run_until(context, [&] { return board.begun == 2 && whole(pool); }));
+
+  const std::set<int> processes = descendants();
+  CHECK(processes.size() == 4);  // the fork server, the template, two workers
+  for (Service* service : {&before_fork_server, &before_pool, &after_pool}) {
+    for (const std::string& name : service->names()) {
+      REQUIRE(name.rfind("socket:", 0) == 0);
+      for (const int pid : processes) CHECK(descriptors_of(pid).count(name) == 0);
+    }
+  }
+  for (Service* service : {&before_fork_server, &before_pool, &after_pool}) check_closes_at_once(context, *service);
+
+  board.gate = 1;
+  REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+  for (const Outcome& outcome : outcomes) CHECK(outcome.value == 7);
+}
+
+namespace {
+
+// Uses up the process's descriptors, all but a few, for as long as it lives.
+class DescriptorShortage {
+ public:
+  explicit DescriptorShortage(std::size_t left) {
+    ::getrlimit(RLIMIT_NOFILE, &before_);
+    rlimit low = before_;
+    low.rlim_cur = std::min<rlim_t>(before_.rlim_cur, 512);
+    ::setrlimit(RLIMIT_NOFILE, &low);
+    for (int fd; (fd = ::open("/dev/null", O_RDONLY | O_CLOEXEC)) >= 0;) fds_.push_back(fd);
+    for (; left > 0 && !fds_.empty(); --left) {
+      ::close(fds_.back());
+      fds_.pop_back();
+    }
+  }
+  DescriptorShortage(const DescriptorShortage&) = delete;
+  DescriptorShortage& operator=(const DescriptorShortage&) = delete;
+  ~DescriptorShortage() {
+    for (const int fd : fds_) ::close(fd);
+    ::setrlimit(RLIMIT_NOFILE, &before_);
+  }
+
+ private:
+  rlimit before_{};
+  std::vector<int> fds_;
+};
+
+}  // namespace
+
+TEST_CASE("a host without descriptors left when a worker must be replaced gets a clear error, and recovers",
+          "[fault]") {
+  // A worker's start needs four: with fewer, each step of it fails once.
+  const std::size_t left = GENERATE(0U, 1U, 2U, 3U, 4U, 5U);
+  CAPTURE(left);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  REQUIRE(run(context, pool.submit(twice, 21)) == 42);
+  REQUIRE(run_until(context, [&] { return whole(pool); }));
+  const std::size_t before = open_descriptors();
+  {
+    const Process worker(pool.worker_pids().front());
+    const DescriptorShortage shortage(left);
+    REQUIRE(worker.signal(SIGKILL));
+    REQUIRE(worker.gone_within(kGone));
+    Outcome outcome;
+    pool.async_submit(bulkhead::call(twice, 21), outcome.handler());
+    REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+    INFO(outcome.message());
+    CHECK((outcome.value == 42 || outcome.as<WorkerStartError>()));
+    if (left == 0) CHECK(outcome.message().find("Too many open files") != std::string::npos);
+  }
+  // Tasks may fail until the pause after the last failed start is over.
+  Outcome later;
+  REQUIRE(run_until(context, [&] {
+    later = Outcome();
+    pool.async_submit(bulkhead::call(twice, 21), later.handler());
+    return run_until(context, [&] { return later.calls > 0; }) && !later.error;
+  }));
+  CHECK(later.value == 42);
+  REQUIRE(run_until(context, [&] { return whole(pool); }));
+  CHECK(open_descriptors() == before);
+}
+
+TEST_CASE("an executor that cannot be made for want of descriptors says so and leaves none behind", "[fault]") {
+  asio::io_context context;
+  const LocalExecutor keeps_background_thread(context.get_executor(), workers(1));
+  REQUIRE(run_until(context, [&] { return whole(keeps_background_thread); }));
+  const std::size_t before = open_descriptors();
+  for (std::size_t left = 0; left < 4; ++left) {
+    CAPTURE(left);
+    const DescriptorShortage shortage(left);
+    try {
+      LocalExecutor pool(context.get_executor(), workers(1));
+    } catch (const WorkerStartError& error) {
+      CHECK(std::string(error.what()).find("Too many open files") != std::string::npos);
+    }
+  }
+  CHECK(run_until(context, [&] { return open_descriptors() == before; }));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The end of the host.
+
+namespace {
+
+asio::awaitable<void> submit_for_ever(LocalExecutor& pool, int (*function)(int), int argument) {
+  for (;;) {
+    try {
+      co_await pool.submit(function, argument);
+    } catch (const ExecutorError&) {
+      // On with the next.
+    }
+  }
+}
+
+asio::awaitable<void> shut_down(LocalExecutor& pool) { co_await pool.shutdown(); }
+
+// A host that works until it is killed.
+int host_to_be_killed(std::string_view state) {
+  asio::io_context context;
+  auto guard = asio::make_work_guard(context);
+  LocalExecutor pool(context.get_executor(), workers(2));
+  const auto load = [&](int (*function)(int), int argument) {
+    for (int i = 0; i < 32; ++i) {
+      asio::co_spawn(context, submit_for_ever(pool, function, argument), asio::detached);
+    }
+  };
+  std::function<bool()> ready = [&] { return pool.metrics().completed > 100; };
+  if (state == "idle") {
+    asio::co_spawn(context, pool.submit(twice, 1), asio::detached);
+    ready = [&] { return whole(pool) && pool.metrics().completed == 1; };
+  } else if (state == "load") {
+    load(twice, 1);
+  } else if (state == "spawn") {
+    load(crash, SIGKILL);
+    ready = [] { return board.crashes > 20; };
+  } else if (state == "running") {
+    load(wait_at_gate, 1);
+    ready = [] { return board.begun == 2; };
+  } else if (state == "shutdown") {
+    load(wait_at_gate, 1);
+    ready = [&, begun = false]() mutable {
+      if (!begun && board.begun == 2) {
+        begun = true;
+        asio::co_spawn(context, shut_down(pool), asio::detached);
+      }
+      return begun;
+    };
+  } else if (state == "stopped") {
+    asio::co_spawn(context, pool.submit(stop_itself), asio::detached);
+    load(twice, 1);
+    ready = [&] {
+      if (board.stopped == 0) return false;
+      return read_file("/proc/" + std::to_string(board.stopped) + "/stat").find(") T ") != std::string::npos;
+    };
+  } else if (state == "daemon") {
+    asio::co_spawn(context, pool.submit(daemonise), asio::detached);
+    load(twice, 1);
+    ready = [] { return board.daemon != 0; };
+  }
+  if (!run_until(context, ready)) return 1;
+  std::printf("ready %d\n", board.daemon.load());
+  std::fflush(stdout);
+  context.restart();
+  context.run();
+  return 0;
+}
+
+}  // namespace
+
+TEST_CASE("a host killed by SIGKILL leaves no process and no shared memory, whatever it was doing", "[fault]") {
+  const std::string state = GENERATE("idle", "load", "spawn", "running", "shutdown", "stopped", "daemon");
+  CAPTURE(state);
+  const std::set<std::string> files = shared_memory_files();
+  Program host("host_to_be_killed_" + state);
+  REQUIRE(host.says("ready"));
+  const std::vector<int> found = processes_with(host.marker());
+  CHECK(found.size() >= 3);  // the host, the fork server, the template; and workers
+  const std::string own_namespace = link_target("/proc/self/ns/pid");
+  const bool has_namespace = std::any_of(found.begin(), found.end(), [&](int pid) {
+    const std::string its = link_target("/proc/" + std::to_string(pid) + "/ns/pid");
+    return !its.empty() && its != own_namespace;
+  });
+  std::vector<Process> processes;
+  for (const int pid : found) processes.emplace_back(pid);
+
+  host.kill();
+  if (state == "daemon" && !has_namespace) {
+    // A process that has left its parents can only be caught by a PID namespace, and here there is none.
+    WARN("no PID namespace can be made here: a worker's daemonised grandchild survives the host");
+    for (const Process& process : processes) process.signal(SIGKILL);
+  }
+  CHECK(poll_until([&] { return processes_with(host.marker()).empty(); }, kGone));
+  for (const Process& process : processes) CHECK(process.gone_within(kGone));
+  CHECK(shared_memory_files() == files);
+}
+
+TEST_CASE("the thread that made an executor may end, and its workers go on", "[fault]") {
+  asio::io_context context;
+  std::unique_ptr<LocalExecutor> pool;
+  std::thread([&] { pool = std::make_unique<LocalExecutor>(context.get_executor(), workers(2)); }).join();
+  REQUIRE(run_until(context, [&] { return whole(*pool); }));
+  const std::vector<int> before = pool->worker_pids();
+  for (int i = 0; i < 20; ++i) CHECK(run(context, pool->submit(twice, i)) == 2 * i);
+  CHECK(pool->worker_pids() == before);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Signals and children.
+
+namespace {
+
+int host_waits_for_any_child() {
+  Report report;
+  std::atomic<bool> over{false};
+  std::map<pid_t, int> reaped;
+  std::mutex mutex;
+  std::thread reaper([&] {
+    while (!over) {
+      int status = 0;
+      const pid_t pid = ::waitpid(-1, &status, 0);
+      if (pid > 0) {
+        const std::lock_guard lock(mutex);
+        reaped[pid] = status;
+      } else {
+        ::poll(nullptr, 0, 1);  // no children
+      }
+    }
+  });
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  std::set<pid_t> own;
+  for (int i = 0; i < 5; ++i) {
+    own.insert(start_own_child(7));
+    expect_deaths_seen(report, context, pool);
+  }
+  const auto all_reaped = [&] {
+    const std::lock_guard lock(mutex);
+    return reaped.size() >= own.size();
+  };
+  report.expect(run_until(context, all_reaped), "the host's own children are reaped by the host");
+  over = true;
+  reaper.join();
+  report.expect(reaped.size() == own.size(), "and nothing else is");
+  for (const pid_t pid : own) {
+    report.expect(reaped.count(pid) == 1 && WIFEXITED(reaped[pid]) && WEXITSTATUS(reaped[pid]) == 7,
+                  "a child of the host has the status that it left with");
+  }
+  return report.exit_code();
+}
+
+// SIGCHLD is ignored since before the fork server's start, see main.
+int host_ignores_sigchld() {
+  Report report;
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  expect_deaths_seen(report, context, pool);
+  struct sigaction now {};
+  ::sigaction(SIGCHLD, nullptr, &now);
+  report.expect(now.sa_handler == SIG_IGN, "SIGCHLD is still ignored");
+  // The kernel forgets the children of such a host, as it wants.
+  const pid_t own = start_own_child(7);
+  report.expect(::waitpid(own, nullptr, 0) == -1 && errno == ECHILD, "the host's own children leave no status");
+  expect_deaths_seen(report, context, pool);
+  return report.exit_code();
+}
+
+int host_has_a_signal_set() {
+  Report report;
+  asio::io_context context;
+  asio::signal_set children(context, SIGCHLD);
+  int signals = 0;
+  std::function<void(boost::system::error_code, int)> count = [&](boost::system::error_code error, int) {
+    if (error) return;
+    ++signals;
+    children.async_wait(count);
+  };
+  children.async_wait(count);
+  {
+    LocalExecutor pool(context.get_executor(), workers(2));
+    expect_deaths_seen(report, context, pool);
+    report.expect(signals == 0, "workers' deaths send the host no SIGCHLD");
+    const pid_t own = start_own_child(7);
+    report.expect(run_until(context, [&] { return signals > 0; }), "the host's own child does");
+    int status = 0;
+    report.expect(::waitpid(own, &status, 0) == own && WIFEXITED(status) && WEXITSTATUS(status) == 7,
+                  "and is the host's to reap");
+    expect_deaths_seen(report, context, pool);
+    report.expect(signals == 1, "one child, one signal");
+    // Another signal set, and a signal that is meant for a worker.
+    asio::signal_set terminate(context, SIGTERM);
+    bool host_terminated = false;
+    terminate.async_wait([&](boost::system::error_code error, int) { host_terminated = !error; });
+    Outcome outcome;
+    pool.async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
+    Outcome other;
+    pool.async_submit(bulkhead::call(wait_at_gate, 2), other.handler());
+    run_until(context, [&] { return board.begun == 2 && whole(pool); });
+    const Process worker(pool.worker_pids().front());
+    report.expect(worker.signal(SIGTERM), "a worker can be sent SIGTERM");
+    report.expect(run_until(context, [&] { return outcome.calls + other.calls > 0; }), "it dies of it");
+    report.expect((outcome.calls > 0 ? outcome : other).crash_signal() == SIGTERM, "of nothing else");
+    report.expect(!host_terminated, "the host's signal_set does not see it");
+    board.gate = 1;
+    run_until(context, [&] { return outcome.calls + other.calls == 2; });
+  }
+  children.cancel();
+  return report.exit_code();
+}
+
+// The program is in a process group of its own since before the fork server's start, see main.
+int host_is_interrupted() {
+  Report report;
+  asio::io_context context;
+  asio::signal_set interrupts(context, SIGINT, SIGHUP, SIGTERM);
+  int signals = 0;
+  std::function<void(boost::system::error_code, int)> count = [&](boost::system::error_code error, int) {
+    if (error) return;
+    ++signals;
+    interrupts.async_wait(count);
+  };
+  interrupts.async_wait(count);
+  LocalExecutor pool(context.get_executor(), workers(2));
+  std::array<Outcome, 2> outcomes;
+  for (Outcome& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
+  report.expect(run_until(context, [&] { return board.begun == 2 && whole(pool); }), "two tasks run");
+  const std::vector<int> before = pool.worker_pids();
+  for (const int signal : {SIGINT, SIGHUP, SIGTERM}) {
+    const int earlier = signals;
+    ::kill(0, signal);  // the own process group, as a terminal does it
+    report.expect(run_until(context, [&] { return signals > earlier; }), "the host sees the signal");
+  }
+  board.gate = 1;
+  report.expect(run_until(context, [&] { return all_over(outcomes); }), "the tasks end");
+  for (const Outcome& outcome : outcomes) report.expect(outcome.value == 7, "undisturbed: " + outcome.message());
+  report.expect(pool.worker_pids() == before, "the workers are the same");
+  try {
+    run(context, pool.shutdown());  // what the host then decides
+  } catch (const std::exception& error) {
+    report.expect(false, std::string("the shutdown ends: ") + error.what());
+  }
+  interrupts.cancel();
+  return report.exit_code();
+}
+
+// Some signals are ignored, blocked and handled since before the fork server's start, see main; some since now.
+int host_has_odd_signals() {
+  Report report;
+  ::signal(SIGINT, SIG_IGN);
+  sigset_t blocked;
+  ::sigemptyset(&blocked);
+  ::sigaddset(&blocked, SIGUSR2);
+  ::pthread_sigmask(SIG_BLOCK, &blocked, nullptr);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  for (int i = 0; i < 2; ++i) {
+    const std::vector<std::string> lines = run(context, pool.submit(own_signals));
+    report.expect(lines.size() == 3, "the kernel tells of three sets");
+    for (const std::string& line : lines) {
+      report.expect(line.find_first_not_of("0 \t", line.find(':') + 1) == std::string::npos,
+                    "a worker has default signals: " + line);
+    }
+    report.expect(replace_worker(context, pool), "so has the next worker");
+  }
+  expect_deaths_seen(report, context, pool);
+  // And the host's are as it set them.
+  struct sigaction action {};
+  ::sigaction(SIGPIPE, nullptr, &action);
+  report.expect(action.sa_handler == SIG_IGN, "the host still ignores SIGPIPE");
+  sigset_t now;
+  ::pthread_sigmask(SIG_BLOCK, nullptr, &now);
+  report.expect(::sigismember(&now, SIGUSR1) == 1 && ::sigismember(&now, SIGUSR2) == 1, "and blocks what it blocked");
+  report.expect(::sigismember(&now, SIGCHLD) == 0, "and nothing else");
+  return report.exit_code();
+}
+
+void check_part(const std::string& part) {
+  Program program(part);
+  const auto [code, said] = program.finish();
+  INFO(said);
+  CHECK(code == 0);
+}
+
+}  // namespace
+
+TEST_CASE("a host that calls waitpid(-1) all the time gets its own children and sees all deaths", "[fault]") {
+  check_part("host_waits_for_any_child");
+}
+
+TEST_CASE("a host that ignores SIGCHLD sees all deaths", "[fault]") { check_part("host_ignores_sigchld"); }
+
+TEST_CASE("a host's signal_set sees its own children's SIGCHLD and its own SIGTERM only", "[fault]") {
+  check_part("host_has_a_signal_set");
+}
+
+TEST_CASE("SIGINT, SIGHUP and SIGTERM to the host's process group leave the workers alone", "[fault]") {
+  check_part("host_is_interrupted");
+}
+
+TEST_CASE("a worker has default signals though the host ignores, blocks and handles some", "[fault]") {
+  check_part("host_has_odd_signals");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Copies.
+
+TEST_CASE("workers draw different random numbers, also those that replace others", "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  std::vector<std::array<long, 5>> draws;
+  for (int round = 0; round < 3; ++round) {
+    reset_board();
+    for (int i = 0; i < 2; ++i) {
+      pool.async_submit(bulkhead::call(draw), [&](std::exception_ptr error, std::array<long, 5> drawn) {
+        if (!error) draws.push_back(drawn);
+      });
+    }
+    REQUIRE(run_until(context, [] { return board.begun == 2; }));
+    board.gate = 1;
+    const std::size_t expected = 2 * static_cast<std::size_t>(round + 1);
+    REQUIRE(run_until(context, [&] { return draws.size() == expected; }));
+    REQUIRE(replace_worker(context, pool));
+  }
+  for (std::size_t kind = 1; kind < 5; ++kind) {
+    std::set<long> values;
+    for (const auto& drawn : draws) values.insert(drawn[kind]);
+    CAPTURE(kind);
+    CHECK(values.size() == draws.size());
+  }
+}
+
+TEST_CASE("a function of a library that was loaded after the fork server is refused and never jumped to", "[fault]") {
+  // Any library that takes no part in this program will do. Both functions are `unsigned long f(void)`.
+  constexpr std::array kCandidates{std::pair("libz.so.1", "zlibCompileFlags"),
+                                   std::pair("libBrokenLocale.so.1", "__ctype_get_mb_cur_max")};
+  using Function = unsigned long (*)();
+  Function function = nullptr;
+  std::string library;
+  for (const auto& [name, symbol] : kCandidates) {
+    if (void* loaded = ::dlopen(name, RTLD_NOW | RTLD_NOLOAD)) {
+      ::dlclose(loaded);
+      continue;
+    }
+    void* handle = ::dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    if (handle == nullptr) continue;
+    function = reinterpret_cast<Function>(::dlsym(handle, symbol));
+    library = name;
+    if (function != nullptr) break;
+  }
+  if (function == nullptr) {
+    WARN("skipped: no library is installed here that is not loaded already");
+    return;
+  }
+  static_cast<void>(function());  // The host may call it.
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  try {
+    run(context, pool.submit(function));
+    FAIL("it was not refused");
+  } catch (const FunctionUnavailableError& error) {
+    CHECK(error.code() == bulkhead::Errc::function_unavailable);
+    CHECK(std::string(error.what()).find(library.substr(0, library.find('.'))) != std::string::npos);
+  }
+  CHECK_THROWS_AS(run(context, pool.submit(Function(nullptr))), FunctionUnavailableError);
+  CHECK(run(context, pool.submit(twice, 21)) == 42);
+  const auto metrics = pool.metrics();
+  CHECK(metrics.workers_started == 1);
+  CHECK(metrics.failed == 2);
+}
+
+namespace {
+
+// What a forked copy of the host says by its exit code; -1 if it hangs or dies.
+int exit_code_of(pid_t child) {
+  const Process process(child);
+  if (!process.gone_within(kGone)) process.signal(SIGKILL);
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+}  // namespace
+
+TEST_CASE("in a forked copy of the host a submit fails with ExecutorNotRunningError, and the host goes on",
+          "[fault]") {
+  reset_board();
+  asio::io_context context;
+  auto pool = std::make_unique<LocalExecutor>(context.get_executor(), workers(2));
+  REQUIRE(run(context, pool->submit(twice, 21)) == 42);
+  Outcome running;
+  pool->async_submit(bulkhead::call(wait_at_gate, 7), running.handler());
+  REQUIRE(run_until(context, [&] { return board.begun == 1 && whole(*pool); }));
+  const std::vector<int> before = pool->worker_pids();
+
+  context.notify_fork(asio::execution_context::fork_prepare);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    context.notify_fork(asio::execution_context::fork_child);
+    Outcome outcome;
+    pool->async_submit(bulkhead::call(twice, 1), outcome.handler());
+    if (!run_until(context, [&] { return outcome.calls > 0; }, 20s)) ::_exit(1);
+    if (!outcome.as<ExecutorNotRunningError>()) ::_exit(2);
+    pool.reset();
+    ::_exit(0);
+  }
+  context.notify_fork(asio::execution_context::fork_parent);
+  REQUIRE(child > 0);
+  CHECK(exit_code_of(child) == 0);
+  CHECK(running.calls == 0);
+  CHECK(pool->worker_pids() == before);
+  board.gate = 1;
+  REQUIRE(run_until(context, [&] { return running.calls > 0; }));
+  CHECK(running.value == 7);
+  for (int i = 0; i < 20; ++i) CHECK(run(context, pool->submit(twice, i)) == 2 * i);
+  CHECK(pool->worker_pids() == before);
+}
+
+TEST_CASE("destroying the executor in a forked copy of the host disturbs neither its workers nor its event loop",
+          "[fault]") {
+  reset_board();
+  asio::io_context context;
+  auto pool = std::make_unique<LocalExecutor>(context.get_executor(), workers(2));
+  std::array<Outcome, 4> outcomes;
+  for (Outcome& outcome : outcomes) pool->async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
+  REQUIRE(run_until(context, [&] { return board.begun == 2 && whole(*pool); }));
+  const std::vector<int> before = pool->worker_pids();
+  // Without notify_fork: the copy has the host's epoll descriptors, and must not unregister anything there.
+  const pid_t child = ::fork();
+  if (child == 0) {
+    pool.reset();
+    ::_exit(0);
+  }
+  REQUIRE(child > 0);
+  CHECK(exit_code_of(child) == 0);
+  CHECK(pool->worker_pids() == before);
+  board.gate = 1;
+  REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+  for (const Outcome& outcome : outcomes) CHECK(outcome.value == 7);
+  CHECK(pool->worker_pids() == before);
+  // The background thread still sees deaths.
+  REQUIRE(replace_worker(context, *pool));
+  CHECK(run(context, pool->submit(twice, 21)) == 42);
+}
+
+namespace {
+
+int run_part(std::string_view part) {
+  constexpr std::string_view kKilled = "host_to_be_killed_";
+  if (part.substr(0, kKilled.size()) == kKilled) return host_to_be_killed(part.substr(kKilled.size()));
+  if (part == "host_waits_for_any_child") return host_waits_for_any_child();
+  if (part == "host_ignores_sigchld") return host_ignores_sigchld();
+  if (part == "host_has_a_signal_set") return host_has_a_signal_set();
+  if (part == "host_is_interrupted") return host_is_interrupted();
+  if (part == "host_has_odd_signals") return host_has_odd_signals();
+  return 2;
+}
+
+// What must be so before the fork server starts.
+void prepare(std::string_view part) {
+  if (part == "host_ignores_sigchld") ::signal(SIGCHLD, SIG_IGN);
+  if (part == "host_is_interrupted") ::setpgid(0, 0);
+  if (part == "host_has_odd_signals") {
+    ::signal(SIGPIPE, SIG_IGN);
+    ::signal(SIGHUP, SIG_IGN);
+    ::signal(SIGTERM, [](int) {});
+    sigset_t blocked;
+    ::sigemptyset(&blocked);
+    ::sigaddset(&blocked, SIGUSR1);
+    ::pthread_sigmask(SIG_BLOCK, &blocked, nullptr);
+  }
+  if (!part.empty()) return;
+  early.listener = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  auto* const generic = reinterpret_cast<sockaddr*>(&address);
+  early.client = ::socket(AF_INET, SOCK_STREAM, 0);
+  if (::bind(early.listener, generic, size) != 0 || ::listen(early.listener, 1) != 0 ||
+      ::getsockname(early.listener, generic, &size) != 0 || ::connect(early.client, generic, size) != 0) {
+    throw std::runtime_error("cannot open sockets");
+  }
+  early.accepted = ::accept(early.listener, nullptr, nullptr);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  constexpr std::string_view kPart = "--part=";
+  std::string_view part;
+  if (argc > 1 && std::string_view(argv[1]).substr(0, kPart.size()) == kPart) {
+    part = std::string_view(argv[1]).substr(kPart.size());
+  }
+  prepare(part);
+  bulkhead::start_fork_server();
+  return part.empty() ? run_tests(argc, argv) : run_part(part);
+}

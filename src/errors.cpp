@@ -236,7 +236,8 @@ SerializationError::SerializationError(Part part, std::string type, const std::s
 SerializationError::~SerializationError() = default;
 
 FunctionUnavailableError::FunctionUnavailableError(const std::string& reason, ErrorContext context)
-    : ExecutorError(Errc::function_unavailable, fmt::format("{} cannot run: {}", subject(context), reason), context) {}
+    : ExecutorError(Errc::function_unavailable, fmt::format("{} cannot run: {}", subject(context), reason), context),
+      reason_(share(reason)) {}
 FunctionUnavailableError::~FunctionUnavailableError() = default;
 
 ProtocolError::ProtocolError(const std::string& violation, ErrorContext context)

@@ -3,22 +3,27 @@
 
 #include <cxxabi.h>
 
+#include <algorithm>
 #include <any>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <future>
 #include <ios>
+#include <iterator>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <optional>
 #include <regex>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <typeindex>
 #include <typeinfo>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -38,12 +43,32 @@ struct Registry {
   std::map<std::string, ExceptionCarrier> by_name;  // type_info::name()
 };
 
+// An E with the text that was thrown. What the constructors of some standard exceptions make of their arguments is not
+// always what their thrower had made.
+template <class E>
+class WithText : public E {
+ public:
+  WithText(E&& error, const std::string& what) : E(std::move(error)), what_(std::make_shared<std::string>(what)) {}
+  const char* what() const noexcept override { return what_->c_str(); }
+
+ private:
+  std::shared_ptr<const std::string> what_;  // shared, since exceptions are copied where nothing may throw
+};
+
+template <class E>
+std::exception_ptr rebuilt(E error, const std::string& what, const std::exception_ptr& cause) {
+  if (error.what() == what) return with_cause(std::move(error), cause);
+  return with_cause(WithText<E>(std::move(error), what), cause);
+}
+
 template <class E>
 void add_fixed(Registry& registry) {
   ExceptionCarrier carrier{};
   carrier.type = &typeid(E);
   carrier.encode = [](Encoder&, const void*) {};
-  carrier.rebuild = [](Decoder&, const std::string&, std::exception_ptr cause) { return with_cause(E(), cause); };
+  carrier.rebuild = [](Decoder&, const std::string& what, std::exception_ptr cause) {
+    return rebuilt(E(), what, cause);
+  };
   registry.by_name[typeid(E).name()] = carrier;
 }
 
@@ -56,34 +81,6 @@ void add_with_text(Registry& registry) {
     return with_cause(E(what), cause);
   };
   registry.by_name[typeid(E).name()] = carrier;
-}
-
-// Its text cannot be given; the usual one is had by making the usual mistake.
-void add_bad_variant_access(Registry& registry) {
-  ExceptionCarrier carrier{};
-  carrier.type = &typeid(std::bad_variant_access);
-  carrier.encode = [](Encoder&, const void*) {};
-  carrier.rebuild = [](Decoder&, const std::string& what, std::exception_ptr cause) {
-    try {
-      if (what != std::bad_variant_access().what()) static_cast<void>(std::get<0>(std::variant<int, char>(' ')));
-    } catch (const std::bad_variant_access& usual) {
-      if (what == usual.what()) return with_cause(usual, cause);
-    }
-    return with_cause(std::bad_variant_access(), cause);
-  };
-  registry.by_name[typeid(std::bad_variant_access).name()] = carrier;
-}
-
-// system_errors build what() from a text and the code's message: what was thrown is carried without the message, so
-// that it is not there twice.
-template <class Code>
-std::string without_message(const std::string& what, const Code& code) {
-  const std::string message = code.message();
-  const std::size_t at = what.rfind(message);
-  if (message.empty() || at == std::string::npos) return what;
-  std::string text = what.substr(0, at);
-  while (!text.empty() && (text.back() == ' ' || text.back() == ':')) text.pop_back();
-  return text;
 }
 
 const std::error_category* std_category(const std::string& name) {
@@ -109,20 +106,17 @@ template <class E>
 void encode_code(Encoder& encoder, const E& error) {
   bulkhead::encode(encoder, std::string(error.code().category().name()));
   bulkhead::encode(encoder, static_cast<std::int32_t>(error.code().value()));
-  bulkhead::encode(encoder, without_message(error.what(), error.code()));
 }
 
 struct CarriedCode {
   std::string category;
   std::int32_t value;
-  std::string text;
 };
 
 CarriedCode decode_code(Decoder& decoder) {
   CarriedCode code;
   code.category = bulkhead::decode<std::string>(decoder);
   code.value = bulkhead::decode<std::int32_t>(decoder);
-  code.text = bulkhead::decode<std::string>(decoder);
   return code;
 }
 
@@ -138,11 +132,9 @@ void add_system_errors(Registry& registry) {
   carrier.encode = [](Encoder& encoder, const void* exception) {
     encode_code(encoder, *static_cast<const std::system_error*>(exception));
   };
-  carrier.rebuild = [](Decoder& decoder, const std::string&, std::exception_ptr cause) {
+  carrier.rebuild = [](Decoder& decoder, const std::string& what, std::exception_ptr cause) {
     const CarriedCode carried = decode_code(decoder);
-    return with_cause(carried.text.empty() ? std::system_error(std_code(carried))
-                                           : std::system_error(std_code(carried), carried.text),
-                      cause);
+    return rebuilt(std::system_error(std_code(carried)), what, cause);
   };
   registry.by_name[typeid(std::system_error).name()] = carrier;
 
@@ -150,9 +142,9 @@ void add_system_errors(Registry& registry) {
   carrier.encode = [](Encoder& encoder, const void* exception) {
     encode_code(encoder, *static_cast<const std::ios_base::failure*>(exception));
   };
-  carrier.rebuild = [](Decoder& decoder, const std::string&, std::exception_ptr cause) {
+  carrier.rebuild = [](Decoder& decoder, const std::string& what, std::exception_ptr cause) {
     const CarriedCode carried = decode_code(decoder);
-    return with_cause(std::ios_base::failure(carried.text, std_code(carried)), cause);
+    return rebuilt(std::ios_base::failure("", std_code(carried)), what, cause);
   };
   registry.by_name[typeid(std::ios_base::failure).name()] = carrier;
 
@@ -160,9 +152,9 @@ void add_system_errors(Registry& registry) {
   carrier.encode = [](Encoder& encoder, const void* exception) {
     encode_code(encoder, *static_cast<const std::future_error*>(exception));
   };
-  carrier.rebuild = [](Decoder& decoder, const std::string&, std::exception_ptr cause) {
+  carrier.rebuild = [](Decoder& decoder, const std::string& what, std::exception_ptr cause) {
     const CarriedCode carried = decode_code(decoder);
-    return with_cause(std::future_error(static_cast<std::future_errc>(carried.value)), cause);
+    return rebuilt(std::future_error(static_cast<std::future_errc>(carried.value)), what, cause);
   };
   registry.by_name[typeid(std::future_error).name()] = carrier;
 
@@ -177,12 +169,7 @@ void add_system_errors(Registry& registry) {
     const CarriedCode carried = decode_code(decoder);
     const auto path1 = bulkhead::decode<std::filesystem::path>(decoder);
     const auto path2 = bulkhead::decode<std::filesystem::path>(decoder);
-    // what() is "filesystem error: TEXT: MESSAGE [PATH1] [PATH2]"; only TEXT is ours to give.
-    constexpr std::string_view prefix = "filesystem error: ";
-    std::string text = what.starts_with(prefix) ? what.substr(prefix.size()) : what;
-    text = text.substr(0, text.find(std_code(carried).message()));
-    while (!text.empty() && (text.back() == ' ' || text.back() == ':')) text.pop_back();
-    return with_cause(std::filesystem::filesystem_error(text, path1, path2, std_code(carried)), cause);
+    return rebuilt(std::filesystem::filesystem_error("", path1, path2, std_code(carried)), what, cause);
   };
   registry.by_name[typeid(std::filesystem::filesystem_error).name()] = carrier;
 
@@ -190,14 +177,12 @@ void add_system_errors(Registry& registry) {
   carrier.encode = [](Encoder& encoder, const void* exception) {
     encode_code(encoder, *static_cast<const boost::system::system_error*>(exception));
   };
-  carrier.rebuild = [](Decoder& decoder, const std::string&, std::exception_ptr cause) {
+  carrier.rebuild = [](Decoder& decoder, const std::string& what, std::exception_ptr cause) {
     const CarriedCode carried = decode_code(decoder);
     const auto* category = boost_category(carried.category);
     if (category == nullptr) throw std::runtime_error("unknown error category " + carried.category);
     const boost::system::error_code code(carried.value, *category);
-    return with_cause(
-        carried.text.empty() ? boost::system::system_error(code) : boost::system::system_error(code, carried.text),
-        cause);
+    return rebuilt(boost::system::system_error(code), what, cause);
   };
   registry.by_name[typeid(boost::system::system_error).name()] = carrier;
 
@@ -205,9 +190,9 @@ void add_system_errors(Registry& registry) {
   carrier.encode = [](Encoder& encoder, const void* exception) {
     bulkhead::encode(encoder, static_cast<std::int32_t>(static_cast<const std::regex_error*>(exception)->code()));
   };
-  carrier.rebuild = [](Decoder& decoder, const std::string&, std::exception_ptr cause) {
+  carrier.rebuild = [](Decoder& decoder, const std::string& what, std::exception_ptr cause) {
     const auto code = bulkhead::decode<std::int32_t>(decoder);
-    return with_cause(std::regex_error(static_cast<std::regex_constants::error_type>(code)), cause);
+    return rebuilt(std::regex_error(static_cast<std::regex_constants::error_type>(code)), what, cause);
   };
   registry.by_name[typeid(std::regex_error).name()] = carrier;
 
@@ -240,7 +225,7 @@ Registry& registry() {
     add_fixed<std::bad_function_call>(*made);
     add_fixed<std::bad_weak_ptr>(*made);
     add_fixed<std::bad_optional_access>(*made);
-    add_bad_variant_access(*made);
+    add_fixed<std::bad_variant_access>(*made);
     add_fixed<std::bad_any_cast>(*made);
     add_with_text<std::logic_error>(*made);
     add_with_text<std::domain_error>(*made);
@@ -279,16 +264,34 @@ struct Link {
   std::exception_ptr cause;
 };
 
-// throw_with_nested throws a class of its own that derives from the exception and from nested_exception: the type that
-// counts is the exception's.
-std::string unwrapped_type(const std::type_info& type) {
-  const std::string name = type.name();
-  const std::string demangled = demangle(name.c_str());
-  constexpr std::string_view wrapper = "std::_Nested_exception<";
-  if (!demangled.starts_with(wrapper)) return name;
-  const auto* class_type = dynamic_cast<const abi::__vmi_class_type_info*>(&type);
-  if (class_type != nullptr && class_type->__base_count > 0) return class_type->__base_info[0].__base_type->name();
-  return name;
+// An exception's type, and where its object begins.
+struct Seen {
+  const std::type_info* type;
+  const char* object;
+};
+
+// Libraries throw classes of their own that derive from the exception that is meant, and from others: the type that
+// counts is the exception's. It is the first base but for those that wrappers add.
+Seen unwrapped(Seen seen) {
+  static constexpr std::string_view wrappers[] = {"std::_Nested_exception<", "boost::wrapexcept<", "std::__ios_failure",
+                                                  "bulkhead::detail::(anonymous namespace)::WithText<"};
+  static constexpr std::string_view added[] = {"std::nested_exception", "boost::exception",
+                                               "boost::exception_detail::clone_base"};
+  const std::string name = demangle(seen.type->name());
+  if (std::none_of(std::begin(wrappers), std::end(wrappers), [&](auto prefix) { return name.starts_with(prefix); })) {
+    return seen;
+  }
+  if (const auto* single = dynamic_cast<const abi::__si_class_type_info*>(seen.type)) {
+    return unwrapped({single->__base_type, seen.object});
+  }
+  const auto* several = dynamic_cast<const abi::__vmi_class_type_info*>(seen.type);
+  if (several == nullptr) return seen;
+  for (unsigned i = 0; i < several->__base_count; ++i) {
+    const abi::__base_class_type_info& base = several->__base_info[i];
+    if (std::count(std::begin(added), std::end(added), demangle(base.__base_type->name())) > 0) continue;
+    return unwrapped({base.__base_type, seen.object == nullptr ? nullptr : seen.object + base.__offset()});
+  }
+  return seen;
 }
 
 void read_payload(Link& link, const void* exception) {
@@ -308,27 +311,35 @@ void read_payload(Link& link, const void* exception) {
   }
 }
 
+// The type of what is being handled, without its wrapper.
+std::string current_type() {
+  const std::type_info* type = abi::__cxa_current_exception_type();
+  return type != nullptr ? unwrapped({type, nullptr}).type->name() : "foreign exception";
+}
+
 Link link_of(const std::exception_ptr& exception) {
   Link link;
   try {
     std::rethrow_exception(exception);
   } catch (const std::exception& error) {
-    const std::type_info* type = abi::__cxa_current_exception_type();
-    link.mangled_type = unwrapped_type(*type);
+    // dynamic_cast to the complete object.
+    const Seen seen =
+        unwrapped({abi::__cxa_current_exception_type(), static_cast<const char*>(dynamic_cast<const void*>(&error))});
+    link.mangled_type = seen.type->name();
     link.what = cut(error.what());
     if (const auto* nested = dynamic_cast<const std::nested_exception*>(&error)) link.cause = nested->nested_ptr();
-    // dynamic_cast to the complete object; for the wrapper of throw_with_nested, the exception is its first base and
-    // lies at the same address.
-    read_payload(link, dynamic_cast<const void*>(&error));
+    read_payload(link, seen.object);
   } catch (const std::string& text) {
     link.mangled_type = typeid(std::string).name();
     link.what = cut(text);
   } catch (const char* text) {
-    link.mangled_type = typeid(const char*).name();
-    link.what = cut(text);
+    link.mangled_type = current_type();
+    if (text != nullptr) link.what = cut(text);
+  } catch (const std::nested_exception& nested) {
+    link.mangled_type = current_type();
+    link.cause = nested.nested_ptr();
   } catch (...) {
-    const std::type_info* type = abi::__cxa_current_exception_type();
-    link.mangled_type = type != nullptr ? type->name() : "foreign exception";
+    link.mangled_type = current_type();
   }
   return link;
 }

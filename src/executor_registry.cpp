@@ -13,8 +13,14 @@ namespace bulkhead {
 namespace {
 
 std::string describe(const std::string& type, const ExecutorConfig& config) {
-  return config.empty() ? fmt::format("an executor of type '{}' with its default options", type)
-                        : fmt::format("an executor of type '{}' with {}", type, config.type_name());
+  if (config.empty()) return fmt::format("an executor of type '{}' with its default options", type);
+  if (const auto* options = config.get<LocalExecutorOptions>()) {
+    return fmt::format(
+        "an executor of type '{}' with max_workers = {}, max_pending = {}, bypass = {} and its other "
+        "options",
+        type, options->max_workers, options->max_pending, options->bypass);
+  }
+  return fmt::format("an executor of type '{}' with other {}", type, config.type_name());
 }
 
 std::string describe(const std::vector<ShutdownFailedError::Failure>& failures) {
@@ -26,9 +32,20 @@ std::string describe(const std::vector<ShutdownFailedError::Failure>& failures) 
       std::rethrow_exception(failure.error);
     } catch (const std::exception& error) {
       text += error.what();
+    } catch (...) {
+      text += "something that is no std::exception";
     }
   }
   return text;
+}
+
+// Spelled-out defaults are the same options as none, and an executor's name is the one that it is registered under.
+ExecutorConfig local_config(const std::string& name, const ExecutorConfig& config) {
+  const auto* given = config.get<LocalExecutorOptions>();
+  if (given == nullptr && !config.empty()) return config;
+  LocalExecutorOptions options = given != nullptr ? *given : LocalExecutorOptions();
+  options.name = name;
+  return options;
 }
 
 std::shared_ptr<BaseExecutor> make_local(asio::any_io_executor io_executor, const std::string& name,
@@ -110,8 +127,10 @@ std::shared_ptr<BaseExecutor> ExecutorRegistry::get_or_create(const std::string&
       for (const auto& [known_type, unused] : state_->factories) types.push_back(known_type);
       throw UnknownExecutorTypeError(type, std::move(types));
     }
+    const bool fits_any = config.empty();
+    if (type == "local") config = local_config(name, config);
     if (const auto* entry = state_->find(name)) {
-      if (entry->type != type || !(config.empty() || config == entry->config)) {
+      if (entry->type != type || !(fits_any || config == entry->config)) {
         throw RegistryConflictError(name, describe(entry->type, entry->config), describe(type, config));
       }
       return entry->executor;

@@ -166,7 +166,7 @@ bool WorkerPool::place(TaskNode& node, const WorkerPtr& worker, Lock& lock) {
     error = std::make_exception_ptr(
         SerializationError(failure.part(), failure.type_name(), failure.reason(), core_->context_of(node)));
   } catch (const FunctionUnavailableError& failure) {
-    error = std::make_exception_ptr(FunctionUnavailableError(failure.what(), core_->context_of(node)));
+    error = std::make_exception_ptr(FunctionUnavailableError(failure.reason(), core_->context_of(node)));
   } catch (...) {
     error = std::current_exception();  // a codec of the user's
   }

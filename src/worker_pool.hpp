@@ -156,7 +156,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void worker_spawned(Worker& worker, process::FileDescriptor pidfd);
   void worker_died(const WorkerPtr& worker);
   void bury(const WorkerPtr& worker);
-  void judge(Worker& worker, TaskNode& node, bool begun);
+  void judge(Worker& worker, TaskNode& node, bool begun, bool other_begun);
   void fail_queue_if_hopeless();
   void kill(Worker& worker, Killed why, std::uint64_t task, std::string reason);
   void kill_for(TaskNode& node, Killed why, std::string reason);

@@ -306,13 +306,16 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
     dispatcher_.start_succeeded();
   }
   if (was_ready && !worker->told_to_stop && worker->killed == Killed::no) ++workers_crashed_;
+  // Only the first request without an answer can have been taken up: it is to blame, and nothing behind it.
+  const bool blamed = worker->collected != worker->reserved && worker->entry(worker->collected).node != nullptr &&
+                      worker->collected != worker->channel.published() && worker->channel.begun(worker->collected);
   for (std::uint32_t sequence = worker->collected; sequence != worker->reserved; ++sequence) {
     Entry& entry = worker->entry(sequence);
     --in_rings_;
     if (entry.node == nullptr) continue;
     TaskNode& node = *std::exchange(entry.node, nullptr);
     const bool published = static_cast<std::int32_t>(sequence - worker->channel.published()) < 0;
-    judge(*worker, node, published && sequence == worker->collected && worker->channel.begun(sequence));
+    judge(*worker, node, published && sequence == worker->collected && worker->channel.begun(sequence), blamed);
   }
   ::epoll_ctl(doorbells_.get(), EPOLL_CTL_DEL, worker->channel.doorbell().get(), nullptr);
   worker->death.reset();
@@ -323,8 +326,8 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
   all_gone_if_so();
 }
 
-// A task whose worker died without answering it.
-void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun) {
+// A task whose worker died without answering it. `other_begun`: while it ran another.
+void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun, bool other_begun) {
   ErrorContext context = core_->context_of(node);
   if (worker.pid > 0) context.worker_pid = worker.pid;
   const std::uint64_t now = ExecutorCore::now();
@@ -339,8 +342,8 @@ void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun) {
            Outcome::cancelled);
     return;
   }
-  if (!begun && node.place.restarts < kMostRestarts) {
-    ++node.place.restarts;
+  if (!begun && (other_begun || node.place.restarts < kMostRestarts)) {
+    if (!other_begun) ++node.place.restarts;
     queue_again(node);
     return;
   }

@@ -269,6 +269,19 @@ TEST_CASE("whatever the text of a system_error looks like, what() is as it was",
   }
 }
 
+TEST_CASE("an exception that has come back can go and come back again", "[exceptions]") {
+  // A task may submit tasks of its own.
+  const auto code = std::make_error_code(std::errc::io_error);
+  for (const std::string& text : {std::string("reading"), std::string(), std::string("ends with a colon: ")}) {
+    INFO("text '" << text << "'");
+    const auto thrown = std::make_exception_ptr(std::system_error(code, text));
+    const auto twice = there_and_back(there_and_back(thrown));
+    REQUIRE(as<std::system_error>(twice) != nullptr);
+    CHECK(as<std::system_error>(twice)->code() == code);
+    CHECK(what(twice) == what(thrown));
+  }
+}
+
 TEST_CASE("a failure of a stream comes back with its code", "[exceptions]") {
   CHECK(returned(std::ios_base::failure("cannot read"))->code() == std::io_errc::stream);
   const auto code = std::make_error_code(std::errc::io_error);

@@ -244,6 +244,11 @@ class BULKHEAD_EXPORT FunctionUnavailableError : public ExecutorError {
  public:
   explicit FunctionUnavailableError(const std::string& reason, ErrorContext context = {});
   ~FunctionUnavailableError() override;
+  /// Why, without the task's name around it.
+  const std::string& reason() const noexcept { return *reason_; }
+
+ private:
+  std::shared_ptr<const std::string> reason_;
 };
 
 /// A worker wrote something impossible into its response area. It has been killed.

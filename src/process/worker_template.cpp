@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <system_error>
 #include <vector>
 
 namespace bulkhead::process {
@@ -88,7 +89,12 @@ class Template {
   }
 
   void send(const Record& record, int fd = -1) {
-    send_record(host_, bytes_of(record), fd < 0 ? std::span<const int>() : std::span<const int>(&fd, 1));
+    try {
+      send_record(host_, bytes_of(record), fd < 0 ? std::span<const int>() : std::span<const int>(&fd, 1));
+    } catch (const std::system_error& error) {
+      if (error.code() == std::errc::broken_pipe) leave(0);  // The executor is gone: nobody is left to be told.
+      throw;
+    }
   }
 
   void wait() {

@@ -167,10 +167,14 @@ struct Remote<Call<F, Args...>> {
   template <std::size_t I, class Kept>
   static typename SeenAt<F, I, Kept>::trait::type decode_argument(Decoder& request) {
     using Trait = typename SeenAt<F, I, Kept>::trait;
-    if constexpr (Trait::in_place) {
-      return decode_view<typename Trait::type, Kept>(request);
-    } else {
-      return bulkhead::decode<Kept>(request);
+    try {
+      if constexpr (Trait::in_place) {
+        return decode_view<typename Trait::type, Kept>(request);
+      } else {
+        return bulkhead::decode<Kept>(request);
+      }
+    } catch (const SerializationError& error) {
+      rethrow_as(SerializationError::Part::argument, error);
     }
   }
 

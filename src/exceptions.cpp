@@ -55,10 +55,22 @@ class WithText : public E {
   std::shared_ptr<const std::string> what_;  // shared, since exceptions are copied where nothing may throw
 };
 
-template <class E>
-std::exception_ptr rebuilt(E error, const std::string& what, const std::exception_ptr& cause) {
-  if (error.what() == what) return with_cause(std::move(error), cause);
-  return with_cause(WithText<E>(std::move(error), what), cause);
+// The first candidate whose what() is the original's; if there is none, the last with the text put over it.
+template <class E, class... More>
+std::exception_ptr rebuilt(const std::string& what, const std::exception_ptr& cause, E candidate, More... more) {
+  if (candidate.what() == what) return with_cause(std::move(candidate), cause);
+  if constexpr (sizeof...(more) > 0) {
+    return rebuilt(what, cause, std::move(more)...);
+  } else {
+    return with_cause(WithText<E>(std::move(candidate), what), cause);
+  }
+}
+
+// The thrower's own words in a what() that ends with the message of its code.
+std::string own_words(std::string what, const std::string& message) {
+  if (!what.ends_with(": " + message)) return {};
+  what.resize(what.size() - message.size() - 2);
+  return what;
 }
 
 template <class E>
@@ -67,7 +79,7 @@ void add_fixed(Registry& registry) {
   carrier.type = &typeid(E);
   carrier.encode = [](Encoder&, const void*) {};
   carrier.rebuild = [](Decoder&, const std::string& what, std::exception_ptr cause) {
-    return rebuilt(E(), what, cause);
+    return rebuilt(what, cause, E());
   };
   registry.by_name[typeid(E).name()] = carrier;
 }
@@ -134,7 +146,8 @@ void add_system_errors(Registry& registry) {
   };
   carrier.rebuild = [](Decoder& decoder, const std::string& what, std::exception_ptr cause) {
     const CarriedCode carried = decode_code(decoder);
-    return rebuilt(std::system_error(std_code(carried)), what, cause);
+    const std::error_code code = std_code(carried);
+    return rebuilt(what, cause, std::system_error(code), std::system_error(code, own_words(what, code.message())));
   };
   registry.by_name[typeid(std::system_error).name()] = carrier;
 
@@ -144,7 +157,8 @@ void add_system_errors(Registry& registry) {
   };
   carrier.rebuild = [](Decoder& decoder, const std::string& what, std::exception_ptr cause) {
     const CarriedCode carried = decode_code(decoder);
-    return rebuilt(std::ios_base::failure("", std_code(carried)), what, cause);
+    const std::error_code code = std_code(carried);
+    return rebuilt(what, cause, std::ios_base::failure(own_words(what, code.message()), code));
   };
   registry.by_name[typeid(std::ios_base::failure).name()] = carrier;
 
@@ -154,7 +168,7 @@ void add_system_errors(Registry& registry) {
   };
   carrier.rebuild = [](Decoder& decoder, const std::string& what, std::exception_ptr cause) {
     const CarriedCode carried = decode_code(decoder);
-    return rebuilt(std::future_error(static_cast<std::future_errc>(carried.value)), what, cause);
+    return rebuilt(what, cause, std::future_error(static_cast<std::future_errc>(carried.value)));
   };
   registry.by_name[typeid(std::future_error).name()] = carrier;
 
@@ -169,7 +183,14 @@ void add_system_errors(Registry& registry) {
     const CarriedCode carried = decode_code(decoder);
     const auto path1 = bulkhead::decode<std::filesystem::path>(decoder);
     const auto path2 = bulkhead::decode<std::filesystem::path>(decoder);
-    return rebuilt(std::filesystem::filesystem_error("", path1, path2, std_code(carried)), what, cause);
+    using Error = std::filesystem::filesystem_error;
+    const std::error_code code = std_code(carried);
+    // "filesystem error: WORDS: MESSAGE [PATH1] [PATH2]"
+    constexpr std::string_view prefix = "filesystem error: ";
+    const std::size_t end = what.find(": " + code.message(), prefix.size());
+    const std::string words =
+        what.starts_with(prefix) && end != std::string::npos ? what.substr(prefix.size(), end - prefix.size()) : "";
+    return rebuilt(what, cause, Error(words, path1, path2, code), Error(words, path1, code), Error(words, code));
   };
   registry.by_name[typeid(std::filesystem::filesystem_error).name()] = carrier;
 
@@ -182,7 +203,8 @@ void add_system_errors(Registry& registry) {
     const auto* category = boost_category(carried.category);
     if (category == nullptr) throw std::runtime_error("unknown error category " + carried.category);
     const boost::system::error_code code(carried.value, *category);
-    return rebuilt(boost::system::system_error(code), what, cause);
+    const boost::system::system_error plain(code);
+    return rebuilt(what, cause, plain, boost::system::system_error(code, own_words(what, plain.what())));
   };
   registry.by_name[typeid(boost::system::system_error).name()] = carrier;
 
@@ -192,7 +214,7 @@ void add_system_errors(Registry& registry) {
   };
   carrier.rebuild = [](Decoder& decoder, const std::string& what, std::exception_ptr cause) {
     const auto code = bulkhead::decode<std::int32_t>(decoder);
-    return rebuilt(std::regex_error(static_cast<std::regex_constants::error_type>(code)), what, cause);
+    return rebuilt(what, cause, std::regex_error(static_cast<std::regex_constants::error_type>(code)));
   };
   registry.by_name[typeid(std::regex_error).name()] = carrier;
 

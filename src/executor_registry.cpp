@@ -16,7 +16,8 @@ std::string describe(const std::string& type, const ExecutorConfig& config) {
   if (config.empty()) return fmt::format("an executor of type '{}' with its default options", type);
   if (const auto* options = config.get<LocalExecutorOptions>()) {
     return fmt::format(
-        "an executor of type '{}' with max_workers = {}, max_pending = {}, bypass = {} and its other "
+        "an executor of type '{}' with LocalExecutorOptions of max_workers = {}, max_pending = {}, bypass = {} and its "
+        "other "
         "options",
         type, options->max_workers, options->max_pending, options->bypass);
   }

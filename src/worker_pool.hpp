@@ -150,6 +150,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void read_template();
   void template_gone();
   void end_template();
+  void allow_reaping(std::uint64_t generation);
   void maintain();
   void start_worker(unsigned index, Lock& lock);
   void start_failed(const std::string& reason);

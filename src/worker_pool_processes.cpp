@@ -111,6 +111,7 @@ void WorkerPool::read_template() {
         if (worker != nullptr) bury(workers_[worker->index]);
         break;
       case process::RecordType::exited:
+        allow_reaping(record.worker);
         if (worker != nullptr) {
           worker->status = process::ExitStatus{record.signal, record.exit_code, record.peak_memory};
           if (worker->dying) bury(workers_[worker->index]);
@@ -120,6 +121,18 @@ void WorkerPool::read_template() {
         template_gone();
         return;
     }
+  }
+}
+
+// If the template does not take the record, it keeps a zombie until it ends itself; that harms nobody.
+void WorkerPool::allow_reaping(std::uint64_t generation) {
+  process::Record record;
+  record.type = process::RecordType::reap;
+  record.worker = generation;
+  try {
+    process::send_record(template_socket_, process::bytes_of(record), {});
+  } catch (const std::system_error& error) {
+    last_start_error_ = error.what();  // the template is gone, as the socket will say next
   }
 }
 

@@ -104,11 +104,11 @@ int pid_of(const FileDescriptor& pidfd) {
   return -1;
 }
 
-std::optional<ExitStatus> reap(const FileDescriptor& pidfd) {
+std::optional<ExitStatus> exit_status(const FileDescriptor& pidfd) {
   siginfo_t info{};
   struct rusage usage {};
   // The system call and not glibc's wrapper, which has no rusage.
-  const long result = ::syscall(SYS_waitid, P_PIDFD, pidfd.get(), &info, WEXITED | WNOHANG | __WALL, &usage);
+  const long result = ::syscall(SYS_waitid, P_PIDFD, pidfd.get(), &info, WEXITED | WNOHANG | WNOWAIT | __WALL, &usage);
   if (result != 0 || info.si_pid == 0) return std::nullopt;
   ExitStatus status;
   if (info.si_code == CLD_EXITED) {
@@ -118,6 +118,11 @@ std::optional<ExitStatus> reap(const FileDescriptor& pidfd) {
   }
   status.peak_memory = static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
   return status;
+}
+
+void reap(const FileDescriptor& pidfd) noexcept {
+  siginfo_t info{};
+  ::syscall(SYS_waitid, P_PIDFD, pidfd.get(), &info, WEXITED | WNOHANG | __WALL, nullptr);
 }
 
 bool send_record(const FileDescriptor& socket, std::span<const std::byte> record, std::span<const int> fds) {

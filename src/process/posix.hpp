@@ -91,8 +91,12 @@ struct ExitStatus {
   std::uint64_t peak_memory = 0;
 };
 
-/// Reaps a child that has ended; empty if it still runs or is not ours.
-std::optional<ExitStatus> reap(const FileDescriptor& pidfd);
+/// How a child ended; empty if it still runs or is not ours. The child stays to be reaped: its process id is its own
+/// until then.
+std::optional<ExitStatus> exit_status(const FileDescriptor& pidfd);
+
+/// Reaps a child that has ended.
+void reap(const FileDescriptor& pidfd) noexcept;
 
 /// Most descriptors that one record carries: a spawn brings two areas and a doorbell.
 inline constexpr std::size_t kMostDescriptors = 3;

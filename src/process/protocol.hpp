@@ -17,6 +17,7 @@ class WorkerChannel;
 //
 //   host → fork server   create_template {socket, configuration}
 //   host → template      spawn {request area, response area, doorbell}
+//   host → template      reap: it knows how the worker ended, and its process id
 //   template → host      template_started {pidfd}, template_failed, spawned {pidfd}, spawn_failed, exited
 
 /// Changes with every change of the records: host and fork server are always one build.
@@ -29,7 +30,8 @@ enum class RecordType : std::uint32_t {
   template_failed = 4,
   spawned = 5,
   spawn_failed = 6,
-  exited = 7
+  exited = 7,
+  reap = 8
 };
 
 struct Record {

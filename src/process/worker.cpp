@@ -4,6 +4,7 @@
 #include "channel.hpp"
 #include "fork_server.hpp"
 
+#include <cxxabi.h>
 #include <fcntl.h>
 #include <sys/random.h>
 #include <unistd.h>
@@ -39,6 +40,15 @@ void leave_at_once(int code, void*) {
   leave(code);
 }
 
+void run(const WorkerChannel::Request& request, const TemplateConfiguration& configuration, WorkerChannel& channel) {
+  try {
+    configuration.hooks->run(request.payload, channel);
+  } catch (const abi::__forced_unwind&) {
+    // pthread_exit: what comes next on this stack is the host's main.
+    leave_at_once(0, nullptr);
+  }
+}
+
 }  // namespace
 
 void worker_main(WorkerDescriptors descriptors, const TemplateConfiguration& configuration,
@@ -61,7 +71,7 @@ void worker_main(WorkerDescriptors descriptors, const TemplateConfiguration& con
       // What a task printed appears at the latest when the worker falls idle.
       const WorkerChannel::Request request = channel.next([] { std::fflush(stdout); });
       if (request.kind == RequestKind::stop) leave_at_once(0, nullptr);
-      configuration.hooks->run(request.payload, channel);
+      run(request, configuration, channel);
     }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "bulkhead: a worker ends: %s\n", error.what());

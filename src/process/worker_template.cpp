@@ -43,6 +43,7 @@ class Template {
   struct Child {
     std::uint64_t id;
     FileDescriptor pidfd;
+    bool reported = false;  // has ended, and waits to be reaped
   };
 
   static Mapping map(const FileDescriptor& configuration) {
@@ -100,7 +101,9 @@ class Template {
   void wait() {
     polled_.clear();
     polled_.push_back({host_.get(), POLLIN, 0});
-    for (const Child& child : children_) polled_.push_back({child.pidfd.get(), POLLIN, 0});
+    for (const Child& child : children_) {
+      if (!child.reported) polled_.push_back({child.pidfd.get(), POLLIN, 0});
+    }
     while (::poll(polled_.data(), polled_.size(), -1) < 0 && errno == EINTR) {
     }
   }
@@ -109,11 +112,14 @@ class Template {
     Record record;
     Received received = receive_record(host_, writable_bytes_of(record));
     if (received.size == 0) leave(0);  // The executor is gone, or the host: the workers go with us.
-    if (received.size != sizeof(record) || record.magic != kMagic || record.type != RecordType::spawn ||
-        received.fd_count != kMostDescriptors) {
+    if (received.size != sizeof(record) || record.magic != kMagic) leave(kProtocolExitCode);
+    if (record.type == RecordType::spawn && received.fd_count == kMostDescriptors) {
+      spawn(record.worker, received);
+    } else if (record.type == RecordType::reap && received.fd_count == 0) {
+      bury(record.worker);
+    } else {
       leave(kProtocolExitCode);
     }
-    spawn(record.worker, received);
   }
 
   void spawn(std::uint64_t id, Received& received) {
@@ -133,28 +139,33 @@ class Template {
       return;
     }
     // The child is ours and not reaped yet: its pid cannot belong to another process.
-    children_.push_back({id, open_pidfd(pid)});
+    children_.push_back({id, open_pidfd(pid), false});
     record.type = RecordType::spawned;
     send(record, children_.back().pidfd.get());
   }
 
+  // The worker is reaped when the host has taken note: until then its process id belongs to nobody else.
   void report_ended_workers() {
-    for (std::size_t i = 0; i < children_.size();) {
-      const auto status = reap(children_[i].pidfd);
-      if (!status) {
-        ++i;
-        continue;
-      }
+    for (Child& child : children_) {
+      const auto status = child.reported ? std::nullopt : exit_status(child.pidfd);
+      if (!status) continue;
+      child.reported = true;
       Record record;
       record.type = RecordType::exited;
-      record.worker = children_[i].id;
+      record.worker = child.id;
       record.signal = status->signal;
       record.exit_code = status->code;
       record.peak_memory = status->peak_memory;
-      children_[i] = std::move(children_.back());
-      children_.pop_back();
       send(record);
     }
+  }
+
+  void bury(std::uint64_t id) {
+    std::erase_if(children_, [&](const Child& child) {
+      if (child.id != id || !child.reported) return false;
+      reap(child.pidfd);
+      return true;
+    });
   }
 
   FileDescriptor host_;

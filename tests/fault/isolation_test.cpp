@@ -7,7 +7,9 @@
 #include "support/run_tests.hpp"
 
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/buffer.hpp>
+#include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/executor_work_guard.hpp>
@@ -51,6 +53,16 @@
 #include <thread>
 #include <utility>
 #include <vector>
+
+// UndefinedBehaviorSanitizer tells whether an object can be read by writing it to a new pipe: without descriptors it
+// takes every virtual call for an error.
+#define CAN_RUN_OUT_OF_DESCRIPTORS 1
+#if defined(__has_feature)
+#if __has_feature(undefined_behavior_sanitizer)
+#undef CAN_RUN_OUT_OF_DESCRIPTORS
+#define CAN_RUN_OUT_OF_DESCRIPTORS 0
+#endif
+#endif
 
 namespace asio = boost::asio;
 using asio::ip::tcp;
@@ -290,11 +302,6 @@ std::set<std::string> descriptors_of(int pid) {
     targets.insert(link_target(entry.path()));
   }
   return targets;
-}
-
-std::size_t open_descriptors() {
-  const auto all = std::filesystem::directory_iterator("/proc/self/fd");
-  return static_cast<std::size_t>(std::distance(begin(all), end(all)));
 }
 
 std::set<std::string> shared_memory_files() {
@@ -605,7 +612,13 @@ TEST_CASE("no process of the pool sees the host's sockets, and what the host clo
   for (const Outcome& outcome : outcomes) CHECK(outcome.value == 7);
 }
 
+#if CAN_RUN_OUT_OF_DESCRIPTORS
 namespace {
+
+std::size_t open_descriptors() {
+  const auto all = std::filesystem::directory_iterator("/proc/self/fd");
+  return static_cast<std::size_t>(std::distance(begin(all), end(all)));
+}
 
 // Uses up the process's descriptors, all but a few, for as long as it lives.
 class DescriptorShortage {
@@ -685,6 +698,7 @@ TEST_CASE("an executor that cannot be made for want of descriptors says so and l
   }
   CHECK(run_until(context, [&] { return open_descriptors() == before; }));
 }
+#endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The end of the host.
@@ -1071,7 +1085,8 @@ TEST_CASE("in a forked copy of the host a submit fails with ExecutorNotRunningEr
   auto pool = std::make_unique<LocalExecutor>(context.get_executor(), workers(2));
   REQUIRE(run(context, pool->submit(twice, 21)) == 42);
   Outcome running;
-  pool->async_submit(bulkhead::call(wait_at_gate, 7), running.handler());
+  asio::cancellation_signal signal;
+  pool->async_submit(bulkhead::call(wait_at_gate, 7), asio::bind_cancellation_slot(signal.slot(), running.handler()));
   REQUIRE(run_until(context, [&] { return board.begun == 1 && whole(*pool); }));
   const std::vector<int> before = pool->worker_pids();
 
@@ -1085,16 +1100,31 @@ TEST_CASE("in a forked copy of the host a submit fails with ExecutorNotRunningEr
             context, [&] { return outcome.calls > 0; }, 20s))
       ::_exit(1);
     if (!outcome.as<ExecutorNotRunningError>()) ::_exit(2);
+    // The host's task is not the copy's to cancel, nor to shut down.
+    signal.emit(asio::cancellation_type::terminal);
+    try {
+      run(context, pool->shutdown(), 20s);
+    } catch (const ExecutorNotRunningError&) {
+      // As clear as a submit.
+    } catch (const std::exception&) {
+      ::_exit(3);
+    }
+    // Its answer rings the doorbell that host and copy share; the memory that it lies in is the host's only.
+    board.gate = 1;
+    context.restart();
+    context.run_for(100ms);
     pool.reset();
+    context.restart();
+    context.run_for(10ms);
     ::_exit(0);
   }
   context.notify_fork(asio::execution_context::fork_parent);
   REQUIRE(child > 0);
   CHECK(exit_code_of(child) == 0);
-  CHECK(running.calls == 0);
   CHECK(pool->worker_pids() == before);
   board.gate = 1;
   REQUIRE(run_until(context, [&] { return running.calls > 0; }));
+  INFO(running.message());
   CHECK(running.value == 7);
   for (int i = 0; i < 20; ++i) CHECK(run(context, pool->submit(twice, i)) == 2 * i);
   CHECK(pool->worker_pids() == before);

@@ -242,6 +242,7 @@ void WorkerPool::schedule_drain() {
 }
 
 void WorkerPool::drain(Lock& lock) {
+  if (process::is_forked_copy()) return;  // The areas are not mapped here, and the tasks are the parent's.
   // A handler that throws leaves through here: the rest must still be delivered.
   struct Guard {
     WorkerPool& pool;
@@ -339,7 +340,7 @@ void WorkerPool::watch_backlog() {
   backlog_timer_->async_wait([self = shared_from_this()](boost::system::error_code error) {
     Lock lock(self->core_->mutex);
     self->watching_backlog_ = false;
-    if (error || self->closed_) return;
+    if (error || self->closed_ || process::is_forked_copy()) return;
     for (const unsigned index : self->dispatcher_.stalled_workers()) {
       // All that has no answer, but for what it runs.
       if (const WorkerPtr& worker = self->workers_[index]) self->take_back_behind(*worker, worker->collected - 1);
@@ -507,6 +508,7 @@ void WorkerPool::queue_again(TaskNode& node) {
 }
 
 void WorkerPool::cancel(TaskNode& node, asio::cancellation_type type) {
+  if (process::is_forked_copy()) return;
   using Stage = TaskNode::Stage;
   switch (node.place.stage) {
     case Stage::none:
@@ -531,6 +533,7 @@ void WorkerPool::cancel(TaskNode& node, asio::cancellation_type type) {
 }
 
 void WorkerPool::cancel_pending() {
+  if (process::is_forked_copy()) return;
   const Lock lock(core_->mutex);
   while (QueuedTask* task = dispatcher_.front()) {
     auto& node = static_cast<TaskNode&>(*task);

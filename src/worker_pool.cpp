@@ -50,6 +50,7 @@ WorkerPool::WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Ba
       doorbells_(::epoll_create1(EPOLL_CLOEXEC)),
       backlog_timer_(std::make_unique<asio::steady_timer>(core_->io)),
       start_timer_(std::make_unique<asio::steady_timer>(background_)),
+      answer_timer_(std::make_unique<asio::steady_timer>(background_)),
       stop_timer_(std::make_unique<asio::steady_timer>(background_)),
       deadline_timer_(std::make_unique<asio::steady_timer>(background_)) {
   if (!doorbells_) process::throw_errno("cannot create an epoll descriptor");

@@ -151,6 +151,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void template_gone();
   void end_template();
   void allow_reaping(std::uint64_t generation);
+  void expect_answer();
   void maintain();
   void start_worker(unsigned index, Lock& lock);
   void start_failed(const std::string& reason);
@@ -202,6 +203,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::unique_ptr<DescriptorWatch> template_wait_;
   process::FileDescriptor template_pidfd_;
   std::unique_ptr<asio::steady_timer> start_timer_;
+  bool template_ready_ = false;
+  std::unique_ptr<asio::steady_timer> answer_timer_;
   std::unique_ptr<asio::steady_timer> stop_timer_;
   std::unique_ptr<asio::steady_timer> deadline_timer_;
   std::set<std::pair<std::uint64_t, TaskNode*>> deadlines_;

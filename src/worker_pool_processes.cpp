@@ -25,6 +25,10 @@ constexpr auto kStatusPatience = std::chrono::seconds(1);
 // How long a worker may take to leave when it is told to and has nothing to do: it only flushes standard output.
 constexpr auto kStopPatience = std::chrono::seconds(1);
 
+// How long the fork server may take to fork a template, and a template that is done with preload to fork a worker. Both
+// are one fork, far below a millisecond; five seconds mean that the process is stopped.
+constexpr auto kStartPatience = std::chrono::seconds(5);
+
 // How often a start that follows failed ones is looked at; the dispatcher's shortest pause.
 constexpr std::chrono::nanoseconds kStartInterval = std::chrono::milliseconds(10);
 
@@ -62,7 +66,26 @@ void WorkerPool::start_template(Lock&) {
   template_socket_ =
       process::ForkServer::start().create_template(configuration, settings_.preload, settings_.initializer);
   template_wait_ = std::make_unique<DescriptorWatch>(background_, template_socket_.get());
+  template_ready_ = false;
   watch_template();
+  expect_answer();
+}
+
+// Sees to it that a fork server or template that does not answer is not waited for. Preload may take its time.
+void WorkerPool::expect_answer() {
+  answer_timer_->expires_after(kStartPatience);
+  answer_timer_->async_wait(in_background([](WorkerPool& self, Lock& lock, boost::system::error_code error) {
+    if (error || !self.template_wait_) return;
+    const bool unborn = std::any_of(self.workers_.begin(), self.workers_.end(),
+                                    [](const WorkerPtr& worker) { return worker && !worker->pidfd; });
+    if (self.template_pidfd_ && !(self.template_ready_ && unborn)) return;
+    self.last_start_error_ = self.template_pidfd_ ? "the template does not answer: it is stopped"
+                                                  : "the fork server does not answer: it is stopped";
+    self.template_gone();
+    lock.unlock();
+    self.maintain();
+    lock.lock();
+  }));
 }
 
 void WorkerPool::watch_template() {
@@ -99,6 +122,10 @@ void WorkerPool::read_template() {
     switch (record.type) {
       case process::RecordType::template_started:
         template_pidfd_ = std::move(received.fds[0]);
+        break;
+      case process::RecordType::template_ready:
+        template_ready_ = true;
+        expect_answer();
         break;
       case process::RecordType::template_failed:
         last_start_error_ = record.get_text();
@@ -218,6 +245,7 @@ void WorkerPool::start_worker(unsigned index, Lock& lock) {
       throw std::runtime_error("the template does not take requests: preload still runs, or it is stopped");
     }
     worker->channel.close_areas();
+    expect_answer();
   } catch (const std::exception& error) {
     failure = error.what();
     if (!lock.owns_lock()) lock.lock();
@@ -552,6 +580,7 @@ void WorkerPool::close() {
     doorbell_wait_.reset();
     backlog_timer_.reset();
     start_timer_.reset();
+    answer_timer_.reset();
     stop_timer_.reset();
     deadline_timer_.reset();
     end_template();

@@ -18,7 +18,8 @@ class WorkerChannel;
 //   host → fork server   create_template {socket, configuration}
 //   host → template      spawn {request area, response area, doorbell}
 //   host → template      reap: it knows how the worker ended, and its process id
-//   template → host      template_started {pidfd}, template_failed, spawned {pidfd}, spawn_failed, exited
+//   template → host      template_started {pidfd}, template_ready, template_failed, spawned {pidfd}, spawn_failed,
+//   exited
 
 /// Changes with every change of the records: host and fork server are always one build.
 inline constexpr std::uint32_t kMagic = 0x42554c31;
@@ -31,7 +32,8 @@ enum class RecordType : std::uint32_t {
   spawned = 5,
   spawn_failed = 6,
   exited = 7,
-  reap = 8
+  reap = 8,
+  template_ready = 9
 };
 
 struct Record {

@@ -32,6 +32,9 @@ class Template {
     set_process_name(configuration_.name);
     report_start();
     preload();
+    Record ready;
+    ready.type = RecordType::template_ready;
+    send(ready);
     for (;;) {
       wait();
       if (polled_.front().revents != 0) serve();

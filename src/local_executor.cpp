@@ -207,6 +207,12 @@ void LocalExecutor::execute_locked(detail::TaskNode* node, detail::ExecutorCore:
 }
 
 asio::awaitable<void> LocalExecutor::stop(ShutdownOptions options) {
+  if (process::is_forked_copy()) {
+    ErrorContext context;
+    context.executor = name();
+    throw ExecutorNotRunningError(context,
+                                  "the executor belongs to the process that made it, and this is a fork of it");
+  }
   const auto pool = engine_->pool;
   if (!pool) {
     co_await BaseExecutor::stop(options);

@@ -272,7 +272,7 @@ void WorkerPool::drain(Lock& lock) {
       break;
     }
     // Other threads of the event loop may help; and if a handler blocks, it blocks nobody else.
-    if (!ready_.empty()) schedule_drain();
+    if (!ready_.empty() || in_rings_ > 0 || dispatcher_.queued() > 0) schedule_drain();
     finish(node, lock);
   }
   if (closed_) return;

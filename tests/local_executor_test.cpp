@@ -374,7 +374,7 @@ enum StubbornMode { willing = 0, refuses_encoding = 1, refuses_decoding = 2, thr
 
 Stubborn stubborn(int mode) { return Stubborn{mode}; }
 int mode_of(const Stubborn& value) { return value.mode; }
-int stubborn_encodings = 0;
+std::size_t stubborn_encodings = 0;
 
 }  // namespace
 
@@ -386,7 +386,7 @@ struct bulkhead::codec<Stubborn> {
     }
     if (value.mode == throws_encoding) throw std::domain_error("a defect in the codec");
     encoder.write_value(value.mode);
-    if (value.mode == changes_size) bulkhead::encode(encoder, std::string(1000U * ++stubborn_encodings, 'x'));
+    if (value.mode == changes_size) bulkhead::encode(encoder, std::string(1000 * ++stubborn_encodings, 'x'));
   }
   static Stubborn decode(Decoder& decoder) {
     const int mode = decoder.read_value<int>();
@@ -880,14 +880,16 @@ TEST_CASE("A function of a library that was loaded after the fork server is refu
   CAPTURE(bypass);
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1, bypass));
-  // A part of the C library that nothing here loads. The function is never called, so its type does not matter.
-  void* const library = ::dlopen("libresolv.so.2", RTLD_NOW | RTLD_LOCAL);
+  // A part of the C library that nothing loads.
+  constexpr const char* kLibrary = "libBrokenLocale.so.1";
+  REQUIRE(::dlopen(kLibrary, RTLD_NOW | RTLD_NOLOAD) == nullptr);
+  void* const library = ::dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
   REQUIRE(library != nullptr);
-  auto* const function = reinterpret_cast<int (*)()>(::dlsym(library, "ns_initparse"));
+  auto* const function = reinterpret_cast<std::size_t (*)()>(::dlsym(library, "__ctype_get_mb_cur_max"));
   REQUIRE(function != nullptr);
   const std::exception_ptr error = failure(context, pool, function);
   CHECK(holds<FunctionUnavailableError>(error));
-  CHECK_THAT(message(error), ContainsSubstring("libresolv") && ContainsSubstring("start_fork_server"));
+  CHECK_THAT(message(error), ContainsSubstring("libBrokenLocale") && ContainsSubstring("start_fork_server"));
   CHECK(pool.metrics().workers_crashed == 0);
   ::dlclose(library);
 }

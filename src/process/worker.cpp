@@ -73,6 +73,8 @@ void worker_main(WorkerDescriptors descriptors, const TemplateConfiguration& con
       if (request.kind == RequestKind::stop) leave_at_once(0, nullptr);
       run(request, configuration, channel);
     }
+  } catch (const abi::__forced_unwind&) {
+    leave(kStartFailedExitCode);  // pthread_exit in the initializer: what comes next on this stack is the host's main
   } catch (const std::exception& error) {
     std::fprintf(stderr, "bulkhead: a worker ends: %s\n", error.what());
     leave(kStartFailedExitCode);

@@ -5,6 +5,7 @@
 #include "protocol.hpp"
 #include "worker.hpp"
 
+#include <cxxabi.h>
 #include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -190,6 +191,8 @@ void template_main(FileDescriptor host, FileDescriptor configuration) {
     Template self(std::move(kept[0]), kept[1]);
     kept[1].reset();
     self.run();
+  } catch (const abi::__forced_unwind&) {
+    leave(kStartFailedExitCode);  // pthread_exit in preload: what comes next on this stack is the host's main
   } catch (const std::exception& error) {
     std::fprintf(stderr, "bulkhead: a worker template ends: %s\n", error.what());
     leave(kProtocolExitCode);

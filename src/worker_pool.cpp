@@ -319,7 +319,8 @@ void WorkerPool::wait_for_answers() {
   doorbell_wait_->async_wait([self = shared_from_this()](boost::system::error_code) {
     Lock lock(self->core_->mutex);
     self->waiting_ = false;
-    if (self->closed_) return;
+    // A forked copy shares the doorbells: what it took note of, its parent would never hear of.
+    if (self->closed_ || process::is_forked_copy()) return;
     self->clear_doorbells();
     self->drain(lock);
   });

@@ -10,7 +10,7 @@ namespace bulkhead::detail {
 Dispatcher::Dispatcher(Limits limits) : limits_(limits), workers_(limits.max_workers) {}
 
 void Dispatcher::enqueue(QueuedTask& task) {
-  if (task.order == 0) task.order = ++last_order_;
+  number(task);
   Queue& queue = queues_[task.priority];
   ++queued_;
   // From the back: new tasks belong there. One that was taken back finds its old place from the front.
@@ -34,6 +34,7 @@ void Dispatcher::remove(QueuedTask& task) {
 }
 
 QueuedTask* Dispatcher::front() {
+  if (queued_ == 0) return nullptr;
   for (auto level = queues_.begin(); level != queues_.end();) {
     if (QueuedTask* task = level->second.front()) return task;
     // Level 0 is the usual one and stays; others would pile up with callers that use many.
@@ -61,40 +62,22 @@ void Dispatcher::worker_removed(unsigned worker) {
   workers_[worker] = Worker{};
 }
 
-std::size_t Dispatcher::depth() const noexcept {
-  if (average_run_.count() < 0) return 1;
-  const auto fitting = limits_.ring_budget / std::max(average_run_, Duration(1));
-  return std::clamp<std::size_t>(static_cast<std::size_t>(fitting), 1, limits_.ring_slots);
-}
-
 std::optional<unsigned> Dispatcher::choose_worker() const {
   // The first free one: the same few workers stay warm, and those that are allowed to spin come first.
-  std::optional<unsigned> least;
-  std::optional<unsigned> starting;
-  for (unsigned i = 0; i < workers_.size(); ++i) {
-    const Worker& worker = workers_[i];
+  const Worker* least = nullptr;
+  const Worker* starting = nullptr;
+  for (const Worker& worker : workers_) {
     if (!worker.present || worker.stalled) continue;
     if (!worker.ready) {
-      if (worker.load == 0 && !starting) starting = i;
+      if (worker.load == 0 && starting == nullptr) starting = &worker;
       continue;
     }
-    if (worker.load == 0) return i;
-    if (!least || worker.load < workers_[*least].load) least = i;
+    if (least == nullptr || worker.load < least->load) least = &worker;
+    if (worker.load == 0) break;
   }
-  if (least && workers_[*least].load < depth()) return least;
-  return starting;
-}
-
-void Dispatcher::placed(unsigned worker) { ++workers_[worker].load; }
-
-void Dispatcher::left(unsigned worker, std::optional<Duration> run_time) {
-  Worker& state = workers_[worker];
-  --state.load;
-  state.stalled = false;
-  state.progressed = true;
-  if (!run_time) return;
-  // An average that forgets: the last eight runs weigh two thirds.
-  average_run_ = average_run_.count() < 0 ? *run_time : average_run_ + (*run_time - average_run_) / 8;
+  const Worker* const chosen = least != nullptr && has_room(least->load) ? least : starting;
+  if (chosen == nullptr) return std::nullopt;
+  return static_cast<unsigned>(chosen - workers_.data());
 }
 
 bool Dispatcher::has_backlog() const {

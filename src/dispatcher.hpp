@@ -4,6 +4,7 @@
 #include <bulkhead/detail/intrusive_list.hpp>
 #include <bulkhead/detail/queued_task.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -45,6 +46,10 @@ class Dispatcher {
 
   /// A task waits for a worker: by priority (the lower number first), then in the order of their first enqueue.
   void enqueue(QueuedTask& task);
+  /// Gives the task its place among those of its priority, if it has none yet; `enqueue` does it, too.
+  void number(QueuedTask& task) noexcept {
+    if (task.order == 0) task.order = ++last_order_;
+  }
   /// It does not wait any more.
   void remove(QueuedTask& task);
   QueuedTask* front();
@@ -70,8 +75,9 @@ class Dispatcher {
   std::size_t load(unsigned worker) const { return workers_[worker].load; }
   /// Whether tasks lie behind another in a ring, or in that of a worker that is still starting.
   bool has_backlog() const;
-  /// How many requests may lie in one ring now: the budget by the average run time.
-  std::size_t depth() const noexcept;
+  /// Whether one more request may lie in a ring that holds `load`: as many as fit the budget by the average run time,
+  /// and always one.
+  bool has_room(std::size_t load) const noexcept;
 
   /// Called at intervals while `has_backlog`: the workers that have finished nothing since the last call and should
   /// have the tasks that they have not begun taken back. They get no new ones until they finish something or are ready.
@@ -113,5 +119,26 @@ class Dispatcher {
   std::optional<Time> pause_until_;
   bool stopping_ = false;
 };
+
+// Inline: what every task passes through.
+
+inline bool Dispatcher::has_room(std::size_t load) const noexcept {
+  if (load == 0) return true;
+  if (average_run_.count() < 0 || load >= limits_.ring_slots) return false;
+  // A multiplication, since this is asked for every task and a division would show.
+  return static_cast<Duration::rep>(load + 1) * std::max(average_run_, Duration(1)) <= limits_.ring_budget;
+}
+
+inline void Dispatcher::placed(unsigned worker) { ++workers_[worker].load; }
+
+inline void Dispatcher::left(unsigned worker, std::optional<Duration> run_time) {
+  Worker& state = workers_[worker];
+  --state.load;
+  state.stalled = false;
+  state.progressed = true;
+  if (!run_time) return;
+  // An average that forgets: the last eight runs weigh two thirds.
+  average_run_ = average_run_.count() < 0 ? *run_time : average_run_ + (*run_time - average_run_) / 8;
+}
 
 }  // namespace bulkhead::detail

@@ -59,6 +59,10 @@ std::string worker(const ErrorContext& context) {
   return context.worker_pid ? fmt::format("worker process {}", *context.worker_pid) : "the worker process";
 }
 
+std::string in_worker(const ErrorContext& context) {
+  return context.worker_pid ? fmt::format(" in worker process {}", *context.worker_pid) : "";
+}
+
 std::string with_reason(std::string text, const std::string& reason) {
   return reason.empty() ? text : text + ": " + reason;
 }
@@ -78,9 +82,9 @@ std::string describe(const WorkerCrashedError::Ending& ending) {
 std::string describe(Started started) {
   switch (started) {
     case Started::never:
-      return "the task had not begun";
+      return "the task had not begun: submit it again";
     case Started::maybe:
-      return "the task may have had effects";
+      return "the task may have had effects: submit it again only if it may run twice";
     case Started::finished:
       return "the task had finished, but its result is lost";
   }
@@ -185,24 +189,29 @@ WorkerStartError::WorkerStartError(const std::string& reason, unsigned failures_
 WorkerStartError::~WorkerStartError() = default;
 
 TaskTimeoutError::TaskTimeoutError(Which which, std::chrono::nanoseconds limit, ErrorContext context)
-    : ExecutorError(Errc::timeout,
-                    which == Which::run ? fmt::format("{} ran longer than its timeout of {}; {} was killed",
-                                                      subject(context), milliseconds(limit), worker(context))
-                                        : fmt::format("{} had not begun within its queue_timeout of {} and never ran",
-                                                      subject(context), milliseconds(limit)),
-                    context),
+    : ExecutorError(
+          Errc::timeout,
+          which == Which::run
+              ? fmt::format("{} ran longer than its timeout of {}; {} was killed, the task may have had effects",
+                            subject(context), milliseconds(limit), worker(context))
+              : fmt::format("{} had not begun within its queue_timeout of {} and never ran: the executor is "
+                            "too busy for it; submit it later, or give the executor more workers",
+                            subject(context), milliseconds(limit)),
+          context),
       which_(which),
       limit_(limit) {}
 TaskTimeoutError::~TaskTimeoutError() = default;
 
 TaskCancelledError::TaskCancelledError(Stage stage, ErrorContext context, const std::string& reason)
-    : ExecutorError(boost::system::error_code(asio::error::operation_aborted),
-                    with_reason(fmt::format("{} was cancelled {}", subject(context),
-                                            stage == Stage::waiting  ? "while it waited for admission; it never ran"
-                                            : stage == Stage::queued ? "before it began; it never ran"
-                                                                     : "while it ran; it may have had effects"),
-                                reason),
-                    context),
+    : ExecutorError(
+          boost::system::error_code(asio::error::operation_aborted),
+          with_reason(fmt::format("{} was cancelled {}", subject(context),
+                                  stage == Stage::waiting ? "while it waited for admission; it never ran"
+                                  : stage == Stage::queued
+                                      ? "before it began; it never ran"
+                                      : fmt::format("while it ran{}; it may have had effects", in_worker(context))),
+                      reason),
+          context),
       stage_(stage) {}
 TaskCancelledError::~TaskCancelledError() = default;
 
@@ -217,7 +226,9 @@ RemoteTaskError::RemoteTaskError(ExceptionDescription thrown, std::vector<Except
                                  ErrorContext context)
     : ExecutorError(Errc::remote_exception, "", {}) {
   auto chain = chain_of(std::move(thrown), std::move(causes));
-  const std::string message = fmt::format("{} threw {}", subject(context), describe(chain));
+  const std::string message =
+      fmt::format("{} threw {}{}; BULKHEAD_REGISTER_EXCEPTION makes a type of exception arrive as itself",
+                  subject(context), describe(chain), in_worker(context));
   static_cast<ExecutorError&>(*this) = ExecutorError(Errc::remote_exception, message, std::move(context));
   chain_ = std::make_shared<const std::vector<ExceptionDescription>>(std::move(chain));
 }
@@ -226,9 +237,10 @@ RemoteTaskError::~RemoteTaskError() = default;
 SerializationError::SerializationError(Part part, std::string type, const std::string& reason, ErrorContext context)
     : ExecutorError(
           Errc::serialization,
-          fmt::format("{}{} could not be carried{}: {}", part_name(part),
-                      type.empty() ? "" : fmt::format(" of type {}", type),
-                      context.task.empty() && context.executor.empty() ? "" : " for " + subject(context), reason),
+          fmt::format(
+              "{}{} could not be carried{}: {}", part_name(part), type.empty() ? "" : fmt::format(" of type {}", type),
+              context.task.empty() && context.executor.empty() ? "" : " for " + subject(context) + in_worker(context),
+              reason),
           context),
       part_(part),
       type_(share(std::move(type))),
@@ -242,8 +254,9 @@ FunctionUnavailableError::~FunctionUnavailableError() = default;
 
 ProtocolError::ProtocolError(const std::string& violation, ErrorContext context)
     : ExecutorError(Errc::protocol,
-                    fmt::format("{} wrote something impossible while it held {}, and was killed: {}", worker(context),
-                                subject(context), violation),
+                    fmt::format("{} wrote something impossible while it held {}, and was killed: {}; its memory was "
+                                "damaged, or somebody had taken it over",
+                                worker(context), subject(context), violation),
                     context),
       violation_(share(violation)) {}
 ProtocolError::~ProtocolError() = default;

@@ -10,13 +10,24 @@
 #include <dlfcn.h>
 
 #include <exception>
+#include <mutex>
 
 namespace bulkhead::detail {
 
-void check_function(const void* address) {
+KnownCode known_code;
+
+void look_up_function(const void* address) {
   if (address == nullptr) throw FunctionUnavailableError("the function pointer is null");
   const process::ForkServer* server = process::ForkServer::find();
-  if (server == nullptr || server->knows_function(address)) return;
+  if (server == nullptr) return;
+  if (const auto range = server->code_around(address)) {
+    static std::once_flag once;
+    std::call_once(once, [&] {
+      known_code.size.store(range->end - range->begin, std::memory_order_relaxed);
+      known_code.begin.store(range->begin, std::memory_order_release);
+    });
+    return;
+  }
   Dl_info info{};
   const bool found = ::dladdr(address, &info) != 0 && info.dli_fname != nullptr;
   throw FunctionUnavailableError(
@@ -54,12 +65,33 @@ void run_encoded(std::span<const std::byte> request, AnswerSink& sink) {
       &thrown);
 }
 
+namespace {
+
+ErrorContext context_of_answer(const TaskNode& node) {
+  ErrorContext context = node.core->context_of(node);
+  if (node.place.worker_pid > 0) context.worker_pid = node.place.worker_pid;
+  return context;
+}
+
+// With the context that was not known where the error was made.
+std::exception_ptr completed(const SerializationError& error, SerializationError::Part part, const TaskNode& node) {
+  return std::make_exception_ptr(SerializationError(part, error.type_name(), error.reason(), context_of_answer(node)));
+}
+
+}  // namespace
+
+bool decode_short_answer(TaskNode& node, std::span<const std::byte> answer) {
+  try {
+    Decoder decoder(answer, Decoder::Source::untrusted);
+    if (decoder.read_value<AnswerKind>() != AnswerKind::value) return false;
+    node.decode_result(decoder);
+  } catch (const SerializationError& error) {
+    node.error = completed(error, SerializationError::Part::result, node);
+  }
+  return true;
+}
+
 void decode_answer(TaskNode& node, std::span<const std::byte> answer) {
-  const auto context = [&] {
-    ErrorContext known = node.core->context_of(node);
-    if (node.place.worker_pid > 0) known.worker_pid = node.place.worker_pid;
-    return known;
-  };
   try {
     Decoder decoder(answer, Decoder::Source::untrusted);
     switch (decoder.read_value<AnswerKind>()) {
@@ -67,7 +99,7 @@ void decode_answer(TaskNode& node, std::span<const std::byte> answer) {
         node.decode_result(decoder);
         return;
       case AnswerKind::exception:
-        node.error = decode_exception(decoder, context());
+        node.error = decode_exception(decoder, context_of_answer(node));
         decoder.finish();
         break;
       default:
@@ -75,8 +107,7 @@ void decode_answer(TaskNode& node, std::span<const std::byte> answer) {
                                  "the answer is neither a value nor an exception");
     }
   } catch (const SerializationError& error) {
-    node.error = std::make_exception_ptr(
-        SerializationError(SerializationError::Part::result, error.type_name(), error.reason(), context()));
+    node.error = completed(error, SerializationError::Part::result, node);
     return;
   } catch (...) {
     node.error = std::current_exception();  // a codec of the user's
@@ -86,10 +117,7 @@ void decode_answer(TaskNode& node, std::span<const std::byte> answer) {
   try {
     std::rethrow_exception(node.error);
   } catch (const SerializationError& error) {
-    if (error.context().executor.empty()) {
-      node.error =
-          std::make_exception_ptr(SerializationError(error.part(), error.type_name(), error.reason(), context()));
-    }
+    if (error.context().executor.empty()) node.error = completed(error, error.part(), node);
   } catch (...) {
     // Every other error is the task's own and stays as it is.
   }

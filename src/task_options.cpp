@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <stdexcept>
+#include <utility>
 
 namespace bulkhead {
 namespace {
@@ -21,19 +22,25 @@ TaskOptions::Duration require_positive(const char* option, TaskOptions::Duration
 
 }  // namespace
 
-TaskOptions::TaskOptions() noexcept = default;
-TaskOptions::TaskOptions(const TaskOptions&) = default;
-TaskOptions::TaskOptions(TaskOptions&&) noexcept = default;
-TaskOptions& TaskOptions::operator=(const TaskOptions&) = default;
-TaskOptions& TaskOptions::operator=(TaskOptions&&) noexcept = default;
-TaskOptions::~TaskOptions() = default;
+TaskOptions::TaskOptions(const TaskOptions& other)
+    : name_(other.name_ ? std::make_unique<const std::string>(*other.name_) : nullptr),
+      timeout_(other.timeout_),
+      queue_timeout_(other.queue_timeout_),
+      priority_(other.priority_) {}
+
+TaskOptions& TaskOptions::operator=(const TaskOptions& other) { return *this = TaskOptions(other); }
+
+const std::string& TaskOptions::name() const noexcept {
+  static const std::string none;
+  return name_ ? *name_ : none;
+}
 
 TaskOptions& TaskOptions::name(std::string value) & {
   if (value.empty() || value.size() > kLongestName) {
     throw std::invalid_argument(
         fmt::format("TaskOptions::name must have 1 to {} characters, not {}", kLongestName, value.size()));
   }
-  name_ = std::move(value);
+  name_ = std::make_unique<const std::string>(std::move(value));
   return *this;
 }
 

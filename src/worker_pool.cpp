@@ -30,6 +30,14 @@ constexpr unsigned kFruitlessRounds = 5;
 // Tasks that are delivered before other handlers of the event loop get their turn.
 constexpr unsigned kDeliveriesPerRound = 64;
 
+// Requests that are shown to a busy worker together: showing costs some 100 ns, which so is shared, and 16 tiny tasks
+// are made in less time than a worker that has run dry spins before it sleeps.
+constexpr unsigned kPublishedTogether = 16;
+
+// Answers of one worker that are read before the first of them is delivered: their callers may have the next requests,
+// which the worker is to get before it runs dry.
+constexpr unsigned kCollectedTogether = 64;
+
 // How often a backlog is looked at: five times the work that may lie in a ring (Dispatcher::Limits::ring_budget), so
 // that a ring that works is never mistaken for one that is stuck.
 constexpr auto kBacklogInterval = std::chrono::milliseconds(1);
@@ -85,8 +93,15 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
   if (const auto limit = node->options.queue_timeout()) {
     arm_deadline(*node, node->submitted_ns + static_cast<std::uint64_t>(limit->count()));
   }
-  enqueue(*node);
-  pump(lock);
+  // Usually nobody waits, and there is room: no need to queue first.
+  Worker* const worker = dispatcher_.queued() == 0 ? worker_with_room() : nullptr;
+  if (worker != nullptr) {
+    dispatcher_.number(*node);
+    place(*node, *worker, lock);
+  } else {
+    enqueue(*node);
+    pump(lock);
+  }
   if (!waiting_) schedule_drain();
   lock.unlock();
 }
@@ -100,17 +115,22 @@ void WorkerPool::enqueue(TaskNode& node) {
 // Gives queued tasks to workers for as long as there are both.
 void WorkerPool::pump(Lock& lock) {
   while (QueuedTask* first = dispatcher_.front()) {
-    notice_ready_workers();
-    const auto index = dispatcher_.choose_worker();
-    if (!index) return;
-    const WorkerPtr worker = workers_[*index];
-    if (worker->channel.free_slots() == 0) return;  // Answers fill it that are being decoded.
-    if (!place(static_cast<TaskNode&>(*first), worker, lock)) return;
+    Worker* const worker = worker_with_room();
+    if (worker == nullptr) return;
+    dispatcher_.remove(*first);
+    if (!place(static_cast<TaskNode&>(*first), *worker, lock)) return;
   }
 }
 
+WorkerPool::Worker* WorkerPool::worker_with_room() {
+  if (dispatcher_.starting() > 0) notice_ready_workers();
+  const auto index = dispatcher_.choose_worker();
+  if (!index) return nullptr;
+  Worker& worker = *workers_[*index];
+  return worker.channel.free_slots() > 0 ? &worker : nullptr;  // Answers may fill it that are being decoded.
+}
+
 void WorkerPool::notice_ready_workers() {
-  if (dispatcher_.starting() == 0) return;
   for (const WorkerPtr& worker : workers_) {
     if (worker && !dispatcher_.ready(worker->index) && worker->channel.state() == process::WorkerState::ready) {
       dispatcher_.worker_ready(worker->index);
@@ -121,20 +141,23 @@ void WorkerPool::notice_ready_workers() {
 
 // Puts a task into a worker's ring. The arguments are encoded without the mutex, since that is user code and may be
 // long. False: there is no room for its arguments now.
-bool WorkerPool::place(TaskNode& node, const WorkerPtr& worker, Lock& lock) {
-  dispatcher_.remove(node);
-  dispatcher_.placed(worker->index);
-  const std::uint32_t sequence = worker->channel.reserve();
-  worker->reserved = sequence + 1;
+bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
+  dispatcher_.placed(worker.index);
+  const std::uint32_t sequence = worker.channel.reserve();
+  worker.reserved = sequence + 1;
   ++in_rings_;
-  Entry& entry = worker->entry(sequence);
+  Entry& entry = worker.entry(sequence);
   entry = Entry{};
   node.place.stage = TaskNode::Stage::encoding;
-  node.place.worker = worker->index;
+  node.place.worker = worker.index;
   node.place.sequence = sequence;
   if (node.options.timeout()) node.place.placed_ns = ExecutorCore::now();
-  const std::span<std::byte> slot = worker->channel.slot_payload(sequence);
-  if (!node.library_encoding) lock.unlock();
+  const std::span<std::byte> slot = worker.channel.slot_payload(sequence);
+  WorkerPtr keep;
+  if (!node.library_encoding) {
+    keep = workers_[worker.index];
+    lock.unlock();
+  }
 
   std::exception_ptr error;
   std::size_t size = 0;
@@ -151,11 +174,12 @@ bool WorkerPool::place(TaskNode& node, const WorkerPtr& worker, Lock& lock) {
             fmt::format("they take {} bytes, and max_message_size allows {}", size, settings_.max_message_size));
       }
       if (!lock.owns_lock()) lock.lock();
-      block = worker->channel.allocate(size);
+      block = worker.channel.allocate(size);
+      if (!keep) keep = workers_[worker.index];
       lock.unlock();
       no_room = !block;
       if (block) {
-        Encoder in_block(worker->channel.block(*block, size));
+        Encoder in_block(worker.channel.block(*block, size));
         node.encode(in_block);
         if (in_block.size() != size) {
           throw SerializationError(SerializationError::Part::argument, "",
@@ -173,8 +197,8 @@ bool WorkerPool::place(TaskNode& node, const WorkerPtr& worker, Lock& lock) {
   }
 
   if (!lock.owns_lock()) lock.lock();
-  const bool usable = !worker->buried && !error && !no_room && !node.place.cancel_requested && !closed_;
-  if (!usable && block) worker->channel.release(*block, size);
+  const bool usable = !worker.buried && !error && !no_room && !node.place.cancel_requested && !closed_;
+  if (!usable && block) worker.channel.release(*block, size);
   if (usable) {
     entry.node = &node;
     if (block) {
@@ -186,11 +210,11 @@ bool WorkerPool::place(TaskNode& node, const WorkerPtr& worker, Lock& lock) {
       arm_deadline(node, node.place.placed_ns + static_cast<std::uint64_t>(node.options.timeout()->count()));
     }
   }
-  if (!worker->buried && !closed_) {
+  if (!worker.buried && !closed_) {
     // A slot without a task goes its way, too: the worker passes over it.
-    worker->channel.fill(sequence, process::RequestKind::task, size, block ? *block : process::kInline, !usable);
+    worker.channel.fill(sequence, process::RequestKind::task, size, block ? *block : process::kInline, !usable);
     entry.filled = true;
-    publish(*worker);
+    publish(worker);
   }
   if (usable) return true;
   if (closed_) {
@@ -210,18 +234,17 @@ bool WorkerPool::place(TaskNode& node, const WorkerPtr& worker, Lock& lock) {
   return !no_room;
 }
 
-// A worker that has something to do gets the new request with others at the end of the drain: one look at its cache
-// line for many tasks. One that has nothing gets it now.
+// A worker that has something to do gets the new request with others, at the latest at the end of the drain: one look
+// at its cache line for many tasks. One that has nothing gets it now.
 void WorkerPool::publish(Worker& worker) {
-  if (drain_posted_ && dispatcher_.load(worker.index) > 1) {
-    worker.unpublished = true;
-  } else {
+  ++worker.unpublished;
+  if (!drain_posted_ || dispatcher_.load(worker.index) == 1 || worker.unpublished == kPublishedTogether) {
     publish_filled(worker);
   }
 }
 
 void WorkerPool::publish_filled(Worker& worker) {
-  worker.unpublished = false;
+  worker.unpublished = 0;
   std::uint32_t end = worker.channel.published();
   while (end != worker.reserved && worker.entry(end).filled) ++end;
   worker.channel.publish(end);
@@ -277,7 +300,7 @@ void WorkerPool::drain(Lock& lock) {
   }
   if (closed_) return;
   for (const WorkerPtr& worker : workers_) {
-    if (worker && worker->unpublished) publish_filled(*worker);
+    if (worker && worker->unpublished > 0) publish_filled(*worker);
   }
   if (progress) fruitless_rounds_ = 0;
   if (drain_posted_) return;
@@ -367,7 +390,7 @@ void WorkerPool::collect_from(Worker& worker) {
       dispatcher_.start_succeeded();
     }
     const std::uint64_t now = ExecutorCore::now();
-    while (worker.collected != committed) {
+    for (unsigned i = 0; i < kCollectedTogether && worker.collected != committed; ++i) {
       const process::Response response = worker.channel.response(worker.collected);
       take_answer(worker, worker.collected, response, now);
       ++worker.collected;
@@ -407,10 +430,14 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
   free_entry(worker, entry);
   --in_rings_;
   dispatcher_.left(worker.index, std::chrono::nanoseconds(node->ended_ns - node->began_ns));
-  deadlines_.erase({node->place.deadline, node});
+  if (node->place.deadline != 0) deadlines_.erase({node->place.deadline, node});
   node->place.stage = TaskNode::Stage::answered;
   node->place.worker_pid = worker.pid;
-  if (response.in_slot) {
+  if (response.in_slot && node->library_decoding && decode_short_answer(*node, response.payload)) {
+    node->outcome = node->error ? Outcome::failed : Outcome::completed;
+    node->place.decided = true;
+    entry.answered = true;
+  } else if (response.in_slot) {
     std::memcpy(node->place.copy, response.payload.data(), response.payload.size());
     node->place.answer = {node->place.copy, response.payload.size()};
     entry.answered = true;
@@ -429,16 +456,14 @@ void WorkerPool::consume(Worker& worker) {
   worker.channel.consume(end);
 }
 
-// Decodes a task's answer, accounts for it, and hands it to the caller. User code runs without the mutex: handlers, and
-// codecs unless the result is the library's own business.
+// Decodes a task's answer if that is not done yet, accounts for it, and hands it to the caller. User code, which codecs
+// and handlers are, runs without the mutex.
 void WorkerPool::finish(TaskNode* node, Lock& lock) {
   if (!node->place.decided) {
     const auto area = std::static_pointer_cast<Worker>(node->place.area);
-    const bool short_value = node->library_decoding && !area && !node->place.answer.empty() &&
-                             node->place.answer[0] == static_cast<std::byte>(AnswerKind::value);
-    if (!short_value) lock.unlock();
+    lock.unlock();
     decode_answer(*node, node->place.answer);
-    if (!short_value) lock.lock();
+    lock.lock();
     if (area) {
       area->entry(node->place.sequence).answered = true;
       node->place.area.reset();

@@ -35,8 +35,8 @@ namespace bulkhead::detail {
 /// calling handlers); and the background thread, which sees to the birth and death of processes and to time limits, and
 /// never runs user code. The core's mutex guards everything.
 ///
-/// The path of a task: execute → enqueue → pump → place (encode into the ring) → publish → [worker] → collect →
-/// take_answer → finish.
+/// The path of a task: execute → (enqueue → pump, if it must wait) → place (encode into the ring) → publish → [worker]
+/// → collect → take_answer → finish.
 class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
  public:
   struct Settings {
@@ -108,7 +108,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     bool buried = false;
     bool dying = false;
     bool told_to_stop = false;
-    bool unpublished = false;  // has filled entries that wait for the end of the drain
+    unsigned unpublished = 0;  // filled entries that wait to be shown to it
     Killed killed = Killed::no;
     std::uint64_t killed_task = 0;
     std::string reason;
@@ -121,8 +121,9 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   // The program's threads.
   void enqueue(TaskNode& node);
   void pump(Lock& lock);
+  Worker* worker_with_room();
   void notice_ready_workers();
-  bool place(TaskNode& node, const WorkerPtr& worker, Lock& lock);
+  bool place(TaskNode& node, Worker& worker, Lock& lock);
   void publish(Worker& worker);
   void publish_filled(Worker& worker);
   void drain(Lock& lock);

@@ -73,17 +73,18 @@ struct InitiateSubmit {
   executor_type get_executor() const noexcept { return core->io; }
 
   template <class Handler, class C>
-  void operator()(Handler&& handler, TaskOptions options, C call) const {
+  void operator()(Handler&& handler, TaskOptions&& options, C&& call) && {
     using Node = TaskImpl<C, std::decay_t<Handler>>;
-    Node* node = Node::create(core, std::move(options), std::move(call), std::forward<Handler>(handler));
+    ExecutorCore& executor = *core;
+    Node* node = Node::create(std::move(core), std::move(options), std::move(call), std::forward<Handler>(handler));
     auto slot = asio::get_associated_cancellation_slot(node->handler());
     if (slot.is_connected()) {
-      const std::uint64_t id = core->make_cancellable(*node);
-      slot.assign([weak = std::weak_ptr<ExecutorCore>(core), id](asio::cancellation_type type) {
+      const std::uint64_t id = executor.make_cancellable(*node);
+      slot.assign([weak = executor.weak_from_this(), id](asio::cancellation_type type) {
         if (const auto alive = weak.lock()) alive->cancel(id, type);
       });
     }
-    core->submit(node);
+    executor.submit(node);
   }
 };
 

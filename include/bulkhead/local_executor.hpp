@@ -141,7 +141,8 @@ class BULKHEAD_EXPORT LocalExecutor final : public BaseExecutor {
 
   /// Whether it runs in bypass mode.
   bool bypass() const noexcept;
-  /// Process ids of the workers that are alive, as the host sees them. Empty in bypass mode.
+  /// Process ids of the workers that are alive, as the host sees them: one that has just been started or has just died
+  /// may be missing or still there for a moment. Empty in bypass mode.
   std::vector<int> worker_pids() const;
   /// The options it was made with; `max_workers` as it was worked out.
   const LocalExecutorOptions& options() const noexcept { return options_; }

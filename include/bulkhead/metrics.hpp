@@ -20,7 +20,7 @@ struct Metrics {
   std::string name;
   /// How it runs tasks: "process", "bypass", or what a custom executor says.
   std::string mode;
-  /// Workers that are alive (starting ones included).
+  /// Workers that are alive (those that are starting included).
   std::size_t workers = 0;
   /// Accepted tasks that have not begun.
   std::size_t pending = 0;
@@ -30,7 +30,7 @@ struct Metrics {
   std::size_t waiting = 0;
   /// The limit of `pending + running`.
   std::size_t max_pending = 0;
-  /// Tasks accepted.
+  /// Tasks accepted, and those that were cancelled while they waited for admission.
   std::uint64_t submitted = 0;
   /// Tasks that returned.
   std::uint64_t completed = 0;

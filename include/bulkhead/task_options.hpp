@@ -4,6 +4,7 @@
 #include <bulkhead/detail/config.hpp>
 
 #include <chrono>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -18,12 +19,13 @@ class BULKHEAD_EXPORT TaskOptions {
  public:
   using Duration = std::chrono::nanoseconds;
 
-  TaskOptions() noexcept;
-  TaskOptions(const TaskOptions&);
-  TaskOptions(TaskOptions&&) noexcept;
-  TaskOptions& operator=(const TaskOptions&);
-  TaskOptions& operator=(TaskOptions&&) noexcept;
-  ~TaskOptions();
+  // Inline, since every task's options are moved several times on their way.
+  TaskOptions() noexcept = default;
+  TaskOptions(TaskOptions&&) noexcept = default;
+  TaskOptions& operator=(TaskOptions&&) noexcept = default;
+  TaskOptions(const TaskOptions& other);
+  TaskOptions& operator=(const TaskOptions& other);
+  ~TaskOptions() = default;
 
   /// The name that errors and metrics show; by default the function's type. 1 to 200 characters.
   TaskOptions& name(std::string value) &;
@@ -41,16 +43,22 @@ class BULKHEAD_EXPORT TaskOptions {
   TaskOptions& queue_timeout(Duration value) &;
   TaskOptions&& queue_timeout(Duration value) && { return std::move(queue_timeout(value)); }
 
-  const std::string& name() const noexcept { return name_; }
+  /// Empty if none was given.
+  const std::string& name() const noexcept;
   int priority() const noexcept { return priority_; }
-  std::optional<Duration> timeout() const noexcept { return timeout_; }
-  std::optional<Duration> queue_timeout() const noexcept { return queue_timeout_; }
+  std::optional<Duration> timeout() const noexcept { return given(timeout_); }
+  std::optional<Duration> queue_timeout() const noexcept { return given(queue_timeout_); }
 
  private:
-  std::string name_;
+  static std::optional<Duration> given(Duration value) noexcept {
+    return value == Duration::zero() ? std::nullopt : std::optional(value);
+  }
+
+  // A pointer moves faster than a string, and most tasks have no name of their own.
+  std::unique_ptr<const std::string> name_;
+  Duration timeout_{0};        // 0: none
+  Duration queue_timeout_{0};  // 0: none
   int priority_ = 0;
-  std::optional<Duration> timeout_;
-  std::optional<Duration> queue_timeout_;
 };
 
 }  // namespace bulkhead

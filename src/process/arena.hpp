@@ -62,8 +62,9 @@ struct RequestHeader {
   alignas(kCacheLine) std::atomic<std::uint32_t> published;
   /// Responses that the host is done with: their slots and heap blocks are free again. Futex word for `for_space`.
   alignas(kCacheLine) std::atomic<std::uint32_t> consumed;
-  /// Changes each time the host goes to sleep: the first commit after that rings the doorbell.
-  std::atomic<std::uint32_t> sleep_epoch;
+  /// Changes each time the host goes to sleep: the first commit after that rings the doorbell. Read by the worker after
+  /// each task, so not beside what the host writes often.
+  alignas(kCacheLine) std::atomic<std::uint32_t> sleep_epoch;
   /// How many pauses the worker may spin before it sleeps.
   std::atomic<std::uint32_t> spin_limit;
   alignas(4096) RequestSlot slots[kSlots];

@@ -50,11 +50,6 @@ constexpr unsigned kThreadsAllowed = 1;
 #endif
 
 // Executable segments of all libraries at the start of the fork server.
-struct CodeRange {
-  std::uintptr_t begin;
-  std::uintptr_t end;
-};
-
 int add_code_ranges(dl_phdr_info* info, std::size_t, void* data) {
   auto& ranges = *static_cast<std::vector<CodeRange>*>(data);
   for (int i = 0; i < info->dlpi_phnum; ++i) {
@@ -292,11 +287,12 @@ bool ForkServer::gone() const noexcept {
   return ::poll(&polled, 1, 0) > 0;
 }
 
-bool ForkServer::knows_function(const void* address) const noexcept {
+std::optional<CodeRange> ForkServer::code_around(const void* address) const noexcept {
   const auto value = reinterpret_cast<std::uintptr_t>(address);
   const auto after = std::upper_bound(state_->code.begin(), state_->code.end(), value,
                                       [](std::uintptr_t v, const CodeRange& range) { return v < range.begin; });
-  return after != state_->code.begin() && value < std::prev(after)->end;
+  if (after == state_->code.begin() || value >= std::prev(after)->end) return std::nullopt;
+  return *std::prev(after);
 }
 
 bool ForkServer::has_pid_namespace() const noexcept { return state_->pid_namespace; }

@@ -4,12 +4,15 @@
 //   bench_hop [--quick] [--json FILE]
 //
 // Hops: LocalExecutor with one worker against asio::thread_pool with one thread, in the same process and run. A slot
-// awaits one task after another; as many slots as tasks in flight. The thread pool runs the leanest code that we know
-// in two forms, and is judged by the faster of them:
-//   coroutine   co_await post(bind_executor(pool, use_awaitable)), the function, co_await post(use_awaitable)
-//   callback    post(pool, [] { the function; post(context, [] { next }) })
-// LocalExecutor runs `co_await executor.submit(function, x)`. The peers take turns in short rounds, so that the
-// machine's other work hits all of them, and medians are printed. CPU time is that of this process and of the worker.
+// runs one task after another; as many slots as tasks in flight. Both come in two forms, of which the thread pool's are
+// the leanest code that we know:
+//   pool coroutine    co_await post(bind_executor(pool, use_awaitable)), the function, co_await post(use_awaitable)
+//   pool callback     post(pool, [] { the function; post(context, [] { next }) })
+//   local coroutine   co_await executor.submit(function, x)
+//   local callback    executor.async_submit(call(function, x), [](error, result) { next })
+// Each form of LocalExecutor is compared with the faster one of the pool. The peers take turns in short rounds, so that
+// the machine's other work hits all of them, and medians are printed. CPU time is that of this process and of the
+// worker.
 //
 // Echo: a std::vector<std::byte> is moved into a task and comes back as its result; "view" takes it as a
 // std::span, which the worker sees in place. Beside it, memcpy of the same size into memory in use, and a new vector
@@ -121,8 +124,17 @@ asio::awaitable<void> local_slot(Round& round, bulkhead::LocalExecutor& executor
   while (round.take()) round.sum += static_cast<std::uint64_t>(co_await executor.submit(add_one, 1));
 }
 
-void start_local(Round& round, bulkhead::LocalExecutor& executor) {
+void start_local_coroutine(Round& round, bulkhead::LocalExecutor& executor) {
   asio::co_spawn(round.context, local_slot(round, executor), [&](std::exception_ptr error) { ended(round, error); });
+}
+
+void start_local_callback(Round& round, bulkhead::LocalExecutor& executor) {
+  if (!round.take()) return round.ended();
+  executor.async_submit(bulkhead::call(add_one, 1), [&](std::exception_ptr error, int result) {
+    if (error) return ended(round, error);
+    round.sum += static_cast<std::uint64_t>(result);
+    start_local_callback(round, executor);
+  });
 }
 
 // Executors with their own types are leaner than any_io_executor.
@@ -155,8 +167,10 @@ void start_pool_callback(Round& round, PoolExecutor pool) {
   });
 }
 
-enum Peer : std::size_t { local, pool_coroutine, pool_callback, peers };
-constexpr std::array<std::string_view, peers> kPeerNames = {"LocalExecutor", "pool coroutine", "pool callback"};
+enum Peer : std::size_t { local_coroutine, local_callback, pool_coroutine, pool_callback, peers };
+constexpr std::array<std::string_view, peers> kPeerNames = {"local coroutine", "local callback", "pool coroutine",
+                                                            "pool callback"};
+bool is_local(std::size_t peer) { return peer == local_coroutine || peer == local_callback; }
 
 struct Cost {
   double us_per_task;
@@ -169,7 +183,7 @@ struct HopFigures {
 
   double pool_us() const { return std::min(cost[pool_coroutine].us_per_task, cost[pool_callback].us_per_task); }
   // Above 1: LocalExecutor is the faster one.
-  double ratio() const { return pool_us() / cost[local].us_per_task; }
+  double ratio(std::size_t peer) const { return pool_us() / cost[peer].us_per_task; }
 };
 
 class HopBench {
@@ -210,7 +224,7 @@ class HopBench {
   }
 
   Cost run(Peer peer, std::size_t in_flight, std::uint64_t tasks) {
-    const std::vector<int> workers = peer == local ? executor_.worker_pids() : std::vector<int>{};
+    const std::vector<int> workers = is_local(peer) ? executor_.worker_pids() : std::vector<int>{};
     Round round{context_, tasks};
     context_.restart();
     const auto work = asio::make_work_guard(context_);  // callbacks keep no work while they are in the pool
@@ -218,7 +232,8 @@ class HopBench {
     const auto begin = Clock::now();
     round.running = in_flight;
     for (std::size_t i = 0; i < in_flight; ++i) {
-      if (peer == local) start_local(round, executor_);
+      if (peer == local_coroutine) start_local_coroutine(round, executor_);
+      if (peer == local_callback) start_local_callback(round, executor_);
       if (peer == pool_coroutine) start_pool_coroutine(round, pool_.get_executor());
       if (peer == pool_callback) start_pool_callback(round, pool_.get_executor());
     }
@@ -335,16 +350,16 @@ std::string size_name(std::size_t size) {
 }
 
 void print_hop_header() {
-  fmt::print("{:>9}  {:<14}  {:>9}  {:>11}  {:>16}  {:>19}\n", "in flight", "", "µs/task", "tasks/s",
+  fmt::print("{:>9}  {:<15}  {:>9}  {:>11}  {:>16}  {:>19}\n", "in flight", "", "µs/task", "tasks/s",
              "CPU s/10^6 tasks", "faster pool / local");
 }
 
 void print(const HopFigures& hop) {
   for (std::size_t peer = 0; peer < peers; ++peer) {
     const Cost& cost = hop.cost[peer];
-    fmt::print("{:>9}  {:<14}  {:>9.3f}  {:>11.0f}  {:>16.3f}", hop.in_flight, kPeerNames[peer], cost.us_per_task,
+    fmt::print("{:>9}  {:<15}  {:>9.3f}  {:>11.0f}  {:>16.3f}", hop.in_flight, kPeerNames[peer], cost.us_per_task,
                1e6 / cost.us_per_task, cost.cpu_us_per_task);
-    if (peer == local) fmt::print("  {:>19.2f}", hop.ratio());
+    if (is_local(peer)) fmt::print("  {:>19.2f}", hop.ratio(peer));
     fmt::print("\n");
   }
   std::fflush(stdout);
@@ -375,7 +390,8 @@ void write_json(const std::string& path, const Machine& machine, const std::vect
   std::string text = fmt::format("{{\n  \"cpu\": {},\n  \"cpus\": {},\n  \"system\": {},\n  \"hops\": [\n",
                                  json_string(machine.cpu), machine.cpus, json_string(machine.system));
   for (std::size_t i = 0; i < hops.size(); ++i) {
-    text += fmt::format("    {{\"in_flight\": {}, \"ratio\": {:.4f}", hops[i].in_flight, hops[i].ratio());
+    text += fmt::format("    {{\"in_flight\": {}, \"ratio\": {{\"coroutine\": {:.4f}, \"callback\": {:.4f}}}",
+                        hops[i].in_flight, hops[i].ratio(local_coroutine), hops[i].ratio(local_callback));
     for (std::size_t peer = 0; peer < peers; ++peer) {
       const Cost& cost = hops[i].cost[peer];
       text += fmt::format(", {}: {{\"us_per_task\": {:.4f}, \"tasks_per_s\": {:.0f}, \"cpu_s_per_million\": {:.4f}}}",

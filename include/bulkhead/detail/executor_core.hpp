@@ -32,6 +32,7 @@ enum class OverloadPolicy : std::uint8_t;
 namespace detail {
 
 class Background;
+class Initiation;
 
 // What every executor shares: admission, accounting, outcomes and cancellation. Lives as long as any of its tasks.
 //
@@ -125,7 +126,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   struct Deadlines;
 
   bool admit(TaskNode& node);
-  void start_one(TaskNode* node, Lock& lock);
+  void start_one(TaskNode* node, Lock& lock, Initiation& initiation);
   void forget(TaskNode& node);
   void count(TaskNode& node, Outcome outcome);
   void admit_waiting(Admitted& admitted);
@@ -133,6 +134,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   void queue_deadline_passed();
   Background& background();
   void cancel_early(TaskNode& node, const std::string& reason, const Lock&);
+  std::uint64_t recent_now() noexcept;
 
   std::unordered_map<std::uint64_t, TaskNode*> cancellable_;
   std::vector<std::unique_ptr<IdleWait>> idle_waits_;
@@ -140,6 +142,8 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   std::unique_ptr<Deadlines> deadlines_;
   std::uint64_t last_idle_wait_ = 0;
   std::optional<Work> work_;  // while tasks are open
+  std::uint64_t recent_ns_ = 0;
+  std::uint64_t recent_ticks_ = 0;
 };
 
 // While an initiating function runs on this thread: what it started must not complete inside it.

@@ -7,6 +7,7 @@
 #include <bulkhead/errors.hpp>
 #include <bulkhead/serialization.hpp>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -39,8 +40,23 @@ class AnswerSink {
 // travels, since host and workers are copies of one process.
 using RemoteFunction = void (*)(Decoder& request, AnswerSink& sink);
 
+// A range of code that is known to be mapped in the workers, since most functions lie in the same one; set once.
+struct KnownCode {
+  std::atomic<std::uintptr_t> begin{0};  // written after `size`
+  std::atomic<std::uintptr_t> size{0};
+
+  bool contains(const void* address) const noexcept {
+    const std::uintptr_t first = begin.load(std::memory_order_acquire);
+    return reinterpret_cast<std::uintptr_t>(address) - first < size.load(std::memory_order_relaxed);
+  }
+};
+BULKHEAD_EXPORT extern KnownCode known_code;
+BULKHEAD_EXPORT void look_up_function(const void* address);
+
 // Throws FunctionUnavailableError if the function is null or not mapped in the workers.
-BULKHEAD_EXPORT void check_function(const void* address);
+inline void check_function(const void* address) {
+  if (!known_code.contains(address)) look_up_function(address);
+}
 // The symbol's name, or the fallback.
 BULKHEAD_EXPORT std::string function_name(const void* address, const char* fallback_mangled_type);
 // Runs an encoded request and puts its answer: a value or an exception. Throws only if not even the exception can be
@@ -49,6 +65,10 @@ BULKHEAD_EXPORT void run_encoded(std::span<const std::byte> request, AnswerSink&
 // Reads an answer into the task: its value, or its exception as the task's error. An answer that makes no sense is a
 // SerializationError of the result.
 BULKHEAD_EXPORT void decode_answer(TaskNode& node, std::span<const std::byte> answer);
+
+// The same for a value that the library decodes itself, which is quick and runs no code of the user's. False: the
+// answer is something else, and nothing was done.
+BULKHEAD_EXPORT bool decode_short_answer(TaskNode& node, std::span<const std::byte> answer);
 
 // Errors of the codec know the type; these say which part of the task it was.
 [[noreturn]] BULKHEAD_EXPORT void rethrow_as(SerializationError::Part part, const SerializationError& error);

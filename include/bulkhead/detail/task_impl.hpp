@@ -79,7 +79,7 @@ class TaskImpl final : public TaskNode {
 
  public:
   template <class H>
-  static TaskImpl* create(std::shared_ptr<ExecutorCore> core, TaskOptions options, C&& call, H&& handler) {
+  static TaskImpl* create(std::shared_ptr<ExecutorCore>&& core, TaskOptions&& options, C&& call, H&& handler) {
     auto allocator = NodeAllocator(asio::get_associated_allocator(handler, asio::recycling_allocator<void>()));
     auto* memory = std::allocator_traits<decltype(allocator)>::allocate(allocator, 1);
     try {
@@ -160,7 +160,7 @@ class TaskImpl final : public TaskNode {
 
  private:
   template <class H>
-  TaskImpl(std::shared_ptr<ExecutorCore> executor_core, TaskOptions task_options, C&& call, H&& handler)
+  TaskImpl(std::shared_ptr<ExecutorCore>&& executor_core, TaskOptions&& task_options, C&& call, H&& handler)
       : TaskNode(std::move(executor_core), std::move(task_options)),
         call_(std::move(call)),
         allocator_(asio::get_associated_allocator(handler, asio::recycling_allocator<void>())),

@@ -39,7 +39,7 @@ struct QueueLink : ListLink {};  // in one queue: of admission, or of a pool
 // while one party owns it: an executor that runs, encodes or decodes it.
 class TaskNode : public OpenLink, public QueuedTask {
  public:
-  TaskNode(std::shared_ptr<ExecutorCore> executor, TaskOptions task_options)
+  TaskNode(std::shared_ptr<ExecutorCore>&& executor, TaskOptions&& task_options)
       : core(std::move(executor)), options(std::move(task_options)) {}
   TaskNode(const TaskNode&) = delete;
   TaskNode& operator=(const TaskNode&) = delete;

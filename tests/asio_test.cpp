@@ -3,6 +3,8 @@
 #include <bulkhead/local_executor.hpp>
 
 #include "support/catch.hpp"
+#include "support/outcome.hpp"
+#include "support/processes.hpp"
 #include "support/run.hpp"
 
 #include <boost/asio/any_io_executor.hpp>
@@ -58,9 +60,18 @@ using asio::experimental::awaitable_operators::operator||;
 using bulkhead::LocalExecutor;
 using bulkhead::LocalExecutorOptions;
 using bulkhead::TaskCancelledError;
+using bulkhead::test::adds_up;
+using bulkhead::test::cancelled_stage;
+using bulkhead::test::holds;
 using bulkhead::test::kDeadline;
+using bulkhead::test::kGone;
+using bulkhead::test::message;
+using bulkhead::test::Outcome;
+using bulkhead::test::Process;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
+using bulkhead::test::whole;
+using bulkhead::test::workers;
 using namespace std::chrono_literals;
 
 namespace {
@@ -117,28 +128,6 @@ namespace {
 
 NoDefault without_default(int value) { return NoDefault(value); }
 
-LocalExecutorOptions workers(unsigned number, bool bypass = false) {
-  LocalExecutorOptions options;
-  options.max_workers = number;
-  options.bypass = bypass;
-  return options;
-}
-
-bool adds_up(const bulkhead::Metrics& m) {
-  return m.submitted == m.completed + m.failed + m.cancelled + m.timed_out + m.pending + m.running;
-}
-
-std::string message(const std::exception_ptr& error) {
-  try {
-    if (error) std::rethrow_exception(error);
-  } catch (const std::exception& caught) {
-    return caught.what();
-  } catch (...) {
-    return "not a std::exception";
-  }
-  return "";
-}
-
 bool is_aborted(const std::exception_ptr& error) {
   try {
     if (error) std::rethrow_exception(error);
@@ -150,65 +139,6 @@ bool is_aborted(const std::exception_ptr& error) {
   return false;
 }
 
-std::optional<TaskCancelledError::Stage> cancelled_stage(const std::exception_ptr& error) {
-  try {
-    if (error) std::rethrow_exception(error);
-  } catch (const TaskCancelledError& caught) {
-    return caught.stage();
-  } catch (...) {
-    return std::nullopt;
-  }
-  return std::nullopt;
-}
-
-template <class E>
-bool holds(const std::exception_ptr& error) {
-  try {
-    if (error) std::rethrow_exception(error);
-  } catch (const E&) {
-    return true;
-  } catch (...) {
-    return false;
-  }
-  return false;
-}
-
-// Whether all workers are there.
-bool whole(const LocalExecutor& pool) { return pool.worker_pids().size() == pool.options().max_workers; }
-
-// A handler's record. It counts, since "once" is the promise.
-struct Outcome {
-  int calls = 0;
-  std::exception_ptr error;
-  int value = 0;
-
-  auto handler() {
-    return [this](std::exception_ptr thrown, int result) {
-      ++calls;
-      error = std::move(thrown);
-      value = result;
-    };
-  }
-};
-
-// A process as a pidfd: the number may not be reused while it is held.
-class Process {
- public:
-  explicit Process(int pid) : fd_(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) {}
-  Process(Process&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Process& operator=(Process&&) = delete;
-  ~Process() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  bool gone_within(std::chrono::milliseconds time) const {
-    pollfd polled{fd_, POLLIN, 0};
-    return fd_ < 0 || ::poll(&polled, 1, static_cast<int>(time.count())) == 1;
-  }
-
- private:
-  int fd_;
-};
-
 // Waits for all workers: one may have begun a task before the host has heard its number.
 std::vector<Process> processes_of(asio::io_context& context, const LocalExecutor& pool) {
   if (!run_until(context, [&] { return pool.bypass() || whole(pool); })) throw std::runtime_error("no workers");
@@ -216,9 +146,6 @@ std::vector<Process> processes_of(asio::io_context& context, const LocalExecutor
   for (const int pid : pool.worker_pids()) processes.emplace_back(pid);
   return processes;
 }
-
-// How long a killed process may take to be gone, on a busy machine and under a sanitizer.
-constexpr std::chrono::milliseconds kGone = 30s;
 
 // Whether this thread runs the executor's handlers. Not inline: clang 16 keeps the address of a thread-local variable
 // across a coroutine's suspension, and would look at the thread that it was on before.
@@ -302,7 +229,7 @@ TEST_CASE("deferred can be started later, with any other token", "[asio]") {
 
   auto operation = pool.async_submit(bulkhead::call(twice, 21), asio::deferred);
   CHECK(pool.metrics().submitted == 0);
-  Outcome outcome;
+  Outcome<> outcome;
   std::move(operation)(outcome.handler());
   REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
   CHECK(outcome.value == 42);
@@ -549,14 +476,14 @@ TEST_CASE("a bound cancellation slot cancels the task, over a callback, use_awai
   reset_board();
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
-  Outcome first;
+  Outcome<> first;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), first.handler());
   REQUIRE(run_until(context, [] { return board.begun == 1; }));
 
   asio::cancellation_signal of_callback;
   asio::cancellation_signal of_awaitable;
   asio::cancellation_signal of_future;
-  Outcome callback;
+  Outcome<> callback;
   pool.async_submit(bulkhead::call(count, 1), asio::bind_cancellation_slot(of_callback.slot(), callback.handler()));
   const auto coroutine = [&]() -> asio::awaitable<int> {
     co_return co_await pool.async_submit(bulkhead::call(count, 2),
@@ -811,16 +738,16 @@ TEST_CASE("destroying the executor completes its tasks with operation_aborted, l
   reset_board();
   asio::io_context context;
   auto pool = std::make_unique<LocalExecutor>(context.get_executor(), workers(1));
-  std::array<Outcome, 3> outcomes;
-  for (Outcome& outcome : outcomes) pool->async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
+  std::array<Outcome<>, 3> outcomes;
+  for (Outcome<>& outcome : outcomes) pool->async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
   REQUIRE(run_until(context, [] { return board.begun == 1; }));
   const std::vector<Process> processes = processes_of(context, *pool);
   pool.reset();
-  for (const Outcome& outcome : outcomes) CHECK(outcome.calls == 0);
+  for (const Outcome<>& outcome : outcomes) CHECK(outcome.calls == 0);
   context.restart();
   context.run_for(kDeadline);
   CHECK(context.stopped());
-  for (const Outcome& outcome : outcomes) {
+  for (const Outcome<>& outcome : outcomes) {
     CHECK(outcome.calls == 1);
     CHECK(is_aborted(outcome.error));
   }
@@ -898,7 +825,7 @@ TEST_CASE("io_context::run returns when nothing is in flight, and not while a ta
   // An idle pool holds no work, before its first task and after it.
   context.run_for(kDeadline);
   CHECK(context.stopped());
-  Outcome quick;
+  Outcome<> quick;
   pool.async_submit(bulkhead::call(twice, 21), quick.handler());
   context.restart();
   context.run_for(kDeadline);
@@ -906,7 +833,7 @@ TEST_CASE("io_context::run returns when nothing is in flight, and not while a ta
   CHECK(quick.value == 42);
   if (bypass) return;  // There the context's own thread runs the task.
 
-  Outcome slow;
+  Outcome<> slow;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), slow.handler());
   context.restart();
   context.run_for(50ms);
@@ -922,7 +849,7 @@ TEST_CASE("io_context::run does not return while a killed worker's task has no o
   reset_board();
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
-  Outcome outcome;
+  Outcome<> outcome;
   asio::cancellation_signal signal;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
   REQUIRE(run_until(context, [] { return board.begun == 1; }));
@@ -1003,13 +930,13 @@ TEST_CASE("a handler may destroy the executor; the other tasks complete with ope
     ++destroyed;
   });
   constexpr int kOthers = 20;
-  std::array<Outcome, kOthers> others;
-  for (Outcome& other : others) pool->async_submit(bulkhead::call(twice, 21), other.handler());
+  std::array<Outcome<>, kOthers> others;
+  for (Outcome<>& other : others) pool->async_submit(bulkhead::call(twice, 21), other.handler());
   context.restart();
   context.run_for(kDeadline);
   CHECK(context.stopped());
   CHECK(destroyed == 1);
-  for (const Outcome& other : others) {
+  for (const Outcome<>& other : others) {
     CHECK(other.calls == 1);
     CHECK((is_aborted(other.error) || (!other.error && other.value == 42)));
   }
@@ -1048,12 +975,12 @@ TEST_CASE("a queued task cancelled by any type never reaches a worker", "[asio]"
   reset_board();
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
-  Outcome running;
+  Outcome<> running;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), running.handler());
   REQUIRE(run_until(context, [&] { return board.begun == 1 && whole(pool); }));
   const std::vector<int> before = pool.worker_pids();
 
-  Outcome queued;
+  Outcome<> queued;
   asio::cancellation_signal signal;
   pool.async_submit(bulkhead::call(count, 2), asio::bind_cancellation_slot(signal.slot(), queued.handler()));
   signal.emit(type);
@@ -1084,10 +1011,10 @@ TEST_CASE("a task cancelled by any type while it waits for admission is not admi
   options.max_pending = 1;
   options.overload = bulkhead::OverloadPolicy::wait;
   LocalExecutor pool(context.get_executor(), options);
-  Outcome running;
+  Outcome<> running;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), running.handler());
   REQUIRE(run_until(context, [] { return board.begun == 1; }));
-  Outcome waiting;
+  Outcome<> waiting;
   asio::cancellation_signal signal;
   pool.async_submit(bulkhead::call(count, 2), asio::bind_cancellation_slot(signal.slot(), waiting.handler()));
   CHECK(pool.metrics().waiting == 1);
@@ -1114,8 +1041,8 @@ TEST_CASE("a running task cancelled by terminal loses its worker, which is repla
   reset_board();
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
-  Outcome running;
-  Outcome behind;
+  Outcome<> running;
+  Outcome<> behind;
   asio::cancellation_signal signal;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), asio::bind_cancellation_slot(signal.slot(), running.handler()));
   REQUIRE(run_until(context, [] { return board.begun == 1; }));
@@ -1145,7 +1072,7 @@ TEST_CASE("a running task ignores partial and total cancellation and returns its
   reset_board();
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
-  Outcome running;
+  Outcome<> running;
   asio::cancellation_signal signal;
   pool.async_submit(bulkhead::call(wait_at_gate, 7), asio::bind_cancellation_slot(signal.slot(), running.handler()));
   REQUIRE(run_until(context, [] { return board.begun == 1; }));
@@ -1169,12 +1096,12 @@ TEST_CASE("cancelling after completion has no effect, also when the memory serve
   reset_board();
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1, bypass));
-  Outcome first;
+  Outcome<> first;
   asio::cancellation_signal signal;
   pool.async_submit(bulkhead::call(twice, 1), asio::bind_cancellation_slot(signal.slot(), first.handler()));
   REQUIRE(run_until(context, [&] { return first.calls == 1; }));
   // The recycling allocator gives the first task's memory to the second.
-  Outcome second;
+  Outcome<> second;
   pool.async_submit(bulkhead::call(count, 2), second.handler());
   signal.emit(asio::cancellation_type::all);
   REQUIRE(run_until(context, [&] { return second.calls == 1; }));
@@ -1191,10 +1118,10 @@ TEST_CASE("cancelling after the executor is destroyed is harmless", "[asio]") {
   asio::io_context context;
   auto pool = std::make_unique<LocalExecutor>(context.get_executor(), workers(1, bypass));
   std::array<asio::cancellation_signal, 2> signals;
-  Outcome done;
+  Outcome<> done;
   pool->async_submit(bulkhead::call(twice, 21), asio::bind_cancellation_slot(signals[0].slot(), done.handler()));
   REQUIRE(run_until(context, [&] { return done.calls == 1; }));
-  Outcome in_flight;
+  Outcome<> in_flight;
   pool->async_submit(bulkhead::call(count, 1), asio::bind_cancellation_slot(signals[1].slot(), in_flight.handler()));
   pool.reset();
   for (auto& signal : signals) signal.emit(asio::cancellation_type::all);  // Before the handler was called.
@@ -1212,7 +1139,7 @@ TEST_CASE("a running task can be cancelled from another thread while nobody runs
   reset_board();
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
-  Outcome running;
+  Outcome<> running;
   asio::cancellation_signal signal;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), asio::bind_cancellation_slot(signal.slot(), running.handler()));
   REQUIRE(run_until(context, [] { return board.begun == 1; }));

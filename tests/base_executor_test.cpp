@@ -3,6 +3,7 @@
 #include <bulkhead/base_executor.hpp>
 
 #include "support/catch.hpp"
+#include "support/outcome.hpp"
 #include "support/run.hpp"
 
 #include <boost/asio/bind_cancellation_slot.hpp>
@@ -50,9 +51,16 @@ using bulkhead::Task;
 using bulkhead::TaskAbandonedError;
 using bulkhead::TaskCancelledError;
 using bulkhead::TaskOptions;
+using bulkhead::test::adds_up;
+using bulkhead::test::cancelled_stage;
+using bulkhead::test::error_as;
+using bulkhead::test::holds;
 using bulkhead::test::kDeadline;
+using bulkhead::test::message;
+using bulkhead::test::Outcome;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
+using bulkhead::test::settle;
 using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::StartsWith;
 using namespace std::chrono_literals;
@@ -267,67 +275,6 @@ class Gate {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What became of it.
-
-bool adds_up(const Metrics& m) {
-  return m.submitted == m.completed + m.failed + m.cancelled + m.timed_out + m.pending + m.running;
-}
-bool adds_up(const BaseExecutor& executor) { return adds_up(executor.metrics()); }
-
-// A handler's record. It counts, since "once" is the promise.
-template <class R>
-struct Outcome {
-  int calls = 0;
-  std::exception_ptr error;
-  std::optional<R> value;
-
-  auto handler() {
-    return [this](std::exception_ptr thrown, R result) {
-      ++calls;
-      error = std::move(thrown);
-      value.emplace(std::move(result));
-    };
-  }
-};
-
-template <class E>
-std::optional<E> error_as(const std::exception_ptr& error) {
-  try {
-    if (error) std::rethrow_exception(error);
-  } catch (const E& caught) {
-    return caught;
-  } catch (...) {
-    return std::nullopt;
-  }
-  return std::nullopt;
-}
-
-template <class E>
-bool holds(const std::exception_ptr& error) {
-  return error_as<E>(error).has_value();
-}
-
-std::string message(const std::exception_ptr& error) {
-  try {
-    if (error) std::rethrow_exception(error);
-  } catch (const std::exception& caught) {
-    return caught.what();
-  } catch (...) {
-    return "not a std::exception";
-  }
-  return "";
-}
-
-std::optional<TaskCancelledError::Stage> cancelled_stage(const std::exception_ptr& error) {
-  const auto cancelled = error_as<TaskCancelledError>(error);
-  if (!cancelled) return std::nullopt;
-  return cancelled->stage();
-}
-
-// Runs what is ready; nothing that is still to come.
-void settle(asio::io_context& context) {
-  context.restart();
-  context.poll();
-}
 
 template <class Executor>
 void submit_named(Executor& executor, const std::string& name, Outcome<int>& outcome) {

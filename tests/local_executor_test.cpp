@@ -4,6 +4,8 @@
 #include <bulkhead/local_executor.hpp>
 
 #include "support/catch.hpp"
+#include "support/outcome.hpp"
+#include "support/processes.hpp"
 #include "support/run.hpp"
 
 #include <boost/asio/awaitable.hpp>
@@ -75,8 +77,19 @@ using bulkhead::TaskCancelledError;
 using bulkhead::TaskOptions;
 using bulkhead::TaskTimeoutError;
 using bulkhead::WorkerStartError;
+using bulkhead::test::adds_up;
+using bulkhead::test::cancelled_stage;
+using bulkhead::test::error_as;
+using bulkhead::test::holds;
+using bulkhead::test::message;
+using bulkhead::test::Outcome;
+using bulkhead::test::Process;
+using bulkhead::test::processes_of;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
+using bulkhead::test::settle;
+using bulkhead::test::whole;
+using bulkhead::test::workers;
 using Catch::Matchers::ContainsSubstring;
 using namespace std::chrono_literals;
 
@@ -408,78 +421,6 @@ struct StubbornCallable {
 // ---------------------------------------------------------------------------------------------------------------------
 // Helpers of the tests.
 
-LocalExecutorOptions workers(unsigned number, bool bypass = false) {
-  LocalExecutorOptions options;
-  options.max_workers = number;
-  options.bypass = bypass;
-  return options;
-}
-
-bool adds_up(const Metrics& m) {
-  return m.submitted == m.completed + m.failed + m.cancelled + m.timed_out + m.pending + m.running;
-}
-
-template <class R>
-struct Outcome {
-  int calls = 0;
-  std::exception_ptr error;
-  std::optional<R> value;
-
-  auto handler() {
-    return [this](std::exception_ptr thrown, R result) {
-      ++calls;
-      error = std::move(thrown);
-      value.emplace(std::move(result));
-    };
-  }
-};
-template <>
-struct Outcome<void> {
-  int calls = 0;
-  std::exception_ptr error;
-
-  auto handler() {
-    return [this](std::exception_ptr thrown) {
-      ++calls;
-      error = std::move(thrown);
-    };
-  }
-};
-
-template <class E>
-std::optional<E> error_as(const std::exception_ptr& error) {
-  try {
-    if (error) std::rethrow_exception(error);
-  } catch (const E& caught) {
-    return caught;
-  } catch (...) {
-    return std::nullopt;
-  }
-  return std::nullopt;
-}
-
-template <class E>
-bool holds(const std::exception_ptr& error) {
-  return error_as<E>(error).has_value();
-}
-
-std::string message(const std::exception_ptr& error) {
-  try {
-    if (error) std::rethrow_exception(error);
-  } catch (const std::exception& caught) {
-    return caught.what();
-  } catch (...) {
-    return "not a std::exception";
-  }
-  return "";
-}
-
-std::optional<TaskCancelledError::Stage> cancelled_stage(const std::exception_ptr& error) {
-  const auto cancelled = error_as<TaskCancelledError>(error);
-  if (!cancelled) return std::nullopt;
-  return cancelled->stage();
-}
-
 // What awaiting a call throws.
 template <class F, class... Args>
 std::exception_ptr failure(asio::io_context& context, LocalExecutor& pool, F function, Args... arguments) {
@@ -489,38 +430,6 @@ std::exception_ptr failure(asio::io_context& context, LocalExecutor& pool, F fun
     return std::current_exception();
   }
   return nullptr;
-}
-
-void settle(asio::io_context& context) {
-  context.restart();
-  context.poll();
-}
-
-// Whether all workers are there.
-bool whole(const LocalExecutor& pool) { return pool.worker_pids().size() == pool.options().max_workers; }
-
-// A process as a pidfd: the number may not be reused while it is held.
-class Process {
- public:
-  explicit Process(int pid) : fd_(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) {}
-  Process(Process&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Process& operator=(Process&&) = delete;
-  ~Process() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  bool gone() const {
-    pollfd polled{fd_, POLLIN, 0};
-    return fd_ < 0 || ::poll(&polled, 1, 0) == 1;
-  }
-
- private:
-  int fd_;
-};
-
-std::vector<Process> processes_of(const LocalExecutor& pool) {
-  std::vector<Process> processes;
-  for (const int pid : pool.worker_pids()) processes.emplace_back(pid);
-  return processes;
 }
 
 bool all_gone(const std::vector<Process>& processes) {

@@ -4,6 +4,8 @@
 #include <bulkhead/bulkhead.hpp>
 
 #include "support/catch.hpp"
+#include "support/outcome.hpp"
+#include "support/processes.hpp"
 #include "support/run.hpp"
 
 #include <boost/asio/awaitable.hpp>
@@ -64,9 +66,19 @@ using bulkhead::TaskCancelledError;
 using bulkhead::TaskOptions;
 using bulkhead::WorkerCrashedError;
 using bulkhead::WorkerStartError;
+using bulkhead::test::adds_up;
+using bulkhead::test::error_as;
+using bulkhead::test::holds;
 using bulkhead::test::kDeadline;
+using bulkhead::test::Outcome;
+using bulkhead::test::parent_of;
+using bulkhead::test::Process;
+using bulkhead::test::processes_of;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
+using bulkhead::test::settle;
+using bulkhead::test::whole;
+using bulkhead::test::workers;
 using Catch::Matchers::ContainsSubstring;
 using namespace std::chrono_literals;
 
@@ -174,48 +186,6 @@ struct bulkhead::codec<Stubborn> {
 
 namespace {
 
-LocalExecutorOptions workers(unsigned number) {
-  LocalExecutorOptions options;
-  options.max_workers = number;
-  return options;
-}
-
-bool adds_up(const Metrics& m) {
-  return m.submitted == m.completed + m.failed + m.cancelled + m.timed_out + m.pending + m.running;
-}
-
-template <class R>
-struct Outcome {
-  int calls = 0;
-  std::exception_ptr error;
-  std::optional<R> value;
-
-  auto handler() {
-    return [this](std::exception_ptr thrown, R result) {
-      ++calls;
-      error = std::move(thrown);
-      value.emplace(std::move(result));
-    };
-  }
-};
-
-template <class E>
-std::optional<E> error_as(const std::exception_ptr& error) {
-  try {
-    if (error) std::rethrow_exception(error);
-  } catch (const E& caught) {
-    return caught;
-  } catch (...) {
-    return std::nullopt;
-  }
-  return std::nullopt;
-}
-
-template <class E>
-bool holds(const std::exception_ptr& error) {
-  return error_as<E>(error).has_value();
-}
-
 template <class F, class... Args>
 std::exception_ptr failure(asio::io_context& context, LocalExecutor& pool, F function, Args... arguments) {
   try {
@@ -224,47 +194,6 @@ std::exception_ptr failure(asio::io_context& context, LocalExecutor& pool, F fun
     return std::current_exception();
   }
   return nullptr;
-}
-
-void settle(asio::io_context& context) {
-  context.restart();
-  context.poll();
-}
-
-bool whole(const LocalExecutor& pool) { return pool.worker_pids().size() == pool.options().max_workers; }
-
-// A process as a pidfd: the number may not be reused while it is held.
-class Process {
- public:
-  explicit Process(int pid) : fd_(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) {}
-  Process(Process&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Process& operator=(Process&&) = delete;
-  ~Process() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  bool gone_within(std::chrono::milliseconds time) const {
-    pollfd polled{fd_, POLLIN, 0};
-    return fd_ < 0 || ::poll(&polled, 1, static_cast<int>(time.count())) == 1;
-  }
-
- private:
-  int fd_;
-};
-
-std::vector<Process> processes_of(const LocalExecutor& pool) {
-  std::vector<Process> processes;
-  for (const int pid : pool.worker_pids()) processes.emplace_back(pid);
-  return processes;
-}
-
-// The parent of a process; -1 if it is gone.
-int parent_of(int pid) {
-  std::ifstream status(fmt::format("/proc/{}/status", pid));
-  for (std::string word; status >> word;) {
-    int parent = -1;
-    if (word == "PPid:" && status >> parent) return parent;
-  }
-  return -1;
 }
 
 // An executor that cannot be shut down.

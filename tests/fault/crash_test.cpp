@@ -3,6 +3,8 @@
 #include <bulkhead/local_executor.hpp>
 
 #include "support/catch.hpp"
+#include "support/outcome.hpp"
+#include "support/processes.hpp"
 #include "support/run.hpp"
 #include "support/run_tests.hpp"
 
@@ -62,9 +64,21 @@ using bulkhead::TaskOptions;
 using bulkhead::TaskTimeoutError;
 using bulkhead::WorkerCrashedError;
 using bulkhead::WorkerStartError;
+using bulkhead::test::adds_up;
+using bulkhead::test::all_over;
+using bulkhead::test::descendants;
+using bulkhead::test::error_as;
 using bulkhead::test::kDeadline;
+using bulkhead::test::kGone;
+using bulkhead::test::message;
+using bulkhead::test::open_descriptors;
+using bulkhead::test::Outcome;
+using bulkhead::test::parent_of;
+using bulkhead::test::Process;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
+using bulkhead::test::whole;
+using bulkhead::test::workers;
 using namespace std::chrono_literals;
 
 namespace {
@@ -179,71 +193,6 @@ int die(Death death, int value) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Looking at processes.
 
-// A process as a pidfd, so that no other can be meant.
-class Process {
- public:
-  explicit Process(int pid) : pid_(pid), fd_(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) {}
-  Process(Process&& other) noexcept : pid_(other.pid_), fd_(std::exchange(other.fd_, -1)) {}
-  Process& operator=(Process&&) = delete;
-  ~Process() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  int pid() const { return pid_; }
-  bool signal(int number) const { return fd_ >= 0 && ::syscall(SYS_pidfd_send_signal, fd_, number, nullptr, 0) == 0; }
-  bool gone_within(std::chrono::milliseconds time) const {
-    pollfd polled{fd_, POLLIN, 0};
-    return fd_ < 0 || ::poll(&polled, 1, static_cast<int>(time.count())) == 1;
-  }
-
- private:
-  int pid_;
-  int fd_;
-};
-
-// How long a killed process may take to be gone, on a busy machine and under a sanitizer.
-constexpr std::chrono::milliseconds kGone = 30s;
-
-// The parent of a process, from /proc/PID/stat: "pid (name) state ppid ...". 0 if it is gone.
-int parent_of(int pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  std::string line;
-  std::getline(file, line);
-  const auto end_of_name = line.rfind(')');
-  if (end_of_name == std::string::npos || end_of_name + 4 >= line.size()) return 0;
-  return std::atoi(line.c_str() + end_of_name + 4);
-}
-
-std::vector<int> all_processes() {
-  std::vector<int> pids;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-    const std::string name = entry.path().filename();
-    if (std::all_of(name.begin(), name.end(), [](unsigned char c) { return c >= '0' && c <= '9'; })) {
-      pids.push_back(std::stoi(name));
-    }
-  }
-  return pids;
-}
-
-// All processes below this one, zombies too.
-std::set<int> descendants() {
-  std::vector<std::pair<int, int>> parents;
-  for (const int pid : all_processes()) parents.emplace_back(pid, parent_of(pid));
-  std::set<int> found{::getpid()};
-  for (bool more = true; more;) {
-    more = false;
-    for (const auto& [pid, parent] : parents) {
-      if (found.count(parent) > 0 && found.insert(pid).second) more = true;
-    }
-  }
-  found.erase(::getpid());
-  return found;
-}
-
-std::size_t open_descriptors() {
-  const auto all = std::filesystem::directory_iterator("/proc/self/fd");
-  return static_cast<std::size_t>(std::distance(begin(all), end(all)));
-}
-
 #if !WITH_SANITIZER
 std::size_t resident_kib() {
   ::malloc_trim(0);
@@ -255,60 +204,6 @@ std::size_t resident_kib() {
 }
 #endif
 
-bool adds_up(const bulkhead::Metrics& m) {
-  return m.submitted == m.completed + m.failed + m.cancelled + m.timed_out + m.pending + m.running;
-}
-
-LocalExecutorOptions workers(unsigned number) {
-  LocalExecutorOptions options;
-  options.max_workers = number;
-  return options;
-}
-
-bool whole(const LocalExecutor& pool) { return pool.worker_pids().size() == pool.options().max_workers; }
-
-// What became of one task.
-struct Outcome {
-  int calls = 0;
-  std::exception_ptr error;
-  int value = 0;
-
-  auto handler() {
-    return [this](std::exception_ptr thrown, int result) {
-      ++calls;
-      error = std::move(thrown);
-      value = result;
-    };
-  }
-  std::optional<WorkerCrashedError> crash() const { return as<WorkerCrashedError>(); }
-  template <class E>
-  std::optional<E> as() const {
-    try {
-      if (error) std::rethrow_exception(error);
-    } catch (const E& caught) {
-      return caught;
-    } catch (...) {
-      return std::nullopt;
-    }
-    return std::nullopt;
-  }
-  std::string message() const {
-    try {
-      if (error) std::rethrow_exception(error);
-    } catch (const std::exception& caught) {
-      return caught.what();
-    } catch (...) {
-      return "not a std::exception";
-    }
-    return "";
-  }
-};
-
-template <class Outcomes>
-bool all_over(const Outcomes& outcomes) {
-  return std::all_of(outcomes.begin(), outcomes.end(), [](const Outcome& outcome) { return outcome.calls > 0; });
-}
-
 // One of 100 tasks in flight dies. Gives its error; everything else is checked here.
 WorkerCrashedError crash_one_of_100(Death death) {
   constexpr std::size_t kTasks = 100;
@@ -316,7 +211,7 @@ WorkerCrashedError crash_one_of_100(Death death) {
   reset_board();
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(3));
-  std::array<Outcome, kTasks> outcomes;
+  std::array<Outcome<>, kTasks> outcomes;
   for (std::size_t i = 0; i < kTasks; ++i) {
     pool.async_submit(TaskOptions().name("task " + std::to_string(i)),
                       bulkhead::call(die, i == kVictim ? death : Death::none, static_cast<int>(i)),
@@ -333,7 +228,7 @@ WorkerCrashedError crash_one_of_100(Death death) {
   }
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
   for (std::size_t i = 0; i < kTasks; ++i) {
-    CAPTURE(i, outcomes[i].message());
+    CAPTURE(i, message(outcomes[i].error));
     CHECK(outcomes[i].calls == 1);
     if (i == kVictim) continue;
     CHECK_FALSE(outcomes[i].error);
@@ -348,8 +243,8 @@ WorkerCrashedError crash_one_of_100(Death death) {
   CHECK(metrics.failed == 1);
   CHECK(adds_up(metrics));
   CHECK(run(context, pool.submit(twice, 21)) == 42);
-  INFO(outcomes[kVictim].message());
-  const auto crash = outcomes[kVictim].crash();
+  INFO(message(outcomes[kVictim].error));
+  const auto crash = error_as<WorkerCrashedError>(outcomes[kVictim].error);
   REQUIRE(crash.has_value());
   CHECK(crash->started() == Started::maybe);
   CHECK(crash->code() == bulkhead::Errc::worker_crashed);
@@ -412,27 +307,27 @@ TEST_CASE("half of 100 tasks crash one worker after another, and the other half 
   // With short tasks known, many lie in one ring at once: those behind a crash must not pay for it.
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
-  std::vector<Outcome> warm(100);
+  std::vector<Outcome<>> warm(100);
   for (int round = 0; round < 10; ++round) {
-    for (Outcome& outcome : warm) pool.async_submit(bulkhead::call(twice, 1), outcome.handler());
+    for (Outcome<>& outcome : warm) pool.async_submit(bulkhead::call(twice, 1), outcome.handler());
     REQUIRE(run_until(context, [&] { return all_over(warm); }));
     std::fill(warm.begin(), warm.end(), Outcome());
   }
-  std::array<Outcome, 50> crashing;
-  std::array<Outcome, 50> returning;
-  for (Outcome& outcome : crashing) pool.async_submit(bulkhead::call(die, Death::null, 0), outcome.handler());
-  for (Outcome& outcome : returning) pool.async_submit(bulkhead::call(twice, 21), outcome.handler());
+  std::array<Outcome<>, 50> crashing;
+  std::array<Outcome<>, 50> returning;
+  for (Outcome<>& outcome : crashing) pool.async_submit(bulkhead::call(die, Death::null, 0), outcome.handler());
+  for (Outcome<>& outcome : returning) pool.async_submit(bulkhead::call(twice, 21), outcome.handler());
   REQUIRE(run_until(context, [&] { return all_over(crashing) && all_over(returning); }));
-  for (const Outcome& outcome : crashing) {
-    INFO(outcome.message());
-    const auto crash = outcome.crash();
+  for (const Outcome<>& outcome : crashing) {
+    INFO(message(outcome.error));
+    const auto crash = error_as<WorkerCrashedError>(outcome.error);
     REQUIRE(crash);
     // Each of them has run, and none is blamed for another's crash.
     CHECK(crash->signal() == SIGSEGV);
     CHECK(crash->started() == Started::maybe);
   }
-  for (const Outcome& outcome : returning) {
-    INFO(outcome.message());
+  for (const Outcome<>& outcome : returning) {
+    INFO(message(outcome.error));
     CHECK(outcome.value == 42);
   }
   const auto metrics = pool.metrics();
@@ -501,11 +396,11 @@ TEST_CASE("a worker that calls pthread_exit fails its task, and nothing of the h
   const int ends = board.host_ends;
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
-  Outcome outcome;
+  Outcome<> outcome;
   pool.async_submit(bulkhead::call(leave_thread, 1), outcome.handler());
   REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
-  INFO(outcome.message());
-  CHECK(outcome.crash());
+  INFO(message(outcome.error));
+  CHECK(error_as<WorkerCrashedError>(outcome.error));
   CHECK(run(context, pool.submit(twice, 21)) == 42);
   CHECK(board.host_ends == ends);
 }
@@ -519,11 +414,11 @@ TEST_CASE("a worker whose main thread ends beside another thread fails its task,
   LocalExecutor pool(context.get_executor(), workers(1));
   REQUIRE(run_until(context, [&] { return whole(pool); }));
   const Process worker(pool.worker_pids().front());
-  Outcome outcome;
+  Outcome<> outcome;
   pool.async_submit(TaskOptions().timeout(2s), bulkhead::call(leave_thread_beside_another, 1), outcome.handler());
   REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
-  INFO(outcome.message());
-  CHECK((outcome.crash() || outcome.as<TaskTimeoutError>()));
+  INFO(message(outcome.error));
+  CHECK((error_as<WorkerCrashedError>(outcome.error) || error_as<TaskTimeoutError>(outcome.error)));
   CHECK(worker.gone_within(kGone));
   CHECK(run(context, pool.submit(twice, 21)) == 42);
   CHECK(board.host_ends == ends);
@@ -567,15 +462,15 @@ TEST_CASE("an initializer that crashes each time fails the tasks with WorkerStar
   LocalExecutorOptions options = workers(2);
   options.initializer = bulkhead::call(fail_to_start, death);
   LocalExecutor pool(context.get_executor(), options);
-  std::array<Outcome, 5> outcomes;
-  for (Outcome& outcome : outcomes) pool.async_submit(bulkhead::call(twice, 1), outcome.handler());
+  std::array<Outcome<>, 5> outcomes;
+  for (Outcome<>& outcome : outcomes) pool.async_submit(bulkhead::call(twice, 1), outcome.handler());
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
-  for (const Outcome& outcome : outcomes) {
-    INFO(outcome.message());
-    const auto error = outcome.as<WorkerStartError>();
+  for (const Outcome<>& outcome : outcomes) {
+    INFO(message(outcome.error));
+    const auto error = error_as<WorkerStartError>(outcome.error);
     REQUIRE(error);
     const std::string expected = death == Death::null ? "SIGSEGV" : death == Death::abort ? "SIGABRT" : "code 3";
-    CHECK(outcome.message().find(expected) != std::string::npos);
+    CHECK(message(outcome.error).find(expected) != std::string::npos);
   }
   // Pauses of 10, 20, 40 ms up to a second: tens of attempts would need seconds.
   CHECK(board.starts < 20);
@@ -591,11 +486,11 @@ TEST_CASE("an initializer that throws fails the tasks with its words", "[fault]"
   LocalExecutorOptions options = workers(1);
   options.initializer = throw_at_start;
   LocalExecutor pool(context.get_executor(), options);
-  Outcome outcome;
+  Outcome<> outcome;
   pool.async_submit(bulkhead::call(twice, 1), outcome.handler());
   REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
-  CHECK(outcome.as<WorkerStartError>());
-  CHECK(outcome.message().find("no licence today") != std::string::npos);
+  CHECK(error_as<WorkerStartError>(outcome.error));
+  CHECK(message(outcome.error).find("no licence today") != std::string::npos);
 }
 
 TEST_CASE("an initializer or preload that calls pthread_exit is a failed start, and nothing of the host is unwound",
@@ -608,11 +503,11 @@ TEST_CASE("an initializer or preload that calls pthread_exit is a failed start, 
   LocalExecutorOptions options = workers(1);
   (in_template ? options.preload : options.initializer) = leave_thread_at_start;
   LocalExecutor pool(context.get_executor(), options);
-  Outcome outcome;
+  Outcome<> outcome;
   pool.async_submit(bulkhead::call(twice, 1), outcome.handler());
   REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
-  INFO(outcome.message());
-  CHECK(outcome.as<WorkerStartError>());
+  INFO(message(outcome.error));
+  CHECK(error_as<WorkerStartError>(outcome.error));
   CHECK(board.starts > 0);
   CHECK(board.host_ends == ends);
 }
@@ -648,11 +543,11 @@ TEST_CASE("a preload that crashes fails the tasks with WorkerStartError, and one
   LocalExecutorOptions options = workers(2);
   options.preload = bulkhead::call(fail_to_start, Death::null);
   LocalExecutor pool(context.get_executor(), options);
-  Outcome outcome;
+  Outcome<> outcome;
   pool.async_submit(bulkhead::call(twice, 1), outcome.handler());
   REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
-  INFO(outcome.message());
-  CHECK(outcome.as<WorkerStartError>());
+  INFO(message(outcome.error));
+  CHECK(error_as<WorkerStartError>(outcome.error));
   CHECK(board.starts < 20);
   board.failures = 0;
   REQUIRE(run_until(context, [&] {
@@ -670,8 +565,8 @@ TEST_CASE("a template killed from outside fails the running tasks and is replace
   reset_board();
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(2));
-  std::array<Outcome, 6> outcomes;
-  for (Outcome& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
+  std::array<Outcome<>, 6> outcomes;
+  for (Outcome<>& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
   REQUIRE(run_until(context, [&] { return board.begun == 2 && whole(pool); }));
   const Process worker_template(parent_of(pool.worker_pids().front()));
   REQUIRE(worker_template.pid() > 1);
@@ -681,11 +576,11 @@ TEST_CASE("a template killed from outside fails the running tasks and is replace
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
   // The two that ran are lost with their workers; unless a worker was quicker, since the gate is open.
   std::size_t failed = 0;
-  for (const Outcome& outcome : outcomes) {
-    INFO(outcome.message());
+  for (const Outcome<>& outcome : outcomes) {
+    INFO(message(outcome.error));
     if (outcome.error) {
       ++failed;
-      CHECK(outcome.crash());
+      CHECK(error_as<WorkerCrashedError>(outcome.error));
     } else {
       CHECK(outcome.value == 7);
     }
@@ -781,8 +676,8 @@ int fork_server_killed_under_load() {
   Report report;
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(2));
-  std::array<Outcome, 8> outcomes;
-  for (Outcome& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
+  std::array<Outcome<>, 8> outcomes;
+  for (Outcome<>& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
   if (!report.expect(run_until(
                          context, [&] { return board.begun == 2 && whole(pool); }, kProgramDeadline),
                      "two tasks run")) {
@@ -794,26 +689,30 @@ int fork_server_killed_under_load() {
   report.expect(run_until(
                     context, [&] { return all_over(outcomes); }, kProgramDeadline),
                 "all tasks end");
-  for (const Outcome& outcome : outcomes) {
-    report.expect(outcome.as<bulkhead::ExecutorError>().has_value(), "each fails clearly: " + outcome.message());
-    report.expect(outcome.message().find("fork server") != std::string::npos || outcome.crash().has_value(),
-                  "each says why: " + outcome.message());
+  for (const Outcome<>& outcome : outcomes) {
+    report.expect(error_as<bulkhead::ExecutorError>(outcome.error).has_value(),
+                  "each fails clearly: " + message(outcome.error));
+    report.expect(message(outcome.error).find("fork server") != std::string::npos ||
+                      error_as<WorkerCrashedError>(outcome.error).has_value(),
+                  "each says why: " + message(outcome.error));
   }
-  Outcome later;
+  Outcome<> later;
   pool.async_submit(bulkhead::call(twice, 21), later.handler());
   report.expect(run_until(
                     context, [&] { return later.calls > 0; }, kProgramDeadline),
                 "a later task ends");
-  report.expect(later.value == 42 || later.as<WorkerStartError>(), "it works or says why: " + later.message());
+  report.expect(later.value == 42 || error_as<WorkerStartError>(later.error),
+                "it works or says why: " + message(later.error));
   report.expect(adds_up(pool.metrics()), "the metrics add up");
   try {
     LocalExecutor another(context.get_executor(), workers(1));
-    Outcome first;
+    Outcome<> first;
     another.async_submit(bulkhead::call(twice, 21), first.handler());
     report.expect(run_until(
                       context, [&] { return first.calls > 0; }, kProgramDeadline),
                   "a new pool's task ends");
-    report.expect(first.value == 42 || first.as<WorkerStartError>(), "it works or says why: " + first.message());
+    report.expect(first.value == 42 || error_as<WorkerStartError>(first.error),
+                  "it works or says why: " + message(first.error));
   } catch (const WorkerStartError&) {
     // Clear, and at once.
   }
@@ -839,12 +738,13 @@ int fork_server_killed_idle() {
   report.expect(fork_server.signal(SIGKILL), "the fork server can be killed");
   for (const Process& process : processes) report.expect(process.gone_within(kGone), "the workers go with it");
   for (int i = 0; i < 5; ++i) {
-    Outcome later;
+    Outcome<> later;
     pool.async_submit(bulkhead::call(twice, 21), later.handler());
     report.expect(run_until(
                       context, [&] { return later.calls > 0; }, kProgramDeadline),
                   "a later task ends");
-    report.expect(later.value == 42 || later.as<bulkhead::ExecutorError>(), "it works or says why: " + later.message());
+    report.expect(later.value == 42 || error_as<bulkhead::ExecutorError>(later.error),
+                  "it works or says why: " + message(later.error));
   }
   report.expect(adds_up(pool.metrics()), "the metrics add up");
   return report.exit_code();
@@ -863,12 +763,13 @@ int fork_server_stopped() {
   report.expect(fork_server.signal(SIGSTOP), "the fork server can be stopped");
   report.expect(run(context, pool.submit(twice, 21), kProgramDeadline) == 42, "workers that run go on");
   LocalExecutor another(context.get_executor(), workers(1));
-  Outcome first;
+  Outcome<> first;
   another.async_submit(bulkhead::call(twice, 21), first.handler());
   report.expect(run_until(
                     context, [&] { return first.calls > 0; }, kProgramDeadline),
                 "a new pool's task ends");
-  report.expect(first.as<bulkhead::ExecutorError>().has_value(), "it fails clearly: " + first.message());
+  report.expect(error_as<bulkhead::ExecutorError>(first.error).has_value(),
+                "it fails clearly: " + message(first.error));
   report.expect(fork_server.signal(SIGCONT), "the fork server can go on");
   return report.exit_code();
 }
@@ -885,19 +786,20 @@ int template_stopped() {
   const Process worker_template(parent_of(worker.pid()));
   report.expect(worker_template.signal(SIGSTOP), "the template can be stopped");
   report.expect(run(context, pool.submit(twice, 21), kProgramDeadline) == 42, "workers that run go on");
-  Outcome dying;
-  Outcome next;
+  Outcome<> dying;
+  Outcome<> next;
   pool.async_submit(bulkhead::call(die, Death::null, 0), dying.handler());
   pool.async_submit(bulkhead::call(twice, 21), next.handler());
   report.expect(run_until(
                     context, [&] { return dying.calls > 0; }, kProgramDeadline),
                 "a crash is reported");
-  report.expect(dying.crash().has_value(), "as a crash: " + dying.message());
+  report.expect(error_as<WorkerCrashedError>(dying.error).has_value(), "as a crash: " + message(dying.error));
   // The status is the template's to tell, so it is missing; the next task gets a worker or an error.
   report.expect(run_until(
                     context, [&] { return next.calls > 0; }, kProgramDeadline),
                 "the next task ends");
-  report.expect(next.value == 42 || next.as<bulkhead::ExecutorError>(), "it works or says why: " + next.message());
+  report.expect(next.value == 42 || error_as<bulkhead::ExecutorError>(next.error),
+                "it works or says why: " + message(next.error));
   worker_template.signal(SIGCONT);
   return report.exit_code();
 }

@@ -3,6 +3,8 @@
 #include <bulkhead/local_executor.hpp>
 
 #include "support/catch.hpp"
+#include "support/outcome.hpp"
+#include "support/processes.hpp"
 #include "support/run.hpp"
 #include "support/run_tests.hpp"
 
@@ -73,9 +75,24 @@ using bulkhead::LocalExecutor;
 using bulkhead::LocalExecutorOptions;
 using bulkhead::WorkerCrashedError;
 using bulkhead::WorkerStartError;
+using bulkhead::test::all_over;
+using bulkhead::test::all_processes;
+using bulkhead::test::descendants;
+using bulkhead::test::descriptors_of;
+using bulkhead::test::error_as;
 using bulkhead::test::kDeadline;
+using bulkhead::test::kGone;
+using bulkhead::test::link_target;
+using bulkhead::test::message;
+using bulkhead::test::open_descriptors;
+using bulkhead::test::Outcome;
+using bulkhead::test::poll_until;
+using bulkhead::test::Process;
+using bulkhead::test::read_file;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
+using bulkhead::test::whole;
+using bulkhead::test::workers;
 using namespace std::chrono_literals;
 
 namespace {
@@ -199,68 +216,6 @@ int daemonise() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Looking at processes.
 
-// A process as a pidfd, so that no other can be meant.
-class Process {
- public:
-  explicit Process(int pid) : pid_(pid), fd_(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) {}
-  Process(Process&& other) noexcept : pid_(other.pid_), fd_(std::exchange(other.fd_, -1)) {}
-  Process& operator=(Process&&) = delete;
-  ~Process() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  int pid() const { return pid_; }
-  bool signal(int number) const { return fd_ >= 0 && ::syscall(SYS_pidfd_send_signal, fd_, number, nullptr, 0) == 0; }
-  bool gone_within(std::chrono::milliseconds time) const {
-    pollfd polled{fd_, POLLIN, 0};
-    return fd_ < 0 || ::poll(&polled, 1, static_cast<int>(time.count())) == 1;
-  }
-
- private:
-  int pid_;
-  int fd_;
-};
-
-// How long a killed process may take to be gone, on a busy machine and under a sanitizer.
-constexpr std::chrono::milliseconds kGone = 30s;
-
-bool poll_until(const std::function<bool()>& condition, std::chrono::milliseconds deadline) {
-  const auto end = std::chrono::steady_clock::now() + deadline;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > end) return false;
-    ::poll(nullptr, 0, 1);
-  }
-  return true;
-}
-
-// Not through a stream: one reads the files of processes that are about to die, and that throws in the middle.
-std::string read_file(const std::string& path) {
-  std::string text;
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return text;
-  std::array<char, 4096> buffer;
-  for (ssize_t size; (size = ::read(fd, buffer.data(), buffer.size())) > 0;) {
-    text.append(buffer.data(), static_cast<std::size_t>(size));
-  }
-  ::close(fd);
-  return text;
-}
-
-std::string link_target(const std::string& path) {
-  std::error_code error;
-  return std::filesystem::read_symlink(path, error).string();
-}
-
-std::vector<int> all_processes() {
-  std::vector<int> pids;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-    const std::string name = entry.path().filename();
-    if (std::all_of(name.begin(), name.end(), [](unsigned char c) { return c >= '0' && c <= '9'; })) {
-      pids.push_back(std::stoi(name));
-    }
-  }
-  return pids;
-}
-
 // All processes that were started with an argument, and their forks: they share the command line. Dead ones have none.
 std::vector<int> processes_with(const std::string& argument) {
   std::vector<int> found;
@@ -272,38 +227,6 @@ std::vector<int> processes_with(const std::string& argument) {
   return found;
 }
 
-// The parent of a process, from /proc/PID/stat: "pid (name) state ppid ...". 0 if it is gone.
-int parent_of(int pid) {
-  const std::string line = read_file("/proc/" + std::to_string(pid) + "/stat");
-  const auto end_of_name = line.rfind(')');
-  if (end_of_name == std::string::npos || end_of_name + 4 >= line.size()) return 0;
-  return std::atoi(line.c_str() + end_of_name + 4);
-}
-
-// All processes below this one.
-std::set<int> descendants() {
-  std::vector<std::pair<int, int>> parents;
-  for (const int pid : all_processes()) parents.emplace_back(pid, parent_of(pid));
-  std::set<int> found{::getpid()};
-  for (bool more = true; more;) {
-    more = false;
-    for (const auto& [pid, parent] : parents) {
-      if (found.count(parent) > 0 && found.insert(pid).second) more = true;
-    }
-  }
-  found.erase(::getpid());
-  return found;
-}
-
-std::set<std::string> descriptors_of(int pid) {
-  std::set<std::string> targets;
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd", error)) {
-    targets.insert(link_target(entry.path()));
-  }
-  return targets;
-}
-
 std::set<std::string> shared_memory_files() {
   std::set<std::string> names;
   std::error_code error;
@@ -312,13 +235,11 @@ std::set<std::string> shared_memory_files() {
   return names;
 }
 
-LocalExecutorOptions workers(unsigned number) {
-  LocalExecutorOptions options;
-  options.max_workers = number;
-  return options;
+// -1: it did not crash.
+int crash_signal(const Outcome<>& outcome) {
+  const auto crash = error_as<WorkerCrashedError>(outcome.error);
+  return crash ? crash->signal() : -1;
 }
-
-bool whole(const LocalExecutor& pool) { return pool.worker_pids().size() == pool.options().max_workers; }
 
 // Kills a worker and waits until another has taken its place.
 bool replace_worker(asio::io_context& context, const LocalExecutor& pool) {
@@ -328,51 +249,6 @@ bool replace_worker(asio::io_context& context, const LocalExecutor& pool) {
            const std::vector<int> pids = pool.worker_pids();
            return whole(pool) && std::count(pids.begin(), pids.end(), old.pid()) == 0;
          });
-}
-
-// What became of one task.
-struct Outcome {
-  int calls = 0;
-  std::exception_ptr error;
-  int value = 0;
-
-  auto handler() {
-    return [this](std::exception_ptr thrown, int result) {
-      ++calls;
-      error = std::move(thrown);
-      value = result;
-    };
-  }
-  template <class E>
-  std::optional<E> as() const {
-    try {
-      if (error) std::rethrow_exception(error);
-    } catch (const E& caught) {
-      return caught;
-    } catch (...) {
-      return std::nullopt;
-    }
-    return std::nullopt;
-  }
-  int crash_signal() const {
-    const auto crashed = as<WorkerCrashedError>();
-    return crashed ? crashed->signal() : -1;
-  }
-  std::string message() const {
-    try {
-      if (error) std::rethrow_exception(error);
-    } catch (const std::exception& caught) {
-      return caught.what();
-    } catch (...) {
-      return "not a std::exception";
-    }
-    return "";
-  }
-};
-
-template <class Outcomes>
-bool all_over(const Outcomes& outcomes) {
-  return std::all_of(outcomes.begin(), outcomes.end(), [](const Outcome& outcome) { return outcome.calls > 0; });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -484,14 +360,14 @@ pid_t start_own_child(int code) {
 // Whether deaths of workers are seen, each with its signal, and the pool goes on.
 void expect_deaths_seen(Report& report, asio::io_context& context, LocalExecutor& pool) {
   constexpr std::array kSignals{SIGSEGV, SIGABRT, SIGKILL, SIGTERM, SIGFPE, SIGBUS, SIGILL, SIGINT};
-  std::array<Outcome, kSignals.size()> outcomes;
+  std::array<Outcome<>, kSignals.size()> outcomes;
   for (std::size_t i = 0; i < kSignals.size(); ++i) {
     pool.async_submit(bulkhead::call(crash, kSignals[i]), outcomes[i].handler());
   }
   report.expect(run_until(context, [&] { return all_over(outcomes); }), "the crashes are seen");
   for (std::size_t i = 0; i < kSignals.size(); ++i) {
-    report.expect(outcomes[i].crash_signal() == kSignals[i],
-                  "signal " + std::to_string(kSignals[i]) + " is reported as itself: " + outcomes[i].message());
+    report.expect(crash_signal(outcomes[i]) == kSignals[i],
+                  "signal " + std::to_string(kSignals[i]) + " is reported as itself: " + message(outcomes[i].error));
   }
   report.expect(run(context, pool.submit(twice, 21)) == 42, "the pool goes on");
 }
@@ -593,8 +469,8 @@ TEST_CASE("no process of the pool sees the host's sockets, and what the host clo
   LocalExecutor pool(context.get_executor(), workers(2));
   Service after_pool(context);
   REQUIRE(replace_worker(context, pool));
-  std::array<Outcome, 2> outcomes;
-  for (Outcome& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
+  std::array<Outcome<>, 2> outcomes;
+  for (Outcome<>& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
   REQUIRE(run_until(context, [&] { return board.begun == 2 && whole(pool); }));
 
   const std::set<int> processes = descendants();
@@ -609,16 +485,11 @@ TEST_CASE("no process of the pool sees the host's sockets, and what the host clo
 
   board.gate = 1;
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
-  for (const Outcome& outcome : outcomes) CHECK(outcome.value == 7);
+  for (const Outcome<>& outcome : outcomes) CHECK(outcome.value == 7);
 }
 
 #if CAN_RUN_OUT_OF_DESCRIPTORS
 namespace {
-
-std::size_t open_descriptors() {
-  const auto all = std::filesystem::directory_iterator("/proc/self/fd");
-  return static_cast<std::size_t>(std::distance(begin(all), end(all)));
-}
 
 // Uses up the process's descriptors, all but a few, for as long as it lives.
 class DescriptorShortage {
@@ -663,15 +534,15 @@ TEST_CASE("a host without descriptors left when a worker must be replaced gets a
     const DescriptorShortage shortage(left);
     REQUIRE(worker.signal(SIGKILL));
     REQUIRE(worker.gone_within(kGone));
-    Outcome outcome;
+    Outcome<> outcome;
     pool.async_submit(bulkhead::call(twice, 21), outcome.handler());
     REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
-    INFO(outcome.message());
-    CHECK((outcome.value == 42 || outcome.as<WorkerStartError>()));
-    if (left == 0) CHECK(outcome.message().find("Too many open files") != std::string::npos);
+    INFO(message(outcome.error));
+    CHECK((outcome.value == 42 || error_as<WorkerStartError>(outcome.error)));
+    if (left == 0) CHECK(message(outcome.error).find("Too many open files") != std::string::npos);
   }
   // Tasks may fail until the pause after the last failed start is over.
-  Outcome later;
+  Outcome<> later;
   REQUIRE(run_until(context, [&] {
     later = Outcome();
     pool.async_submit(bulkhead::call(twice, 21), later.handler());
@@ -893,15 +764,15 @@ int host_has_a_signal_set() {
     asio::signal_set terminate(context, SIGTERM);
     bool host_terminated = false;
     terminate.async_wait([&](boost::system::error_code error, int) { host_terminated = !error; });
-    Outcome outcome;
+    Outcome<> outcome;
     pool.async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
-    Outcome other;
+    Outcome<> other;
     pool.async_submit(bulkhead::call(wait_at_gate, 2), other.handler());
     run_until(context, [&] { return board.begun == 2 && whole(pool); });
     const Process worker(pool.worker_pids().front());
     report.expect(worker.signal(SIGTERM), "a worker can be sent SIGTERM");
     report.expect(run_until(context, [&] { return outcome.calls + other.calls > 0; }), "it dies of it");
-    report.expect((outcome.calls > 0 ? outcome : other).crash_signal() == SIGTERM, "of nothing else");
+    report.expect(crash_signal(outcome.calls > 0 ? outcome : other) == SIGTERM, "of nothing else");
     report.expect(!host_terminated, "the host's signal_set does not see it");
     board.gate = 1;
     run_until(context, [&] { return outcome.calls + other.calls == 2; });
@@ -923,8 +794,8 @@ int host_is_interrupted() {
   };
   interrupts.async_wait(count);
   LocalExecutor pool(context.get_executor(), workers(2));
-  std::array<Outcome, 2> outcomes;
-  for (Outcome& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
+  std::array<Outcome<>, 2> outcomes;
+  for (Outcome<>& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
   report.expect(run_until(context, [&] { return board.begun == 2 && whole(pool); }), "two tasks run");
   const std::vector<int> before = pool.worker_pids();
   for (const int signal : {SIGINT, SIGHUP, SIGTERM}) {
@@ -934,7 +805,7 @@ int host_is_interrupted() {
   }
   board.gate = 1;
   report.expect(run_until(context, [&] { return all_over(outcomes); }), "the tasks end");
-  for (const Outcome& outcome : outcomes) report.expect(outcome.value == 7, "undisturbed: " + outcome.message());
+  for (const Outcome<>& outcome : outcomes) report.expect(outcome.value == 7, "undisturbed: " + message(outcome.error));
   report.expect(pool.worker_pids() == before, "the workers are the same");
   try {
     run(context, pool.shutdown());  // what the host then decides
@@ -1084,7 +955,7 @@ TEST_CASE("in a forked copy of the host a submit fails with ExecutorNotRunningEr
   asio::io_context context;
   auto pool = std::make_unique<LocalExecutor>(context.get_executor(), workers(2));
   REQUIRE(run(context, pool->submit(twice, 21)) == 42);
-  Outcome running;
+  Outcome<> running;
   asio::cancellation_signal signal;
   pool->async_submit(bulkhead::call(wait_at_gate, 7), asio::bind_cancellation_slot(signal.slot(), running.handler()));
   REQUIRE(run_until(context, [&] { return board.begun == 1 && whole(*pool); }));
@@ -1094,12 +965,12 @@ TEST_CASE("in a forked copy of the host a submit fails with ExecutorNotRunningEr
   const pid_t child = ::fork();
   if (child == 0) {
     context.notify_fork(asio::execution_context::fork_child);
-    Outcome outcome;
+    Outcome<> outcome;
     pool->async_submit(bulkhead::call(twice, 1), outcome.handler());
     if (!run_until(
             context, [&] { return outcome.calls > 0; }, 20s))
       ::_exit(1);
-    if (!outcome.as<ExecutorNotRunningError>()) ::_exit(2);
+    if (!error_as<ExecutorNotRunningError>(outcome.error)) ::_exit(2);
     // The host's task is not the copy's to cancel, nor to shut down.
     signal.emit(asio::cancellation_type::terminal);
     try {
@@ -1124,7 +995,7 @@ TEST_CASE("in a forked copy of the host a submit fails with ExecutorNotRunningEr
   CHECK(pool->worker_pids() == before);
   board.gate = 1;
   REQUIRE(run_until(context, [&] { return running.calls > 0; }));
-  INFO(running.message());
+  INFO(message(running.error));
   CHECK(running.value == 7);
   for (int i = 0; i < 20; ++i) CHECK(run(context, pool->submit(twice, i)) == 2 * i);
   CHECK(pool->worker_pids() == before);
@@ -1135,8 +1006,8 @@ TEST_CASE("destroying the executor in a forked copy of the host disturbs neither
   reset_board();
   asio::io_context context;
   auto pool = std::make_unique<LocalExecutor>(context.get_executor(), workers(2));
-  std::array<Outcome, 4> outcomes;
-  for (Outcome& outcome : outcomes) pool->async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
+  std::array<Outcome<>, 4> outcomes;
+  for (Outcome<>& outcome : outcomes) pool->async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
   REQUIRE(run_until(context, [&] { return board.begun == 2 && whole(*pool); }));
   const std::vector<int> before = pool->worker_pids();
   // Without notify_fork: the copy has the host's epoll descriptors, and must not unregister anything there.
@@ -1150,7 +1021,7 @@ TEST_CASE("destroying the executor in a forked copy of the host disturbs neither
   CHECK(pool->worker_pids() == before);
   board.gate = 1;
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
-  for (const Outcome& outcome : outcomes) CHECK(outcome.value == 7);
+  for (const Outcome<>& outcome : outcomes) CHECK(outcome.value == 7);
   CHECK(pool->worker_pids() == before);
   // The background thread still sees deaths.
   REQUIRE(replace_worker(context, *pool));

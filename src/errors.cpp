@@ -169,10 +169,10 @@ WorkerCrashedError::WorkerCrashedError(Ending ending, ErrorContext context, cons
     : ExecutorError(
           Errc::worker_crashed,
           with_reason(
-              fmt::format("{} {} while it held {}; {}{}{}", worker(context), describe(ending), subject(context),
-                          describe(ending.started),
+              fmt::format("{} {} while it held {}{}{}; {}", worker(context), describe(ending), subject(context),
                           ending.run_time.count() > 0 ? ", it had run for " + milliseconds(ending.run_time) : "",
-                          ending.peak_memory > 0 ? fmt::format(", peak memory {} KiB", ending.peak_memory / 1024) : ""),
+                          ending.peak_memory > 0 ? fmt::format(", peak memory {} KiB", ending.peak_memory / 1024) : "",
+                          describe(ending.started)),
               reason),
           context),
       ending_(ending) {}

@@ -5,6 +5,7 @@
 #include <bulkhead/exceptions.hpp>
 
 #include "process/fork_server.hpp"
+#include "process/symbols.hpp"
 
 #include <cxxabi.h>
 #include <dlfcn.h>
@@ -38,11 +39,8 @@ void look_up_function(const void* address) {
 }
 
 std::string function_name(const void* address, const char* fallback_mangled_type) {
-  Dl_info info{};
-  if (address != nullptr && ::dladdr(address, &info) != 0 && info.dli_sname != nullptr && info.dli_saddr == address) {
-    return demangle(info.dli_sname);
-  }
-  return demangle(fallback_mangled_type);
+  const std::string symbol = process::symbol_name(address);
+  return demangle(symbol.empty() ? fallback_mangled_type : symbol.c_str());
 }
 
 void run_encoded(std::span<const std::byte> request, AnswerSink& sink) {

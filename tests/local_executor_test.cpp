@@ -738,6 +738,27 @@ TEST_CASE("Member functions, virtual ones too, run on a copy of their object", "
   CHECK(run(context, pool.submit(&Shape::corners, square)) == 12);
 }
 
+TEST_CASE("An error names the function of its task as the program does, though nothing exports it", "[local]") {
+  const bool bypass = GENERATE(false, true);
+  CAPTURE(bypass);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1, bypass));
+  run(context, pool.shutdown());
+  const auto name = [](const std::exception_ptr& error) {
+    const auto refused = error_as<ExecutorNotRunningError>(error);
+    return refused ? refused->context().task : "not refused";
+  };
+  CHECK(name(failure(context, pool, twice, 1)) == "(anonymous namespace)::twice(int)");
+  CHECK(name(failure(context, pool, &Counter::add, Counter(), 1)) == "(anonymous namespace)::Counter::add(int)");
+  CHECK(name(failure(context, pool, &Counter::get, Counter())) == "(anonymous namespace)::Counter::get() const");
+  CHECK(name(failure(context, pool, ::abs, -1)) == "abs");
+  // Which function it is, only the object in the worker tells.
+  CHECK(name(failure(context, pool, &Shape::corners, Square())) == "int ((anonymous namespace)::Shape::*)() const");
+  CHECK_THAT(name(failure(
+                 context, pool, [](int value) { return value; }, 1)),
+             ContainsSubstring("lambda"));
+}
+
 TEST_CASE("Lambdas without captures, generic ones too, and function objects with data can be sent", "[local]") {
   const bool bypass = GENERATE(false, true);
   CAPTURE(bypass);

@@ -27,7 +27,8 @@ class BULKHEAD_EXPORT TaskOptions {
   TaskOptions& operator=(const TaskOptions& other);
   ~TaskOptions() = default;
 
-  /// The name that errors and metrics show; by default the function's type. 1 to 200 characters.
+  /// The name that errors show; by default the function's, as the program's symbols have it, else its type. 1 to 200
+  /// characters.
   TaskOptions& name(std::string value) &;
   TaskOptions&& name(std::string value) && { return std::move(name(std::move(value))); }
   /// The lower number runs first, tasks of the same number in the order of their submission. Default 0.

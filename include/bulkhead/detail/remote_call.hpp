@@ -76,6 +76,27 @@ BULKHEAD_EXPORT bool decode_short_answer(TaskNode& node, std::span<const std::by
 template <class F>
 inline constexpr bool is_function_pointer = std::is_pointer_v<F>&& std::is_function_v<std::remove_pointer_t<F>>;
 
+// Where the code of a function, or of a member function, begins; null for a virtual one, which only an object can tell.
+template <class F>
+requires is_function_pointer<F> || std::is_member_function_pointer_v<F>
+const void* code_of(F function) noexcept {
+  if constexpr (is_function_pointer<F>) {
+    return reinterpret_cast<const void*>(function);
+  } else {
+    // Itanium C++ ABI, 2.3: the first word is the function's address, or for a virtual one an offset (odd on x86-64;
+    // on AArch64 the second word tells).
+    std::uintptr_t words[2];
+    static_assert(sizeof(words) == sizeof(function));
+    std::memcpy(words, &function, sizeof(words));
+#if defined(__aarch64__)
+    const bool is_virtual = (words[1] & 1) != 0;
+#else
+    const bool is_virtual = (words[0] & 1) != 0;
+#endif
+    return is_virtual ? nullptr : reinterpret_cast<const void*>(words[0]);
+  }
+}
+
 // Captureless lambdas and function objects without data: the type says it all.
 template <class F>
 inline constexpr bool is_stateless = std::is_class_v<F>&& std::is_empty_v<F>&& std::is_default_constructible_v<F>;
@@ -200,31 +221,18 @@ struct Remote<Call<F, Args...>> {
 
   static void encode_callable(const F& function, Encoder& encoder) {
     if constexpr (is_function_pointer<F>) {
-      check_function(reinterpret_cast<const void*>(function));
+      check_function(code_of(function));
       encoder.write_value(reinterpret_cast<std::uint64_t>(function));
     } else if constexpr (std::is_member_function_pointer_v<F>) {
-      check_member_function(function);
+      if (function == nullptr) check_function(nullptr);
+      // A virtual function is found through the object, in the worker.
+      if (const void* code = code_of(function)) check_function(code);
       encoder.write(&function, sizeof(function));
     } else if constexpr (!is_stateless<F>) {
       bulkhead::encode(encoder, function);
     }
     // The code that calls it comes from the same library as its type.
     check_function(reinterpret_cast<const void*>(&run));
-  }
-
-  static void check_member_function(const F& function) {
-    if (function == nullptr) check_function(nullptr);
-    // Itanium C++ ABI, 2.3: the first word is the function's address, or for a virtual one an offset (odd on x86-64;
-    // on AArch64 the second word tells). A virtual function is found through the object, in the worker.
-    std::uintptr_t words[2];
-    static_assert(sizeof(words) == sizeof(function));
-    std::memcpy(words, &function, sizeof(words));
-#if defined(__aarch64__)
-    const bool is_virtual = (words[1] & 1) != 0;
-#else
-    const bool is_virtual = (words[0] & 1) != 0;
-#endif
-    if (!is_virtual) check_function(reinterpret_cast<const void*>(words[0]));
   }
 
   static F decode_callable(Decoder& request) {

@@ -151,8 +151,8 @@ class TaskImpl final : public TaskNode {
 
   std::string default_name() const override {
     using F = typename CallTraits<C>::function;
-    if constexpr (is_function_pointer<F>) {
-      return function_name(reinterpret_cast<const void*>(call_.function), typeid(F).name());
+    if constexpr (is_function_pointer<F> || std::is_member_function_pointer_v<F>) {
+      return function_name(code_of(call_.function), typeid(F).name());
     } else {
       return type_name<F>();
     }

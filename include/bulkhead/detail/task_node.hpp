@@ -58,7 +58,7 @@ class TaskNode : public OpenLink, public QueuedTask {
   virtual void drop_handler() noexcept = 0;
   // Destroys the node without an outcome.
   virtual void destroy() noexcept = 0;
-  // The default name: the callable's type.
+  // The default name: the function's, or the callable's type.
   virtual std::string default_name() const = 0;
 
   std::string name() const { return options.name().empty() ? default_name() : options.name(); }

@@ -552,13 +552,23 @@ namespace {
 // Longer names would only be cut in process titles and tables.
 constexpr std::size_t kLongestName = 200;
 
+// Tasks that wait take memory: so many take hundreds of GiB. What is beyond was meant to be negative.
+constexpr std::size_t kMostPending = 1'000'000'000;
+
 const CommonOptions& checked(const CommonOptions& options) {
   if (options.name.empty() || options.name.size() > kLongestName) {
     throw std::invalid_argument(
         fmt::format("option 'name' must have 1 to {} characters, not {}", kLongestName, options.name.size()));
   }
-  if (options.max_pending == 0) {
-    throw std::invalid_argument("option 'max_pending' must be at least 1, not 0: no task could ever be accepted");
+  // They would break tables, logs and process titles.
+  const auto is_control = [](unsigned char c) { return c < 0x20 || c == 0x7f; };
+  if (std::any_of(options.name.begin(), options.name.end(), is_control)) {
+    throw std::invalid_argument("option 'name' must not have control characters");
+  }
+  if (options.max_pending == 0 || options.max_pending > kMostPending) {
+    throw std::invalid_argument(fmt::format("option 'max_pending' must be 1 to {}, not {}{}", kMostPending,
+                                            options.max_pending,
+                                            options.max_pending == 0 ? ": no task could ever be accepted" : ""));
   }
   if (options.overload != OverloadPolicy::reject && options.overload != OverloadPolicy::wait) {
     throw std::invalid_argument("option 'overload' must be OverloadPolicy::reject or OverloadPolicy::wait");
@@ -583,6 +593,10 @@ const std::string& BaseExecutor::name() const noexcept { return core_->name; }
 asio::any_io_executor BaseExecutor::get_executor() const noexcept { return core_->io; }
 
 asio::awaitable<void> BaseExecutor::shutdown(ShutdownOptions options) {
+  if (options.timeout && *options.timeout < std::chrono::nanoseconds::zero()) {
+    throw std::invalid_argument(
+        fmt::format("option 'timeout' of shutdown must not be negative, and is {} ns", options.timeout->count()));
+  }
   core_->stop_accepting();
   co_await stop(options);
 }

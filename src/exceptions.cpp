@@ -348,7 +348,7 @@ Link link_of(const std::exception_ptr& exception) {
     const Seen seen =
         unwrapped({abi::__cxa_current_exception_type(), static_cast<const char*>(dynamic_cast<const void*>(&error))});
     link.mangled_type = seen.type->name();
-    link.what = cut(error.what());
+    link.what = error.what() != nullptr ? cut(error.what()) : "";
     if (const auto* nested = dynamic_cast<const std::nested_exception*>(&error)) link.cause = nested->nested_ptr();
     read_payload(link, seen.object);
   } catch (const std::string& text) {

@@ -40,6 +40,10 @@ LocalExecutorOptions checked(LocalExecutorOptions options) {
     throw std::invalid_argument(fmt::format("option 'max_message_size' must be {} to {} bytes, not {}",
                                             kSmallestMessageLimit, kLargestMessageLimit, options.max_message_size));
   }
+  if (options.start_timeout <= std::chrono::nanoseconds::zero()) {
+    throw std::invalid_argument(
+        fmt::format("option 'start_timeout' must be more than zero, not {} ns", options.start_timeout.count()));
+  }
   if (options.spin != SpinPolicy::automatic && options.spin != SpinPolicy::never &&
       options.spin != SpinPolicy::always) {
     throw std::invalid_argument("option 'spin' must be SpinPolicy::automatic, never or always");
@@ -70,6 +74,7 @@ detail::WorkerPool::Settings pool_settings(const LocalExecutorOptions& options) 
   detail::WorkerPool::Settings settings;
   settings.max_workers = options.max_workers;
   settings.max_message_size = options.max_message_size;
+  settings.start_timeout = options.start_timeout;
   settings.preload = options.preload.encoded();
   settings.initializer = options.initializer.encoded();
   switch (options.spin) {
@@ -122,8 +127,8 @@ std::vector<std::byte> WorkerCall::encoded() const {
 bool LocalExecutorOptions::operator==(const LocalExecutorOptions& other) const {
   return name == other.name && max_workers == other.max_workers && max_pending == other.max_pending &&
          overload == other.overload && bypass == other.bypass && spin == other.spin &&
-         max_message_size == other.max_message_size && initializer.encoded() == other.initializer.encoded() &&
-         preload.encoded() == other.preload.encoded();
+         max_message_size == other.max_message_size && start_timeout == other.start_timeout &&
+         initializer.encoded() == other.initializer.encoded() && preload.encoded() == other.preload.encoded();
 }
 
 struct LocalExecutor::Engine {

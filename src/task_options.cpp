@@ -14,8 +14,10 @@ constexpr std::size_t kLongestName = 200;
 
 TaskOptions::Duration require_positive(const char* option, TaskOptions::Duration value) {
   if (value <= TaskOptions::Duration::zero()) {
-    throw std::invalid_argument(
-        fmt::format("TaskOptions::{} must be more than zero, not {} ns", option, value.count()));
+    throw std::invalid_argument(fmt::format(
+        "TaskOptions::{} must be more than zero and at most 292 years, which is what nanoseconds in 64 bits "
+        "can tell; it is {} ns",
+        option, value.count()));
   }
   return value;
 }

@@ -55,7 +55,7 @@ WorkerPool::WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Ba
         return limits;
       }()),
       workers_(settings_.max_workers),
-      doorbells_(::epoll_create1(EPOLL_CLOEXEC)),
+      doorbells_(process::above_standard(process::FileDescriptor(::epoll_create1(EPOLL_CLOEXEC)))),
       backlog_timer_(std::make_unique<asio::steady_timer>(core_->io)),
       start_timer_(std::make_unique<asio::steady_timer>(background_)),
       answer_timer_(std::make_unique<asio::steady_timer>(background_)),

@@ -17,6 +17,7 @@
 #include <boost/asio/steady_timer.hpp>
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -44,6 +45,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     unsigned spinning_workers = 0;
     std::uint32_t spin_pauses = 0;
     std::size_t max_message_size = 0;
+    std::chrono::nanoseconds start_timeout{0};
     std::vector<std::byte> preload;
     std::vector<std::byte> initializer;
   };
@@ -78,7 +80,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   using Handler = asio::any_completion_handler<void(std::exception_ptr, bool)>;
 
   // Why a worker was killed by us.
-  enum class Killed { no, cancelled, timed_out, protocol, shut_down };
+  enum class Killed { no, cancelled, timed_out, protocol, shut_down, start_timeout, discarded };
 
   // One request in a ring.
   struct Entry {
@@ -104,6 +106,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     process::FileDescriptor pidfd;
     std::unique_ptr<DescriptorWatch> death;
     std::unique_ptr<asio::steady_timer> status_timer;
+    std::unique_ptr<asio::steady_timer> start_timer;
     int pid = -1;
     bool buried = false;
     bool dying = false;
@@ -151,7 +154,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void read_template();
   void template_gone();
   void end_template();
-  void allow_reaping(std::uint64_t generation);
+  void tell_template(process::RecordType type, std::uint64_t generation);
+  void limit_start(Worker& worker);
   void expect_answer();
   void maintain();
   void start_worker(unsigned index, Lock& lock);
@@ -205,6 +209,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   process::FileDescriptor template_pidfd_;
   std::unique_ptr<asio::steady_timer> start_timer_;
   bool template_ready_ = false;
+  std::chrono::steady_clock::time_point template_started_at_;
   std::unique_ptr<asio::steady_timer> answer_timer_;
   std::unique_ptr<asio::steady_timer> stop_timer_;
   std::unique_ptr<asio::steady_timer> deadline_timer_;

@@ -29,6 +29,10 @@ constexpr auto kStopPatience = std::chrono::seconds(1);
 // are one fork, far below a millisecond; five seconds mean that the process is stopped.
 constexpr auto kStartPatience = std::chrono::seconds(5);
 
+constexpr const char* kNoDescriptors =
+    "the program has no descriptor left for a worker (Too many open files): raise its limit (ulimit -n), or have fewer "
+    "workers";
+
 // How often a start that follows failed ones is looked at; the dispatcher's shortest pause.
 constexpr std::chrono::nanoseconds kStartInterval = std::chrono::milliseconds(10);
 
@@ -71,16 +75,28 @@ void WorkerPool::start_template(Lock&) {
   expect_answer();
 }
 
-// Sees to it that a fork server or template that does not answer is not waited for. Preload may take its time.
+// Sees to it that a fork server or template that does not answer is not waited for, and preload only so long as the
+// options say.
 void WorkerPool::expect_answer() {
-  answer_timer_->expires_after(kStartPatience);
+  const bool in_preload = template_pidfd_ && !template_ready_;
+  if (in_preload) {
+    answer_timer_->expires_at(template_started_at_ + settings_.start_timeout);
+  } else {
+    answer_timer_->expires_after(kStartPatience);
+  }
   answer_timer_->async_wait(in_background([](WorkerPool& self, Lock& lock, boost::system::error_code error) {
     if (error || !self.template_wait_) return;
     const bool unborn = std::any_of(self.workers_.begin(), self.workers_.end(),
                                     [](const WorkerPtr& worker) { return worker && !worker->pidfd; });
-    if (self.template_pidfd_ && !(self.template_ready_ && unborn)) return;
-    self.last_start_error_ = self.template_pidfd_ ? "the template does not answer: it is stopped"
-                                                  : "the fork server does not answer: it is stopped";
+    if (self.template_ready_ && !unborn) return;
+    if (!self.template_pidfd_) {
+      self.last_start_error_ = "the fork server does not answer: it is stopped";
+    } else if (!self.template_ready_) {
+      self.last_start_error_ = fmt::format("preload did not end within start_timeout = {} s",
+                                           std::chrono::duration<double>(self.settings_.start_timeout).count());
+    } else {
+      self.last_start_error_ = "the template does not answer: it is stopped";
+    }
     self.template_gone();
     lock.unlock();
     self.maintain();
@@ -104,6 +120,10 @@ void WorkerPool::watch_template() {
 
 void WorkerPool::read_template() {
   for (;;) {
+    // The descriptors of a worker's areas, which its template has by now, make room for that of its pidfd.
+    for (const WorkerPtr& unborn : workers_) {
+      if (unborn && !unborn->pidfd) unborn->channel.close_areas();
+    }
     process::Record record;
     process::Received received;
     try {
@@ -118,10 +138,17 @@ void WorkerPool::read_template() {
       template_gone();
       return;
     }
+    if (received.descriptors_lost) last_start_error_ = kNoDescriptors;
     Worker* const worker = find_worker(record.worker);
     switch (record.type) {
       case process::RecordType::template_started:
+        if (received.descriptors_lost) {
+          template_gone();
+          return;
+        }
         template_pidfd_ = std::move(received.fds[0]);
+        template_started_at_ = std::chrono::steady_clock::now();
+        expect_answer();
         break;
       case process::RecordType::template_ready:
         template_ready_ = true;
@@ -131,14 +158,22 @@ void WorkerPool::read_template() {
         last_start_error_ = record.get_text();
         break;
       case process::RecordType::spawned:
-        if (worker != nullptr) worker_spawned(*worker, std::move(received.fds[0]));
+        if (received.descriptors_lost) {
+          tell_template(process::RecordType::discard, record.worker);
+          if (worker != nullptr) {
+            worker->killed = Killed::discarded;
+            bury(workers_[worker->index]);
+          }
+        } else if (worker != nullptr) {
+          worker_spawned(*worker, std::move(received.fds[0]));
+        }
         break;
       case process::RecordType::spawn_failed:
         last_start_error_ = record.get_text();
         if (worker != nullptr) bury(workers_[worker->index]);
         break;
       case process::RecordType::exited:
-        allow_reaping(record.worker);
+        tell_template(process::RecordType::reap, record.worker);
         if (worker != nullptr) {
           worker->status = process::ExitStatus{record.signal, record.exit_code, record.peak_memory};
           if (worker->dying) bury(workers_[worker->index]);
@@ -151,10 +186,11 @@ void WorkerPool::read_template() {
   }
 }
 
-// If the template does not take the record, it keeps a zombie until it ends itself; that harms nobody.
-void WorkerPool::allow_reaping(std::uint64_t generation) {
+// If the template does not take the record, it keeps a zombie or an idle worker until it ends itself; that harms
+// nobody.
+void WorkerPool::tell_template(process::RecordType type, std::uint64_t generation) {
   process::Record record;
-  record.type = process::RecordType::reap;
+  record.type = type;
   record.worker = generation;
   try {
     process::send_record(template_socket_, process::bytes_of(record), {});
@@ -173,11 +209,15 @@ void WorkerPool::end_template() {
 
 // Its workers die with it: those that we know of say so through their pidfd, the others never came to be.
 void WorkerPool::template_gone() {
+  const bool was_started = static_cast<bool>(template_pidfd_);
+  const bool was_ready = template_ready_;
   end_template();
   if (process::ForkServer::start().gone()) {
     // The program has threads by now and cannot fork another.
     forsaken_ = true;
     last_start_error_ = "the fork server has ended; the program must be started anew";
+  } else if (!was_ready && was_started && last_start_error_.empty()) {
+    last_start_error_ = "the process that ran preload has ended: preload crashed, or called exit";
   } else if (last_start_error_.empty()) {
     last_start_error_ = "the template has ended";
   }
@@ -244,7 +284,6 @@ void WorkerPool::start_worker(unsigned index, Lock& lock) {
     if (!process::send_record(template_socket_, process::bytes_of(record), fds)) {
       throw std::runtime_error("the template does not take requests: preload still runs, or it is stopped");
     }
-    worker->channel.close_areas();
     expect_answer();
   } catch (const std::exception& error) {
     failure = error.what();
@@ -281,6 +320,7 @@ void WorkerPool::worker_spawned(Worker& worker, process::FileDescriptor pidfd) {
   worker.pidfd = std::move(pidfd);
   worker.pid = process::pid_of(worker.pidfd);
   if (worker.killed != Killed::no || stopping_) process::kill_process(worker.pidfd);
+  limit_start(worker);
   worker.death = std::make_unique<DescriptorWatch>(background_, worker.pidfd.get());
   worker.death->async_wait([weak = weak_from_this(), generation = worker.generation](boost::system::error_code error) {
     const auto self = weak.lock();
@@ -293,6 +333,20 @@ void WorkerPool::worker_spawned(Worker& worker, process::FileDescriptor pidfd) {
     }
     self->maintain();
   });
+}
+
+// An initializer that does not end must not keep tasks waiting for ever.
+void WorkerPool::limit_start(Worker& worker) {
+  if (settings_.initializer.empty()) return;
+  worker.start_timer = std::make_unique<asio::steady_timer>(background_, settings_.start_timeout);
+  worker.start_timer->async_wait(
+      in_background([generation = worker.generation](WorkerPool& self, Lock&, boost::system::error_code error) {
+        Worker* const late = error ? nullptr : self.find_worker(generation);
+        if (late == nullptr || late->channel.state() != process::WorkerState::starting) return;
+        self.kill(*late, Killed::start_timeout, 0,
+                  fmt::format("the initializer did not end within start_timeout = {} s",
+                              std::chrono::duration<double>(self.settings_.start_timeout).count()));
+      }));
 }
 
 WorkerPool::Worker* WorkerPool::find_worker(std::uint64_t generation) {
@@ -339,7 +393,9 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
   const bool died_young = worker->reserved == 0 && ExecutorCore::now() - worker->started_ns < kProbation;
   const bool never_worked = (!was_ready || died_young) && !worker->told_to_stop;
   if (never_worked) {
-    std::string reason = worker->channel.state() == process::WorkerState::failed ? worker->channel.report() : "";
+    std::string reason = worker->killed == Killed::start_timeout                   ? worker->reason
+                         : worker->channel.state() == process::WorkerState::failed ? worker->channel.report()
+                                                                                   : "";
     if (reason.empty() && worker->status) reason = "a worker ended during its start: " + describe(*worker->status);
     if (reason.empty()) reason = last_start_error_;
     start_failed(reason);
@@ -361,6 +417,7 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
   ::epoll_ctl(doorbells_.get(), EPOLL_CTL_DEL, worker->channel.doorbell().get(), nullptr);
   worker->death.reset();
   worker->status_timer.reset();
+  worker->start_timer.reset();
   dispatcher_.worker_removed(worker->index);
   workers_[worker->index].reset();
   if (dispatcher_.queued() > 0 || ready_count_ > 0) schedule_drain();
@@ -567,6 +624,7 @@ void WorkerPool::close() {
       worker->buried = true;
       worker->death.reset();
       worker->status_timer.reset();
+      worker->start_timer.reset();
       for (std::uint32_t sequence = worker->collected; sequence != worker->reserved; ++sequence) {
         if (TaskNode* node = std::exchange(worker->entry(sequence).node, nullptr)) {
           abandon(*node, TaskCancelledError::Stage::running);

@@ -603,6 +603,9 @@ TEST_CASE("times come back as they were", "[serialization]") {
   CHECK(survives(std::chrono::system_clock::now()));
   CHECK(survives(std::chrono::steady_clock::now()));
   CHECK(survives(std::vector<std::chrono::seconds>{1s, 2s}));
+  CHECK(survives(std::chrono::year(-44) / 3 / 15));
+  CHECK(survives(std::chrono::Sunday));
+  CHECK(survives(std::vector{std::chrono::year(2024) / 2 / 29, std::chrono::year(2026) / 11 / 21}));
 }
 
 TEST_CASE("standard wrappers come back as they were", "[serialization]") {

@@ -35,9 +35,9 @@ enum class OverloadPolicy : std::uint8_t {
 
 /// Options that every executor has.
 struct CommonOptions {
-  /// The name in metrics and errors. 1 to 200 characters.
+  /// The name in metrics and errors. 1 to 200 characters, none of them a control character.
   std::string name = "default";
-  /// The most tasks that may be queued or running at once. At least 1.
+  /// The most tasks that may be queued or running at once. 1 to 1,000,000,000.
   std::size_t max_pending = 100;
   /// What happens beyond `max_pending`.
   OverloadPolicy overload = OverloadPolicy::reject;
@@ -49,6 +49,7 @@ struct ShutdownOptions {
   /// itself.
   bool wait = true;
   /// How long it waits; then what still runs is killed and fails with `TaskCancelledError`. Empty: as long as it takes.
+  /// Not negative.
   std::optional<std::chrono::nanoseconds> timeout = std::nullopt;
   /// Whether tasks that have not begun are cancelled.
   bool cancel_pending = false;

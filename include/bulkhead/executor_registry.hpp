@@ -100,11 +100,15 @@ class BULKHEAD_EXPORT ExecutorRegistry {
   std::shared_ptr<BaseExecutor> get_or_create(const std::string& name, const std::string& type = "local",
                                               ExecutorConfig config = {});
 
-  /// The same by C++ type. `options.name` is set to `name`.
+  /// The same by C++ type. `options.name` is set to `name`; without options, those of an executor that is there fit.
   template <std::same_as<LocalExecutor> E>
-  std::shared_ptr<E> get_or_create(const std::string& name, LocalExecutorOptions options = {}) {
+  std::shared_ptr<E> get_or_create(const std::string& name, LocalExecutorOptions options) {
     options.name = name;
     return std::dynamic_pointer_cast<E>(get_or_create(name, "local", std::move(options)));
+  }
+  template <std::same_as<LocalExecutor> E>
+  std::shared_ptr<E> get_or_create(const std::string& name) {
+    return std::dynamic_pointer_cast<E>(get_or_create(name));
   }
 
   /// The executor of this name, or null.

@@ -10,6 +10,7 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 
+#include <chrono>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -40,9 +41,11 @@ class BULKHEAD_EXPORT WorkerCall {
   template <class F, class... Args>
   WorkerCall(Call<F, Args...> call) {  // NOLINT(google-explicit-constructor): options read as they are meant
     detail::require_sendable<Call<F, Args...>>();
-    encode_ = [call = std::make_shared<const Call<F, Args...>>(std::move(call))](Encoder& encoder) {
-      detail::Remote<Call<F, Args...>>::encode(*call, encoder);
-    };
+    if constexpr (detail::Sendable<Call<F, Args...>>) {
+      encode_ = [call = std::make_shared<const Call<F, Args...>>(std::move(call))](Encoder& encoder) {
+        detail::Remote<Call<F, Args...>>::encode(*call, encoder);
+      };
+    }
   }
 
   template <class F>
@@ -76,7 +79,10 @@ struct LocalExecutorOptions {
   /// Run once, in the template that all workers are forked from: they share the memory of what it loads. Must not leave
   /// threads behind.
   WorkerCall preload = {};
-  /// The most tasks that may be queued or running at once. At least 1.
+  /// The longest time that `preload`, or an `initializer`, may take; then its process is killed, and another is started
+  /// after a pause. After three failed starts in a row waiting tasks fail with `WorkerStartError`. More than zero.
+  std::chrono::nanoseconds start_timeout = std::chrono::seconds(30);
+  /// The most tasks that may be queued or running at once. 1 to 1,000,000,000.
   std::size_t max_pending = 100;
   /// What happens beyond `max_pending`.
   OverloadPolicy overload = OverloadPolicy::reject;
@@ -112,25 +118,32 @@ class BULKHEAD_EXPORT LocalExecutor final : public BaseExecutor {
   /// As `BaseExecutor::submit`; what cannot be sent to a worker is refused by the compiler, in one sentence.
   template <class F, class... Args>
   requires(!detail::is_task_options<F>) auto submit(F&& function, Args&&... arguments) {
-    detail::require_sendable<detail::call_t<F, Args...>>();
-    return BaseExecutor::submit(std::forward<F>(function), std::forward<Args>(arguments)...);
+    return submit(TaskOptions(), std::forward<F>(function), std::forward<Args>(arguments)...);
   }
   template <class F, class... Args>
   auto submit(TaskOptions task_options, F&& function, Args&&... arguments) {
-    detail::require_sendable<detail::call_t<F, Args...>>();
-    return BaseExecutor::submit(std::move(task_options), std::forward<F>(function), std::forward<Args>(arguments)...);
+    using C = detail::call_t<F, Args...>;
+    detail::require_sendable<C>();
+    if constexpr (detail::Sendable<C>) {
+      return BaseExecutor::submit(std::move(task_options), std::forward<F>(function), std::forward<Args>(arguments)...);
+    } else {
+      return asio::awaitable<detail::Refused>();
+    }
   }
 
   /// As `BaseExecutor::async_submit`.
   template <class F, class... Args, class CompletionToken>
   auto async_submit(Call<F, Args...> call, CompletionToken&& token) {
-    detail::require_sendable<Call<F, Args...>>();
-    return BaseExecutor::async_submit(std::move(call), std::forward<CompletionToken>(token));
+    return async_submit(TaskOptions(), std::move(call), std::forward<CompletionToken>(token));
   }
   template <class F, class... Args, class CompletionToken>
   auto async_submit(TaskOptions task_options, Call<F, Args...> call, CompletionToken&& token) {
     detail::require_sendable<Call<F, Args...>>();
-    return BaseExecutor::async_submit(std::move(task_options), std::move(call), std::forward<CompletionToken>(token));
+    if constexpr (detail::Sendable<Call<F, Args...>>) {
+      return BaseExecutor::async_submit(std::move(task_options), std::move(call), std::forward<CompletionToken>(token));
+    } else {
+      return asio::awaitable<detail::Refused>();
+    }
   }
 
   /// As `BaseExecutor::operator()`.

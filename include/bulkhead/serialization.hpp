@@ -90,7 +90,8 @@ class Nested;
 
 }  // namespace codec_detail
 
-/// What a message may demand of the process that decodes it. The defaults hold for tasks.
+/// What a message may demand of the process that decodes it: its depth always, its memory if it is not trusted. The
+/// defaults hold for tasks.
 struct DecodeLimits {
   /// How deep structs, hooked types and types with a codec may lie in one another. Encoding keeps to the default, too:
   /// deeper recursion endangers the stack, and 64 is more than data has that is not a linked list.

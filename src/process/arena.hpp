@@ -102,6 +102,10 @@ struct ResponseHeader {
 
 static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
 
+/// Exit code of a worker whose descriptors a task has closed, and of a task's fork that came back from it: sysexits.h,
+/// EX_SOFTWARE.
+inline constexpr int kMisusedExitCode = 70;
+
 /// Sizes of the two areas; the same in host and worker.
 struct ArenaLayout {
   std::size_t heap_size = 0;

@@ -7,6 +7,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <string_view>
 #include <utility>
@@ -33,6 +35,11 @@ void pause() noexcept {
 #elif defined(__aarch64__)
   asm volatile("yield" ::: "memory");
 #endif
+}
+
+[[noreturn]] void leave_for_good(const char* reason) noexcept {
+  std::fprintf(stderr, "bulkhead: process %d ends: %s\n", static_cast<int>(::getpid()), reason);
+  ::_exit(kMisusedExitCode);
 }
 
 // Store, then load what the other side stored before it loaded ours: needs a full barrier on every machine.
@@ -189,6 +196,7 @@ WorkerChannel::WorkerChannel(const FileDescriptor& request_fd, const FileDescrip
                              ArenaLayout layout)
     : layout_(layout),
       doorbell_(doorbell),
+      fork_mark_(create_fork_mark()),
       request_(request_fd, layout.request_size(), Mapping::Access::read_only),
       response_(response_fd, layout.response_size(), Mapping::Access::read_write),
       heap_(layout.heap_size) {}
@@ -216,6 +224,9 @@ bool WorkerChannel::take_up() noexcept {
 }
 
 std::span<std::byte> WorkerChannel::answer_slot() noexcept {
+  if (*fork_mark_ == std::byte{0}) {
+    leave_for_good("a process that a task has forked came back from the task: it must leave with exec or _exit");
+  }
   // An answer that failed half-way, in a block, is replaced by the error.
   if (std::exchange(answer_in_block_, false)) {
     Block& block = blocks_[next_ % kSlots];
@@ -269,7 +280,10 @@ void WorkerChannel::finish(ResponseKind kind, std::size_t size) noexcept {
     rung_epoch_ = epoch;
     const std::uint64_t one = 1;
     // EAGAIN means that the doorbell is already ringing as loud as it can.
-    [[maybe_unused]] const ssize_t written = ::write(doorbell_, &one, sizeof(one));
+    if (::write(doorbell_, &one, sizeof(one)) != sizeof(one) && errno != EAGAIN && errno != EINTR) {
+      // The host would never hear of this answer, nor of any other. It hears of our death, and then looks.
+      leave_for_good("a task has closed a descriptor of its worker process, which has to be replaced");
+    }
   }
 }
 

@@ -155,6 +155,7 @@ class WorkerChannel {
 
   ArenaLayout layout_;
   int doorbell_;
+  const volatile std::byte* fork_mark_;
   Mapping request_;
   Mapping response_;
   Heap heap_;

@@ -193,6 +193,8 @@ void serve_create_template(Received& received) {
     Record record;
     Received received = receive_record(kept[0], writable_bytes_of(record));
     if (received.size == 0) leave(0);
+    // The pool whose template this was to be sees its socket closed, and tries again.
+    if (received.descriptors_lost) continue;
     if (received.size != sizeof(record) || record.magic != kMagic || record.type != RecordType::create_template ||
         received.fd_count != 2) {
       leave(kProtocolExitCode);
@@ -229,6 +231,10 @@ ForkServer& ForkServer::start() {
     throw std::runtime_error("the fork server must be started while the process has one thread, and it has " +
                              std::to_string(threads) + ": make bulkhead::start_fork_server() the first line of main");
   }
+  // A program that forks itself while another thread is in here would leave its copy with a locked mutex.
+  static const int registered =
+      ::pthread_atfork([] { instance_mutex.lock(); }, [] { instance_mutex.unlock(); }, [] { instance_mutex.unlock(); });
+  if (registered != 0) throw std::system_error(registered, std::system_category(), "cannot prepare for forks");
   auto state = std::make_unique<State>();
   state->code = code_ranges();
   auto [ours, theirs] = create_socket_pair();
@@ -239,6 +245,8 @@ ForkServer& ForkServer::start() {
   std::cout.flush();
   const Cloned cloned = clone_fork_server();
   if (cloned.pid == 0) {
+    // All processes to come are copies of this one, and a task may want a pool of its own.
+    instance_mutex.unlock();
     try {
       fork_server_main(std::move(theirs), std::move(host));
     } catch (const std::exception& error) {
@@ -247,8 +255,9 @@ ForkServer& ForkServer::start() {
     }
   }
   state->control = std::move(ours);
-  state->pidfd = FileDescriptor(cloned.pidfd);
-  ::fcntl(cloned.pidfd, F_SETFD, FD_CLOEXEC);
+  state->pidfd = above_standard(FileDescriptor(cloned.pidfd));
+  if (!state->pidfd) throw_errno("cannot keep the fork server's pidfd");
+  ::fcntl(state->pidfd.get(), F_SETFD, FD_CLOEXEC);
   state->pid_namespace = cloned.pid_namespace;
   // Never destroyed: executors with static storage duration may outlive every other static object.
   instance = new ForkServer(std::move(state));
@@ -308,11 +317,7 @@ void mark_owner_process() {
     *mark = std::byte{1};
     return;
   }
-  const auto size = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-  void* page = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (page == MAP_FAILED || ::madvise(page, size, MADV_WIPEONFORK) != 0) throw_errno("cannot mark this process");
-  *static_cast<std::byte*>(page) = std::byte{1};
-  owner_mark.store(static_cast<std::byte*>(page));
+  owner_mark.store(create_fork_mark());
 }
 
 void leave(int code) noexcept { ::_exit(code); }

@@ -61,8 +61,13 @@ void Mapping::keep_private() const {
   }
 }
 
+FileDescriptor above_standard(FileDescriptor fd) {
+  if (!fd || fd.get() > STDERR_FILENO) return fd;
+  return FileDescriptor(::fcntl(fd.get(), F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
+}
+
 FileDescriptor create_memfd(const char* name, std::size_t size) {
-  FileDescriptor fd(::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  FileDescriptor fd = above_standard(FileDescriptor(::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING)));
   if (!fd) throw_errno("cannot create shared memory");
   if (::ftruncate(fd.get(), static_cast<off_t>(size)) != 0) throw_errno("cannot size shared memory");
   return fd;
@@ -76,18 +81,21 @@ std::pair<FileDescriptor, FileDescriptor> create_socket_pair() {
   int fds[2];
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) != 0) throw_errno("cannot create a socket pair");
   std::pair<FileDescriptor, FileDescriptor> pair{FileDescriptor(fds[0]), FileDescriptor(fds[1])};
-  if (::fcntl(fds[0], F_SETFL, O_NONBLOCK) != 0) throw_errno("cannot make a socket non-blocking");
+  pair.first = above_standard(std::move(pair.first));
+  pair.second = above_standard(std::move(pair.second));
+  if (!pair.first || !pair.second) throw_errno("cannot create a socket pair");
+  if (::fcntl(pair.first.get(), F_SETFL, O_NONBLOCK) != 0) throw_errno("cannot make a socket non-blocking");
   return pair;
 }
 
 FileDescriptor create_eventfd() {
-  FileDescriptor fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  FileDescriptor fd = above_standard(FileDescriptor(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)));
   if (!fd) throw_errno("cannot create an eventfd");
   return fd;
 }
 
 FileDescriptor open_pidfd(pid_t pid) {
-  FileDescriptor fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  FileDescriptor fd = above_standard(FileDescriptor(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))));
   if (!fd) throw_errno("cannot open a pidfd");
   return fd;
 }
@@ -178,19 +186,31 @@ Received receive_record(const FileDescriptor& socket, std::span<std::byte> buffe
     for (std::size_t i = 0; i < count; ++i) {
       int fd;
       std::memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
-      FileDescriptor owned(fd);
-      if (received.fd_count < received.fds.size()) {
+      FileDescriptor owned = above_standard(FileDescriptor(fd));
+      if (!owned) {
+        received.descriptors_lost = true;
+      } else if (received.fd_count < received.fds.size()) {
         received.fds[received.fd_count++] = std::move(owned);
       } else {
         too_many = true;
       }
     }
   }
-  if (too_many || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) {
+  // The kernel drops the descriptors that this process has no number for.
+  if ((message.msg_flags & MSG_CTRUNC) != 0) received.descriptors_lost = true;
+  if (too_many || (message.msg_flags & MSG_TRUNC) != 0) {
     throw std::system_error(EPROTO, std::system_category(), "a record of the fork server is malformed");
   }
   received.size = static_cast<std::size_t>(size);
   return received;
+}
+
+std::byte* create_fork_mark() {
+  const auto size = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  void* page = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (page == MAP_FAILED || ::madvise(page, size, MADV_WIPEONFORK) != 0) throw_errno("cannot mark this process");
+  *static_cast<std::byte*>(page) = std::byte{1};
+  return static_cast<std::byte*>(page);
 }
 
 unsigned thread_count() {

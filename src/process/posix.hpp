@@ -63,6 +63,10 @@ class Mapping {
   std::size_t size_ = 0;
 };
 
+/// The same descriptor under a number above standard error's; empty (and errno set) if there is none left. A program
+/// that was started without standard output must not print into a socket of ours.
+FileDescriptor above_standard(FileDescriptor fd);
+
 /// An anonymous file of the given size; sparse until written.
 FileDescriptor create_memfd(const char* name, std::size_t size);
 
@@ -110,6 +114,8 @@ struct Received {
   bool would_block = false;
   std::array<FileDescriptor, kMostDescriptors> fds;
   std::size_t fd_count = 0;
+  /// Descriptors came that this process has no number left for; they are closed.
+  bool descriptors_lost = false;
 };
 
 /// Receives one record into `buffer`. A truncated record or too many descriptors throw: the peer does not follow the
@@ -125,6 +131,9 @@ template <class T>
 std::span<std::byte> writable_bytes_of(T& record) {
   return std::as_writable_bytes(std::span(&record, 1));
 }
+
+/// A byte that is 1 here, and 0 in every process that is forked from this one. Never freed.
+std::byte* create_fork_mark();
 
 /// Number of threads of this process.
 unsigned thread_count();

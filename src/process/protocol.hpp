@@ -18,6 +18,7 @@ class WorkerChannel;
 //   host → fork server   create_template {socket, configuration}
 //   host → template      spawn {request area, response area, doorbell}
 //   host → template      reap: it knows how the worker ended, and its process id
+//   host → template      discard: it has no descriptor left for the worker's pidfd; the worker is to be killed
 //   template → host      template_started {pidfd}, template_ready, template_failed, spawned {pidfd}, spawn_failed,
 //   exited
 
@@ -33,7 +34,8 @@ enum class RecordType : std::uint32_t {
   spawn_failed = 6,
   exited = 7,
   reap = 8,
-  template_ready = 9
+  template_ready = 9,
+  discard = 10
 };
 
 struct Record {

@@ -7,7 +7,10 @@
 #include <cxxabi.h>
 #include <fcntl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <span>
@@ -33,6 +36,25 @@ void be_first_for_oom_killer() noexcept {
   ::close(fd);
 }
 
+// Under a high number: programs close the low ones by habit, and what opens files gets the lowest. 1023 is the highest
+// under the usual limit.
+FileDescriptor out_of_the_way(FileDescriptor doorbell, int request_area, int response_area) {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) throw_errno("cannot read the limit of descriptors");
+  int target = static_cast<int>(std::min<rlim_t>(limit.rlim_cur, 1024)) - 1;
+  while (target == request_area || target == response_area) --target;
+  if (doorbell.get() == target) return doorbell;
+  if (::dup3(doorbell.get(), target, O_CLOEXEC) < 0) throw_errno("cannot keep the doorbell");
+  return FileDescriptor(target);
+}
+
+// All above standard error.
+void close_all_but(int kept) {
+  const auto number = static_cast<unsigned>(kept);
+  if (number > STDERR_FILENO + 1) ::syscall(SYS_close_range, STDERR_FILENO + 1U, number - 1, 0);
+  ::syscall(SYS_close_range, number + 1, ~0U, 0);
+}
+
 // Runs before all handlers and destructors that the host registered: a task that calls exit() ends its own process and
 // nothing else.
 void leave_at_once(int code, void*) {
@@ -54,10 +76,14 @@ void run(const WorkerChannel::Request& request, const TemplateConfiguration& con
 void worker_main(WorkerDescriptors descriptors, const TemplateConfiguration& configuration,
                  std::span<const std::byte> initializer) {
   try {
-    WorkerChannel channel(descriptors.request_area, descriptors.response_area, STDERR_FILENO + 1, configuration.layout);
+    descriptors.doorbell = out_of_the_way(std::move(descriptors.doorbell), descriptors.request_area.get(),
+                                          descriptors.response_area.get());
+    WorkerChannel channel(descriptors.request_area, descriptors.response_area, descriptors.doorbell.get(),
+                          configuration.layout);
     descriptors.request_area.reset();
     descriptors.response_area.reset();
-    keep_only(std::span(&descriptors.doorbell, 1));
+    close_all_but(descriptors.doorbell.get());
+    ::setsid();  // What a task sends to its process group is for nobody else.
     be_first_for_oom_killer();
     reseed();
     ::on_exit(leave_at_once, nullptr);

@@ -6,6 +6,7 @@
 #include "worker.hpp"
 
 #include <cxxabi.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -117,16 +118,31 @@ class Template {
     Received received = receive_record(host_, writable_bytes_of(record));
     if (received.size == 0) leave(0);  // The executor is gone, or the host: the workers go with us.
     if (received.size != sizeof(record) || record.magic != kMagic) leave(kProtocolExitCode);
-    if (record.type == RecordType::spawn && received.fd_count == kMostDescriptors) {
+    if (record.type == RecordType::spawn && received.descriptors_lost) {
+      spawn_failed(record.worker, EMFILE);
+    } else if (record.type == RecordType::spawn && received.fd_count == kMostDescriptors) {
       spawn(record.worker, received);
     } else if (record.type == RecordType::reap && received.fd_count == 0) {
       bury(record.worker);
+    } else if (record.type == RecordType::discard && received.fd_count == 0) {
+      discard(record.worker);
     } else {
       leave(kProtocolExitCode);
     }
   }
 
+  void spawn_failed(std::uint64_t id, int error) {
+    Record record;
+    record.worker = id;
+    record.type = RecordType::spawn_failed;
+    record.set_text(std::string("fork failed: ") + std::strerror(error));
+    send(record);
+  }
+
   void spawn(std::uint64_t id, Received& received) {
+    // A child without a pidfd could be neither watched nor killed: its number is kept free.
+    FileDescriptor room(::fcntl(host_.get(), F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
+    if (!room) return spawn_failed(id, errno);
     const pid_t self = ::getpid();
     const pid_t pid = ::fork();
     if (pid == 0) {
@@ -134,14 +150,10 @@ class Template {
       worker_main({std::move(received.fds[0]), std::move(received.fds[1]), std::move(received.fds[2])}, configuration_,
                   initializer_call());
     }
+    if (pid < 0) return spawn_failed(id, errno);
+    room.reset();
     Record record;
     record.worker = id;
-    if (pid < 0) {
-      record.type = RecordType::spawn_failed;
-      record.set_text(std::string("fork failed: ") + std::strerror(errno));
-      send(record);
-      return;
-    }
     // The child is ours and not reaped yet: its pid cannot belong to another process.
     children_.push_back({id, open_pidfd(pid), false});
     record.type = RecordType::spawned;
@@ -161,6 +173,13 @@ class Template {
       record.exit_code = status->code;
       record.peak_memory = status->peak_memory;
       send(record);
+    }
+  }
+
+  // The host cannot watch it.
+  void discard(std::uint64_t id) {
+    for (const Child& child : children_) {
+      if (child.id == id) kill_process(child.pidfd);
     }
   }
 
@@ -185,6 +204,7 @@ void template_main(FileDescriptor host, FileDescriptor configuration) {
   try {
     std::array<FileDescriptor, 2> kept{std::move(host), std::move(configuration)};
     keep_only(kept);
+    ::setsid();  // What preload sends to its process group is not for the fork server.
     sigset_t none;
     ::sigemptyset(&none);
     ::sigprocmask(SIG_SETMASK, &none, nullptr);

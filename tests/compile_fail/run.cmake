@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSL-1.0
 # Compiles SOURCE and passes if the compiler refuses it and says every text that a line "// expect: text" at the
-# beginning of SOURCE asks for.
+# beginning of SOURCE asks for, and makes one error of it: what comes beside the sentence hides it.
 file(STRINGS "${SOURCE}" expectations REGEX "^// expect: ")
 if(NOT expectations)
   message(FATAL_ERROR "${SOURCE} has no line \"// expect: text\"")
@@ -23,3 +23,8 @@ foreach(expectation IN LISTS expectations)
     message(FATAL_ERROR "The compiler does not say \"${text}\", but:\n${output}")
   endif()
 endforeach()
+string(REGEX MATCHALL "error: " errors "${output}")
+list(LENGTH errors count)
+if(NOT count EQUAL 1)
+  message(FATAL_ERROR "The compiler reports ${count} errors and not one:\n${output}")
+endif()

@@ -1,4 +1,4 @@
-// expect: A coroutine cannot run in a worker process
+// expect: a coroutine cannot run in a worker process
 // SPDX-License-Identifier: BSL-1.0
 #include <bulkhead/local_executor.hpp>
 

@@ -1,5 +1,4 @@
-// expect: an argument cannot be sent to a worker process
-// expect: pass owners, not pointers
+// expect: A pointer means nothing in another process: pass what it points to
 // SPDX-License-Identifier: BSL-1.0
 #include <bulkhead/local_executor.hpp>
 

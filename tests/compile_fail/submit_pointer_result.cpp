@@ -1,5 +1,4 @@
-// expect: the result cannot be sent back from a worker process
-// expect: return owners, not pointers
+// expect: A pointer means nothing in another process
 // SPDX-License-Identifier: BSL-1.0
 #include <bulkhead/local_executor.hpp>
 

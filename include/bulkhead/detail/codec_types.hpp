@@ -699,6 +699,57 @@ struct Standard<std::chrono::time_point<Clock, Duration>> : StandardBase<'T', mi
   static X take(Decoder& decoder) { return X(codec_detail::take<Duration>(decoder)); }
 };
 
+template <>
+struct Standard<std::chrono::day> : StandardBase<'1', 1, std::uint8_t> {
+  using X = std::chrono::day;
+  static void put(Encoder& encoder, X value) {
+    codec_detail::put(encoder, static_cast<std::uint8_t>(static_cast<unsigned>(value)));
+  }
+  static X take(Decoder& decoder) { return X(codec_detail::take<std::uint8_t>(decoder)); }
+};
+
+template <>
+struct Standard<std::chrono::month> : StandardBase<'2', 1, std::uint8_t> {
+  using X = std::chrono::month;
+  static void put(Encoder& encoder, X value) {
+    codec_detail::put(encoder, static_cast<std::uint8_t>(static_cast<unsigned>(value)));
+  }
+  static X take(Decoder& decoder) { return X(codec_detail::take<std::uint8_t>(decoder)); }
+};
+
+template <>
+struct Standard<std::chrono::year> : StandardBase<'3', 2, std::int16_t> {
+  using X = std::chrono::year;
+  static void put(Encoder& encoder, X value) {
+    codec_detail::put(encoder, static_cast<std::int16_t>(static_cast<int>(value)));
+  }
+  static X take(Decoder& decoder) { return X(codec_detail::take<std::int16_t>(decoder)); }
+};
+
+template <>
+struct Standard<std::chrono::weekday> : StandardBase<'4', 1, std::uint8_t> {
+  using X = std::chrono::weekday;
+  static void put(Encoder& encoder, X value) {
+    codec_detail::put(encoder, static_cast<std::uint8_t>(value.c_encoding()));
+  }
+  static X take(Decoder& decoder) { return X(codec_detail::take<std::uint8_t>(decoder)); }
+};
+
+template <>
+struct Standard<std::chrono::year_month_day> : StandardBase<'5', 4> {
+  using X = std::chrono::year_month_day;
+  static void put(Encoder& encoder, const X& value) {
+    codec_detail::put(encoder, value.year());
+    codec_detail::put(encoder, value.month());
+    codec_detail::put(encoder, value.day());
+  }
+  static X take(Decoder& decoder) {
+    const auto year = codec_detail::take<std::chrono::year>(decoder);
+    const auto month = codec_detail::take<std::chrono::month>(decoder);
+    return X(year, month, codec_detail::take<std::chrono::day>(decoder));
+  }
+};
+
 template <class T>
 struct Standard<std::complex<T>> : StandardBase<'c', 2 * min_size<T>(), T> {
   using X = std::complex<T>;

@@ -7,6 +7,8 @@
 #include <bulkhead/errors.hpp>
 #include <bulkhead/serialization.hpp>
 
+#include <boost/asio/awaitable.hpp>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -254,24 +256,43 @@ template <class C>
 concept Sendable =
     Remote<C>::callable && Remote<C>::arguments && Remote<C>::invocable && SendableResult<call_result_t<C>>;
 
-// One sentence for each way in which a call cannot be sent, at compile time.
-template <class C>
-constexpr void require_sendable() {
-  static_assert(Remote<C>::invocable,
-                "bulkhead: the function cannot be called with these arguments in a worker process; it gets them as "
-                "rvalues, so a parameter cannot be a reference to non-const: return what it is to change.");
-  static_assert(Remote<C>::callable,
-                "bulkhead: this callable cannot be sent to a worker process: pass what a lambda captures as arguments, "
-                "or use a function, or a function object whose members the codec can carry.");
-  static_assert(Remote<C>::arguments,
-                "bulkhead: an argument cannot be sent to a worker process: make its type a plain aggregate, give it "
-                "serialize(Archive&), or specialise bulkhead::codec for it; pass owners, not pointers.");
-  if constexpr (Remote<C>::invocable) {
-    static_assert(SendableResult<call_result_t<C>>,
-                  "bulkhead: the result cannot be sent back from a worker process: make its type a plain aggregate, "
-                  "give it serialize(Archive&), or specialise bulkhead::codec for it; return owners, not pointers. "
-                  "A coroutine cannot run in a worker process.");
+template <class T>
+inline constexpr bool is_awaitable = false;
+template <class T, class Executor>
+inline constexpr bool is_awaitable<boost::asio::awaitable<T, Executor>> = true;
+
+// Says at compile time why a call cannot be sent, in one sentence; the rest is left out, so that it stays the only one.
+template <class F, class... Args>
+constexpr void require_sendable(std::type_identity<Call<F, Args...>>) {
+  using C = Call<F, Args...>;
+  if constexpr (!Remote<C>::callable) {
+    static_assert(
+        Remote<C>::callable,
+        "bulkhead: this callable cannot be sent to a worker process: pass what a lambda captures as arguments, "
+        "or use a function, or a function object whose members the codec can carry.");
+  } else if constexpr (!Remote<C>::arguments) {
+    (codec_detail::require_serializable<Args>(), ...);
+  } else if constexpr (!Remote<C>::invocable) {
+    static_assert(Remote<C>::invocable,
+                  "bulkhead: the function cannot be called with these arguments in a worker process; it gets them as "
+                  "rvalues, so a parameter cannot be a reference to non-const: return what it is to change.");
+  } else if constexpr (is_awaitable<call_result_t<C>>) {
+    static_assert(!is_awaitable<call_result_t<C>>,
+                  "bulkhead: a coroutine cannot run in a worker process, which has no event loop: submit a plain "
+                  "function.");
+  } else if constexpr (!SendableResult<call_result_t<C>>) {
+    codec_detail::require_serializable<call_result_t<C>>();
   }
 }
+template <class C>
+constexpr void require_sendable() {
+  require_sendable(std::type_identity<C>());
+}
+
+// What a refused submit seems to return, so that nothing is said about it beside the sentence.
+struct Refused {
+  template <class T>
+  operator T() const;
+};
 
 }  // namespace bulkhead::detail

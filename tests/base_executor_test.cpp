@@ -337,16 +337,35 @@ TEST_CASE("Options that make no sense are refused with the option's name and ran
   };
   CommonOptions options;
   options.max_pending = 0;
-  CHECK_THAT(refused(options), ContainsSubstring("'max_pending'") && ContainsSubstring("at least 1"));
+  CHECK_THAT(refused(options), ContainsSubstring("'max_pending'") && ContainsSubstring("1 to 1000000000, not 0"));
+  options.max_pending = static_cast<std::size_t>(-1);
+  CHECK_THAT(refused(options), ContainsSubstring("'max_pending'") && ContainsSubstring("18446744073709551615"));
+  options.max_pending = 1'000'000'001;
+  CHECK_THAT(refused(options), ContainsSubstring("'max_pending'"));
+  options.max_pending = 1'000'000'000;
+  CHECK(refused(options) == "");
   options = {};
   options.name = "";
   CHECK_THAT(refused(options), ContainsSubstring("'name'") && ContainsSubstring("1 to 200"));
   options.name = std::string(201, 'n');
   CHECK_THAT(refused(options), ContainsSubstring("'name'") && ContainsSubstring("201"));
+  for (const char control : {'\0', '\n', '\x7f'}) {
+    options.name = std::string("a") + control + "b";
+    CHECK_THAT(refused(options), ContainsSubstring("'name'") && ContainsSubstring("control characters"));
+  }
   options.name = std::string(200, 'n');
   CHECK(refused(options) == "");
   options.overload = static_cast<OverloadPolicy>(7);
   CHECK_THAT(refused(options), ContainsSubstring("'overload'"));
+}
+
+TEST_CASE("A shutdown with a negative timeout is refused, and the executor goes on", "[base]") {
+  asio::io_context context;
+  InlineExecutor executor(context.get_executor(), {});
+  ShutdownOptions options;
+  options.timeout = -1s;
+  CHECK_THROWS_AS(run(context, executor.shutdown(options)), std::invalid_argument);
+  CHECK(run(context, executor.submit([] { return 1; })) == 1);
 }
 
 TEST_CASE("Task options that make no sense are refused with the option's name", "[base]") {
@@ -363,6 +382,9 @@ TEST_CASE("Task options that make no sense are refused with the option's name", 
   CHECK_THAT(refused([] { TaskOptions().timeout(0ns); }), ContainsSubstring("TaskOptions::timeout"));
   CHECK_THAT(refused([] { TaskOptions().timeout(-1s); }), ContainsSubstring("TaskOptions::timeout"));
   CHECK_THAT(refused([] { TaskOptions().queue_timeout(0ns); }), ContainsSubstring("TaskOptions::queue_timeout"));
+  // Has become negative on its way to nanoseconds.
+  CHECK_THAT(refused([] { TaskOptions().timeout(std::chrono::hours(24 * 365 * 400)); }),
+             ContainsSubstring("292 years"));
   const TaskOptions options = TaskOptions().name("thumbnail").priority(-3).timeout(2s).queue_timeout(1ms);
   CHECK(options.name() == "thumbnail");
   CHECK(options.priority() == -3);

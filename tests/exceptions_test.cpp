@@ -96,6 +96,9 @@ struct SpecialLicenceError : LicenceError {
 struct Plain {
   int value = 0;
 };
+struct SpeechlessError : std::exception {
+  const char* what() const noexcept override { return nullptr; }
+};
 
 }  // namespace app
 
@@ -360,6 +363,14 @@ TEST_CASE("an error that Asio has thrown by itself comes back with its code", "[
   REQUIRE(as<boost::system::system_error>(back) != nullptr);
   CHECK(as<boost::system::system_error>(back)->code() == boost::asio::error::invalid_argument);
   CHECK(what(back) == what(thrown));
+}
+
+TEST_CASE("an exception whose what() is null comes back with its type and no text", "[exceptions]") {
+  const auto back = there_and_back(std::make_exception_ptr(app::SpeechlessError()));
+  const auto* error = as<RemoteTaskError>(back);
+  REQUIRE(error != nullptr);
+  CHECK(error->type_name() == "app::SpeechlessError");
+  CHECK(error->remote_what().empty());
 }
 
 TEST_CASE("an error of a category that is unknown here comes back with its name and text", "[exceptions]") {

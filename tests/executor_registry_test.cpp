@@ -465,6 +465,7 @@ TEST_CASE("The typed get_or_create gives a LocalExecutor of the name with these 
   // Not through BaseExecutor: this submit checks at compile time.
   CHECK(run(context, pool->submit(twice, 3)) == 6);
   CHECK(registry.get_or_create<LocalExecutor>("images", options) == pool);
+  CHECK(registry.get_or_create<LocalExecutor>("images") == pool);
   CHECK(registry.get_or_create("images") == pool);
   options.max_pending = 18;
   CHECK_THROWS_AS(registry.get_or_create<LocalExecutor>("images", options), RegistryConflictError);

@@ -527,6 +527,7 @@ TEST_CASE("Options that make no sense are refused with the option's name and ran
              ContainsSubstring("'max_workers'") && ContainsSubstring("1024"));
   CHECK_THAT(refused([](auto& o) { o.max_workers = static_cast<unsigned>(-1); }), ContainsSubstring("'max_workers'"));
   CHECK_THAT(refused([](auto& o) { o.max_message_size = 0; }), ContainsSubstring("'max_message_size'"));
+  CHECK_THAT(refused([](auto& o) { o.start_timeout = 0s; }), ContainsSubstring("'start_timeout'"));
   CHECK_THAT(refused([](auto& o) { o.max_message_size = 1023; }), ContainsSubstring("1024"));
   CHECK(refused([](auto& o) { o.max_message_size = 1024; }) == "");
   CHECK_THAT(refused([](auto& o) { o.max_message_size = (std::size_t{16} << 30) + 1; }),

@@ -1039,6 +1039,16 @@ TEST_CASE("every truncated message is refused", "[serialization]") {
   }
 }
 
+TEST_CASE("arguments, which come from the program itself, may take more memory than a result may", "[serialization]") {
+  using Sparse = std::vector<std::optional<std::array<double, 64>>>;
+  const Sparse sparse(200000);
+  const std::vector<std::byte> bytes = to_bytes(sparse);
+  Decoder trusted(bytes, Decoder::Source::trusted);
+  CHECK(decode<Sparse>(trusted).size() == sparse.size());
+  Decoder untrusted(bytes, Decoder::Source::untrusted);
+  CHECK_THAT(reason_of([&] { (void)decode<Sparse>(untrusted); }), ContainsSubstring("more memory than a message of"));
+}
+
 TEST_CASE("mutated messages decode or are refused, within their memory", "[serialization]") {
   const auto seed = std::random_device{}();
   INFO("seed " << seed);

@@ -381,7 +381,10 @@ TEST_CASE("a worker holds /dev/null, standard output and error, and its doorbell
           "[fault]") {
   const auto expect_documented = [](const Descriptors& found) {
     REQUIRE(found.size() == 4);
-    for (int fd = 0; fd < 4; ++fd) CHECK(found[static_cast<std::size_t>(fd)].first == fd);
+    for (int fd = 0; fd < 3; ++fd) CHECK(found[static_cast<std::size_t>(fd)].first == fd);
+    rlimit limit{};
+    REQUIRE(::getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    CHECK(found[3].first == static_cast<int>(std::min<rlim_t>(limit.rlim_cur, 1024)) - 1);
     CHECK(found[0].second == "/dev/null");
     CHECK(found[1].second == link_target("/proc/self/fd/1"));
     CHECK(found[2].second == link_target("/proc/self/fd/2"));
@@ -1028,11 +1031,88 @@ TEST_CASE("destroying the executor in a forked copy of the host disturbs neither
   CHECK(run(context, pool->submit(twice, 21)) == 42);
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Hosts that have little.
+
+namespace {
+
+int print_a_word(int value) {
+  std::printf("a word\n");
+  std::fflush(stdout);
+  return value;
+}
+
+// Its standard streams were closed before anything else.
+int host_without_streams(std::string_view closed) {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  for (int i = 0; i < 20; ++i) {
+    // What the host prints into a number that it thinks is its output must not reach a descriptor of ours.
+    for (const int fd : {STDOUT_FILENO, STDERR_FILENO}) {
+      if (closed.find(static_cast<char>('0' + fd)) != std::string_view::npos) (void)!::write(fd, "noise", 5);
+    }
+    if (run(context, pool.submit(print_a_word, i)) != i) return 3;
+  }
+  const Descriptors found = run(context, pool.submit(own_descriptors));
+  if (found.size() != 4 || found[3].second != "anon_inode:[eventfd]") return 4;
+  for (std::size_t fd = 0; fd < 3; ++fd) {
+    const bool was_closed = fd == 0 || closed.find(static_cast<char>('0' + fd)) != std::string_view::npos;
+    if (was_closed && found[fd].second != "/dev/null") return 5;
+  }
+  return pool.metrics().workers_crashed == 0 ? 0 : 6;
+}
+
+int host_with_few_descriptors(std::string_view limit) {
+  Report report;
+  const rlim_t number = static_cast<rlim_t>(std::stoi(std::string(limit)));
+  const rlimit few{number, number};
+  ::setrlimit(RLIMIT_NOFILE, &few);
+  board.begun = 0;
+  board.gate = 0;
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(32));
+  std::array<Outcome<>, 3> outcomes;
+  for (Outcome<>& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
+  report.expect(run_until(context, [] { return board.begun == 3; }), "tasks run on the workers that there is room for");
+  // Long enough for several attempts to start the others.
+  const auto end = std::chrono::steady_clock::now() + 500ms;
+  run_until(context, [&] { return std::chrono::steady_clock::now() > end; });
+  const auto metrics = pool.metrics();
+  report.expect(metrics.workers >= 3 && metrics.workers < 32, "there is room for some workers only");
+  report.expect(metrics.workers_started < 100, "and no fork storm for the others");
+  board.gate = 1;
+  report.expect(run_until(context, [&] { return all_over(outcomes); }), "the tasks end");
+  for (const Outcome<>& outcome : outcomes) report.expect(outcome.value == 7, "undisturbed: " + message(outcome.error));
+  report.expect(run(context, pool.submit(twice, 21)) == 42, "the pool goes on");
+  report.expect(pool.metrics().workers_crashed == 0, "no worker has crashed");
+  return report.exit_code();
+}
+
+}  // namespace
+
+TEST_CASE("a host without standard streams has workers with none of its descriptors in their place", "[fault]") {
+  for (const std::string closed : {"0", "1", "2", "12", "012"}) {
+    CAPTURE(closed);
+    Program program("host_without_streams_" + closed);
+    CHECK(program.finish().first == 0);
+  }
+}
+
+#if CAN_RUN_OUT_OF_DESCRIPTORS
+TEST_CASE("a host with descriptors for some of its workers runs its tasks on those", "[fault]") {
+  for (const int limit : {38, 48, 63, 64, 65, 66}) check_part("host_with_few_descriptors_" + std::to_string(limit));
+}
+#endif
+
 namespace {
 
 int run_part(std::string_view part) {
   constexpr std::string_view kKilled = "host_to_be_killed_";
   if (part.substr(0, kKilled.size()) == kKilled) return host_to_be_killed(part.substr(kKilled.size()));
+  constexpr std::string_view kNoStreams = "host_without_streams_";
+  if (part.substr(0, kNoStreams.size()) == kNoStreams) return host_without_streams(part.substr(kNoStreams.size()));
+  constexpr std::string_view kFew = "host_with_few_descriptors_";
+  if (part.substr(0, kFew.size()) == kFew) return host_with_few_descriptors(part.substr(kFew.size()));
   if (part == "host_waits_for_any_child") return host_waits_for_any_child();
   if (part == "host_ignores_sigchld") return host_ignores_sigchld();
   if (part == "host_has_a_signal_set") return host_has_a_signal_set();
@@ -1043,6 +1123,10 @@ int run_part(std::string_view part) {
 
 // What must be so before the fork server starts.
 void prepare(std::string_view part) {
+  constexpr std::string_view kNoStreams = "host_without_streams_";
+  if (part.substr(0, kNoStreams.size()) == kNoStreams) {
+    for (const char fd : part.substr(kNoStreams.size())) ::close(fd - '0');
+  }
   if (part == "host_ignores_sigchld") ::signal(SIGCHLD, SIG_IGN);
   if (part == "host_is_interrupted") ::setpgid(0, 0);
   if (part == "host_has_odd_signals") {

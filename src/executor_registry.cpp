@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <stdexcept>
+#include <thread>
 #include <utility>
 
 namespace bulkhead {
@@ -77,6 +78,7 @@ struct ExecutorRegistry::State {
     std::string type;
     ExecutorConfig config;
     std::shared_ptr<BaseExecutor> executor;  // null while its factory runs
+    std::thread::id maker;                   // where
   };
 
   explicit State(asio::any_io_executor executor) : io(std::move(executor)) {}
@@ -117,6 +119,13 @@ std::shared_ptr<BaseExecutor> ExecutorRegistry::get_or_create(const std::string&
   Factory factory;
   {
     std::unique_lock lock(state_->mutex);
+    if (const auto* entry = state_->find(name);
+        entry != nullptr && entry->executor == nullptr && entry->maker == std::this_thread::get_id()) {
+      throw std::logic_error(
+          fmt::format("get_or_create: the factory of '{}' asks for the very executor that it is "
+                      "making",
+                      name));
+    }
     // One that is being made by another thread is there in a moment, or its factory throws.
     state_->made.wait(lock, [&] {
       const auto* entry = state_->find(name);
@@ -137,7 +146,7 @@ std::shared_ptr<BaseExecutor> ExecutorRegistry::get_or_create(const std::string&
       return entry->executor;
     }
     factory = known->second;
-    state_->entries.push_back({name, type, config, nullptr});
+    state_->entries.push_back({name, type, config, nullptr, std::this_thread::get_id()});
   }
   std::shared_ptr<BaseExecutor> executor;
   try {

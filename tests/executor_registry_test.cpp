@@ -313,6 +313,16 @@ TEST_CASE("A factory may use the registry for other names", "[registry]") {
   CHECK(registry.contains("a-helper"));
 }
 
+TEST_CASE("A factory that asks for the name it is making gets an error, and nothing is left", "[registry]") {
+  asio::io_context context;
+  ExecutorRegistry registry(context.get_executor());
+  registry.register_factory("snake", [&](const asio::any_io_executor&, const std::string& name, const ExecutorConfig&) {
+    return registry.get_or_create(name, "snake");
+  });
+  CHECK_THROWS_AS(registry.get_or_create("tail", "snake"), std::logic_error);
+  CHECK(registry.size() == 0);
+}
+
 TEST_CASE("Eight threads that ask for one name at the same time get one executor", "[registry]") {
   asio::io_context context;
   ExecutorRegistry registry(context.get_executor());

@@ -76,8 +76,8 @@ class BULKHEAD_EXPORT ShutdownFailedError : public ExecutorError {
 
 /// The executors of a program, by name. An ordinary object that the program makes and passes on.
 ///
-/// Thread safety: shared objects: safe. A factory is called without the registry's lock and may use the registry, but
-/// not for the name that it is making.
+/// Thread safety: shared objects: safe. A factory is called without the registry's lock and may use the registry; for
+/// the name that it is making it gets `std::logic_error`.
 class BULKHEAD_EXPORT ExecutorRegistry {
  public:
   /// Makes an executor of its type. `config` is empty or holds that type's options.

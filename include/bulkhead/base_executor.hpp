@@ -98,7 +98,8 @@ struct InitiateSubmit {
 ///
 /// Thread safety: distinct objects: safe. Shared objects: safe; any number of threads may submit and run the Asio
 /// context. Lifetime: the Asio context should outlive the executor; if it is destroyed first, handlers are destroyed
-/// uncalled, as for every Asio object, and only `name`, `metrics` and the destructor may be called afterwards. Destroying an executor needs no `shutdown`.
+/// uncalled, as for every Asio object, and only `name`, `metrics` and the destructor may be called afterwards.
+/// Destroying an executor needs no `shutdown`.
 class BULKHEAD_EXPORT BaseExecutor {
  public:
   using executor_type = asio::any_io_executor;

@@ -755,9 +755,11 @@ TEST_CASE("An error names the function of its task as the program does, though n
   CHECK(name(failure(context, pool, ::abs, -1)) == "abs");
   // Which function it is, only the object in the worker tells.
   CHECK(name(failure(context, pool, &Shape::corners, Square())) == "int ((anonymous namespace)::Shape::*)() const");
-  CHECK_THAT(name(failure(
-                 context, pool, [](int value) { return value; }, 1)),
-             ContainsSubstring("lambda"));
+  const auto same = [](int value) { return value; };
+  const std::string lambda = name(failure(context, pool, same, 1));
+  CAPTURE(lambda);
+  // g++ and clang have names of their own for it.
+  CHECK((lambda.find("lambda") != std::string::npos || lambda.find("$_") != std::string::npos));
 }
 
 TEST_CASE("Lambdas without captures, generic ones too, and function objects with data can be sent", "[local]") {

@@ -1,104 +1,107 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "symbols.hpp"
 
-#include "posix.hpp"
+#include "elf_file.hpp"
+#include "function_table.hpp"
+#include "line_table.hpp"
+#include "loaded_object.hpp"
 
 #include <dlfcn.h>
-#include <elf.h>
-#include <fcntl.h>
-#include <link.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <algorithm>
+#include <atomic>
 #include <cstddef>
-#include <cstdint>
-#include <cstring>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <optional>
-#include <span>
+#include <system_error>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
 namespace bulkhead::process {
 namespace {
 
-/// A file in memory, for as long as this lives; empty if it cannot be read.
-class MappedFile {
- public:
-  explicit MappedFile(const char* path) {
-    const FileDescriptor fd(::open(path, O_RDONLY | O_CLOEXEC));
-    struct stat status {};
-    if (!fd || ::fstat(fd.get(), &status) != 0 || status.st_size <= 0) return;
-    const auto size = static_cast<std::size_t>(status.st_size);
-    void* const memory = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd.get(), 0);
-    if (memory != MAP_FAILED) bytes_ = {static_cast<const std::byte*>(memory), size};
-  }
-  ~MappedFile() {
-    if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
-  }
-  MappedFile(const MappedFile&) = delete;
-  MappedFile& operator=(const MappedFile&) = delete;
+// Leads to the program's file even if that has been deleted or replaced.
+constexpr const char* kProgram = "/proc/self/exe";
 
-  /// A piece of it; empty if it does not lie within the file.
-  std::span<const std::byte> part(std::uint64_t offset, std::uint64_t size) const {
-    if (offset > bytes_.size() || size > bytes_.size() - offset) return {};
-    return bytes_.subspan(static_cast<std::size_t>(offset), static_cast<std::size_t>(size));
+// Backtraces have some dozens of frames, and a program that crashes again and again does so in few places.
+constexpr std::size_t kMostCachedLines = 1024;
+
+// What the file of a program or library tells of its addresses.
+class Module {
+ public:
+  explicit Module(const LoadedObject& object)
+      : fingerprint_(object.fingerprint), mapping_(object.is_program ? kProgram : object.path.c_str()) {
+    const ElfFile file(mapping_.bytes());
+    if (file.fingerprint() != fingerprint_) return;
+    is_loaded_file_ = true;
+    file_ = file;
+    functions_ = FunctionTable(file);
+  }
+
+  // False: the file is another one, or there is none, and nothing is known from it.
+  bool is_loaded_file() const { return is_loaded_file_; }
+
+  // Whether that object was loaded from the same build of the file.
+  bool describes(const LoadedObject& object) const { return fingerprint_ == object.fingerprint; }
+
+  const FunctionTable& functions() const { return functions_; }
+
+  SourceLine line_of(std::uint64_t address) const {
+    const std::lock_guard lock(lines_mutex_);
+    if (!lines_) {
+      lines_.emplace(
+          LineSections{file_.section(".debug_line"), file_.section(".debug_line_str"), file_.section(".debug_str")});
+    }
+    const auto known = known_lines_.find(address);
+    if (known != known_lines_.end()) return known->second;
+    if (known_lines_.size() >= kMostCachedLines) known_lines_.clear();
+    return known_lines_[address] = lines_->find(address);
   }
 
  private:
-  std::span<const std::byte> bytes_;
+  std::vector<std::byte> fingerprint_;
+  MappedFile mapping_;
+  bool is_loaded_file_ = false;
+  ElfFile file_;
+  FunctionTable functions_;
+
+  mutable std::mutex lines_mutex_;
+  mutable std::optional<LineTable> lines_;
+  mutable std::unordered_map<std::uint64_t, SourceLine> known_lines_;
 };
 
-template <class T>
-std::optional<T> read_at(std::span<const std::byte> bytes, std::uint64_t index) {
-  T value;
-  if (bytes.size() / sizeof(T) <= index) return std::nullopt;
-  std::memcpy(&value, bytes.data() + index * sizeof(T), sizeof(T));
-  return value;
+// Without a lock, because functions are named in forked copies of this process, too: a thread that held it would be
+// missing there. At worst, several threads read the file at the same time. Never freed: other threads may need it while
+// the program exits.
+const Module& program_module(const LoadedObject& program) {
+  static std::atomic<const Module*> shared{nullptr};
+  const Module* module = shared.load(std::memory_order_acquire);
+  if (module != nullptr) return *module;
+  auto made = std::make_unique<const Module>(program);
+  if (shared.compare_exchange_strong(module, made.get(), std::memory_order_acq_rel)) module = made.release();
+  return *module;
 }
 
-struct Symbol {
-  std::uintptr_t offset;  // from where the program is loaded
-  std::string name;
-};
-
-// The functions of an ELF file, by their offset. Format: the System V ABI, "Object Files".
-std::vector<Symbol> functions_of(const MappedFile& file) {
-  std::vector<Symbol> functions;
-  const auto header = read_at<ElfW(Ehdr)>(file.part(0, sizeof(ElfW(Ehdr))), 0);
-  if (!header || std::memcmp(header->e_ident, ELFMAG, SELFMAG) != 0 || header->e_shentsize != sizeof(ElfW(Shdr))) {
-    return functions;
-  }
-  const auto sections = file.part(header->e_shoff, std::uint64_t{header->e_shnum} * sizeof(ElfW(Shdr)));
-  for (std::uint64_t i = 0; i < header->e_shnum; ++i) {
-    const auto table = read_at<ElfW(Shdr)>(sections, i);
-    if (!table || table->sh_type != SHT_SYMTAB) continue;
-    const auto strings = read_at<ElfW(Shdr)>(sections, table->sh_link);
-    if (!strings) continue;
-    const auto symbols = file.part(table->sh_offset, table->sh_size);
-    const auto names = file.part(strings->sh_offset, strings->sh_size);
-    for (std::uint64_t k = 0; const auto symbol = read_at<ElfW(Sym)>(symbols, k); ++k) {
-      if (ELF64_ST_TYPE(symbol->st_info) != STT_FUNC || symbol->st_value == 0 || symbol->st_name >= names.size()) {
-        continue;
-      }
-      const auto* name = reinterpret_cast<const char*>(names.data()) + symbol->st_name;
-      functions.push_back({symbol->st_value, std::string(name, ::strnlen(name, names.size() - symbol->st_name))});
-    }
-  }
-  std::stable_sort(functions.begin(), functions.end(),
-                   [](const Symbol& a, const Symbol& b) { return a.offset < b.offset; });
-  return functions;
+std::shared_ptr<const Module> library_module(const LoadedObject& library) {
+  static auto& mutex = *new std::mutex;
+  static auto& modules = *new std::map<std::string, std::shared_ptr<const Module>>;
+  const std::lock_guard lock(mutex);
+  std::shared_ptr<const Module>& module = modules[library.path];
+  if (!module || !module->describes(library)) module = std::make_shared<const Module>(library);
+  return module;
 }
 
-// Where the program itself is loaded: the first object that the dynamic linker lists.
-std::uintptr_t program_base() {
-  std::uintptr_t base = 0;
-  ::dl_iterate_phdr(
-      [](dl_phdr_info* info, std::size_t, void* result) {
-        *static_cast<std::uintptr_t*>(result) = info->dlpi_addr;
-        return 1;
-      },
-      &base);
-  return base;
+void describe(Frame& frame, const Module& module) {
+  const auto function = module.functions().around(frame.module_offset);
+  if (!function.name.empty()) {
+    frame.function = function.name;
+    frame.offset = frame.module_offset - static_cast<std::uintptr_t>(function.begin);
+  }
+  SourceLine line = module.line_of(frame.module_offset);
+  frame.file = std::move(line.file);
+  frame.line = line.line;
 }
 
 }  // namespace
@@ -107,18 +110,41 @@ std::string symbol_name(const void* address) {
   Dl_info info{};
   if (address == nullptr || ::dladdr(address, &info) == 0) return {};
   if (info.dli_sname != nullptr && info.dli_saddr == address) return info.dli_sname;
-  static const std::vector<Symbol> functions = functions_of(MappedFile("/proc/self/exe"));
-  static const std::uintptr_t base = program_base();
-  // A library's functions would only by accident lie at an offset of the program's.
-  Dl_info program{};
-  if (functions.empty() || ::dladdr(reinterpret_cast<const void*>(base + functions.front().offset), &program) == 0 ||
-      program.dli_fbase != info.dli_fbase) {
-    return {};
+  const auto value = reinterpret_cast<std::uintptr_t>(address);
+  const auto object = loaded_object(value);
+  if (!object || !object->is_program) return {};
+  return std::string(program_module(*object).functions().name_at(value - object->base));
+}
+
+Frame describe_address(std::uintptr_t address) {
+  Frame frame;
+  frame.address = address;
+  const auto object = loaded_object(address);
+  if (!object) return frame;
+  frame.module_offset = address - object->base;
+  if (object->is_program) {
+    const Module& program = program_module(*object);
+    // The link leads to the dynamic linker if the program was started as an argument of that.
+    std::error_code error;
+    if (program.is_loaded_file()) frame.module = std::filesystem::read_symlink(kProgram, error).string();
+    describe(frame, program);
+  } else {
+    frame.module = object->path;
+    describe(frame, *library_module(*object));
   }
-  const std::uintptr_t offset = reinterpret_cast<std::uintptr_t>(address) - base;
-  const auto found = std::lower_bound(functions.begin(), functions.end(), offset,
-                                      [](const Symbol& symbol, std::uintptr_t value) { return symbol.offset < value; });
-  return found != functions.end() && found->offset == offset ? found->name : std::string();
+  Dl_info info{};
+  if (::dladdr(reinterpret_cast<const void*>(address), &info) == 0) return frame;
+  if (frame.module.empty() && info.dli_fname != nullptr) frame.module = info.dli_fname;
+  // The dynamic symbols are in memory, also if the file has been replaced or there is none, as for the kernel's code.
+  if (object->is_code && frame.function.empty() && info.dli_sname != nullptr) {
+    frame.function = info.dli_sname;
+    frame.offset = address - reinterpret_cast<std::uintptr_t>(info.dli_saddr);
+  }
+  return frame;
+}
+
+void prepare_symbols() {
+  if (const auto program = loaded_program()) program_module(*program);
 }
 
 }  // namespace bulkhead::process

@@ -2,6 +2,9 @@
 #include "background.hpp"
 
 #include "process/fork_server.hpp"
+#include "process/symbols.hpp"
+
+#include <boost/asio/post.hpp>
 
 #include <pthread.h>
 #include <csignal>
@@ -22,28 +25,34 @@ std::shared_ptr<Background> Background::get() {
   return background;
 }
 
-Background::Background() : context_(1), work_(context_.get_executor()) {
+Background::Background() : prompt_("bulkhead"), slow_("bulkhead-report") {
+  boost::asio::post(slow_.context, process::prepare_symbols);
+}
+
+Background::~Background() = default;
+
+Background::Thread::Thread(const char* name) {
   // The program's signals are for the program's threads.
   sigset_t all;
   sigset_t before;
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_BLOCK, &all, &before);
-  thread_ = std::thread([this] {
-    ::pthread_setname_np(::pthread_self(), "bulkhead");
-    context_.run();
+  thread = std::thread([this, name] {
+    ::pthread_setname_np(::pthread_self(), name);
+    context.run();
   });
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-Background::~Background() {
+Background::Thread::~Thread() {
   if (process::is_forked_copy()) {
     // The thread exists in the parent only; waiting for it would last for ever.
-    thread_.detach();
+    thread.detach();
     return;
   }
-  work_.reset();
-  context_.stop();
-  thread_.join();
+  work.reset();
+  context.stop();
+  thread.join();
 }
 
 }  // namespace bulkhead::detail

@@ -9,8 +9,7 @@
 
 namespace bulkhead::detail {
 
-/// One thread for all executors of the program, for what must happen whether or not the program's own event loop has
-/// time: time limits, and the birth and death of workers. It never runs user code. Idle, it sleeps in the kernel.
+/// Two threads for all executors of the program. Neither ever runs user code; idle, they sleep in the kernel.
 ///
 /// Started with the first executor, joined with the last.
 class Background {
@@ -22,12 +21,23 @@ class Background {
   Background(const Background&) = delete;
   Background& operator=(const Background&) = delete;
 
-  boost::asio::io_context& context() noexcept { return context_; }
+  /// For what must happen at once, whether or not the program's own event loop has time: time limits, and the birth and
+  /// death of workers.
+  boost::asio::io_context& context() noexcept { return prompt_.context; }
+  /// For what may take its time: reading the program's symbols for reports of crashes.
+  boost::asio::io_context& slow() noexcept { return slow_.context; }
 
  private:
-  boost::asio::io_context context_;
-  boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_;
-  std::thread thread_;
+  struct Thread {
+    explicit Thread(const char* name);
+    ~Thread();
+    boost::asio::io_context context{1};
+    boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work{context.get_executor()};
+    std::thread thread;
+  };
+
+  Thread prompt_;
+  Thread slow_;
 };
 
 }  // namespace bulkhead::detail

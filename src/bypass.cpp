@@ -4,6 +4,8 @@
 #include <bulkhead/detail/remote_call.hpp>
 #include <bulkhead/exceptions.hpp>
 
+#include "run_here.hpp"
+
 #include <boost/asio/post.hpp>
 
 #include <fmt/format.h>
@@ -12,6 +14,7 @@
 #include <array>
 #include <cctype>
 #include <cstdlib>
+#include <ctime>
 #include <string_view>
 
 namespace bulkhead::detail {
@@ -40,6 +43,12 @@ class BufferSink final : public AnswerSink {
  private:
   std::size_t limit_;
 };
+
+std::uint64_t thread_cpu_ns() noexcept {
+  timespec used{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+  return static_cast<std::uint64_t>(used.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(used.tv_nsec);
+}
 
 }  // namespace
 
@@ -104,14 +113,26 @@ void Bypass::run(TaskNode* node) {
     if (!start_calls(reason)) throw WorkerStartError(reason, 1, core_->context_of(*node));
     const std::vector<std::byte> request = encode(*node);
     BufferSink sink(settings_.max_message_size);
-    run_encoded(request, sink);
+    const std::uint64_t cpu_before = thread_cpu_ns();
+    {
+      const RunHere here(*node);
+      run_encoded(request, sink);
+    }
     node->ended_ns = ExecutorCore::now();
-    decode_answer(*node, sink.bytes);
-    const auto limit = node->options.timeout();
-    if (limit && !node->error && node->ended_ns - node->began_ns > static_cast<std::uint64_t>(limit->count())) {
-      // A worker would have been killed.
+    const std::uint64_t cpu = thread_cpu_ns() - cpu_before;
+    outcome = decode_answer(*node, sink.bytes);
+    // A worker would have been killed.
+    const auto over = [](const auto& limit, std::uint64_t time) {
+      return limit && time > static_cast<std::uint64_t>(limit->count());
+    };
+    using Which = TaskTimeoutError::Which;
+    if (const auto limit = node->options.timeout(); over(limit, node->ended_ns - node->began_ns)) {
       outcome = Outcome::timed_out;
-      throw TaskTimeoutError(TaskTimeoutError::Which::run, *limit, core_->context_of(*node));
+      throw TaskTimeoutError(Which::run, *limit, core_->context_of(*node));
+    }
+    if (const auto limit = node->options.cpu_timeout(); over(limit, cpu)) {
+      outcome = Outcome::timed_out;
+      throw TaskTimeoutError(Which::cpu, *limit, core_->context_of(*node));
     }
   } catch (const SerializationError& error) {
     node->error = std::make_exception_ptr(SerializationError(

@@ -7,8 +7,8 @@
 
 namespace bulkhead::detail {
 
-/// Waits until a descriptor that somebody else owns can be read. Destruction ends the wait and leaves the descriptor
-/// open.
+/// Waits until a descriptor that somebody else owns can be read, or written. Destruction ends the wait and leaves the
+/// descriptor open.
 class DescriptorWatch {
  public:
   template <class Executor>
@@ -20,6 +20,10 @@ class DescriptorWatch {
   template <class Handler>
   void async_wait(Handler&& handler) {
     descriptor_.async_wait(boost::asio::posix::stream_descriptor::wait_read, std::forward<Handler>(handler));
+  }
+  template <class Handler>
+  void async_wait_writable(Handler&& handler) {
+    descriptor_.async_wait(boost::asio::posix::stream_descriptor::wait_write, std::forward<Handler>(handler));
   }
   void cancel() { descriptor_.cancel(); }
 

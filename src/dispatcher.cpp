@@ -7,7 +7,8 @@
 
 namespace bulkhead::detail {
 
-Dispatcher::Dispatcher(Limits limits) : limits_(limits), workers_(limits.max_workers) {}
+Dispatcher::Dispatcher(Limits limits)
+    : limits_(limits), workers_(2 * (std::size_t{limits.max_workers} + limits.spare_workers)) {}
 
 void Dispatcher::enqueue(QueuedTask& task) {
   number(task);
@@ -43,31 +44,50 @@ QueuedTask* Dispatcher::front() {
   return nullptr;
 }
 
-void Dispatcher::worker_added(unsigned worker) {
+void Dispatcher::worker_added(unsigned worker, std::uint64_t most_tasks) {
   workers_[worker] = Worker{};
   workers_[worker].present = true;
+  workers_[worker].tasks_left = most_tasks;
   ++starting_;
+  ++staying_;
 }
 
-void Dispatcher::worker_ready(unsigned worker) {
+void Dispatcher::worker_ready(unsigned worker, Time now) {
   if (workers_[worker].ready) return;
   workers_[worker].ready = true;
   workers_[worker].stalled = false;
+  workers_[worker].idle_since = now;
   --starting_;
+}
+
+void Dispatcher::leave(unsigned worker) {
+  if (!workers_[worker].leaving) --staying_;
+  workers_[worker].leaving = true;
+}
+
+void Dispatcher::worker_killed(unsigned worker) {
+  Worker& state = workers_[worker];
+  if (!state.present || state.killed) return;
+  if (state.load > 0) --loaded_;
+  state.killed = true;
+  leave(worker);
 }
 
 void Dispatcher::worker_removed(unsigned worker) {
   if (!workers_[worker].present) return;
+  worker_killed(worker);
   if (!workers_[worker].ready) --starting_;
   workers_[worker] = Worker{};
 }
 
 std::optional<unsigned> Dispatcher::choose_worker() const {
   // The first free one: the same few workers stay warm, and those that are allowed to spin come first.
+  const bool another = loaded_ < limits_.max_workers;
   const Worker* least = nullptr;
   const Worker* starting = nullptr;
   for (const Worker& worker : workers_) {
-    if (!worker.present || worker.stalled) continue;
+    if (!worker.present || worker.stalled || worker.leaving) continue;
+    if (worker.load == 0 && !another) continue;
     if (!worker.ready) {
       if (worker.load == 0 && starting == nullptr) starting = &worker;
       continue;
@@ -90,21 +110,57 @@ std::vector<unsigned> Dispatcher::stalled_workers() {
   for (unsigned i = 0; i < workers_.size(); ++i) {
     Worker& worker = workers_[i];
     const bool progressed = std::exchange(worker.progressed, false);
-    if (!worker.present || worker.load < (worker.ready ? 2 : 1) || progressed) continue;
+    if (!worker.present || worker.killed || worker.load < (worker.ready ? 2 : 1) || progressed) continue;
     worker.stalled = true;
     stalled.push_back(i);
   }
   return stalled;
 }
 
+unsigned Dispatcher::kept_workers() const noexcept {
+  return std::min(limits_.min_workers.value_or(limits_.max_workers), limits_.max_workers) + limits_.spare_workers;
+}
+
+// One for each task that has none, as far as that is allowed.
+unsigned Dispatcher::wanted_workers() const noexcept {
+  const std::size_t needed = std::min<std::size_t>(limits_.max_workers, loaded_ + queued_);
+  return std::max(kept_workers(), static_cast<unsigned>(needed) + limits_.spare_workers);
+}
+
+bool Dispatcher::lacks_workers() const noexcept { return !stopping_ && staying_ < wanted_workers(); }
+
 std::optional<unsigned> Dispatcher::worker_to_start(Time now) const {
-  if (stopping_ || (pause_until_ && now < *pause_until_)) return std::nullopt;
+  if (!lacks_workers() || (pause_until_ && now < *pause_until_)) return std::nullopt;
   // After a failure one attempt at a time, until one has worked.
   if (failures_ > 0 && starting_ > 0) return std::nullopt;
   for (unsigned i = 0; i < workers_.size(); ++i) {
     if (!workers_[i].present) return i;
   }
   return std::nullopt;
+}
+
+std::optional<unsigned> Dispatcher::worker_to_dismiss(Time now) const {
+  if (stopping_ || staying_ <= wanted_workers()) return std::nullopt;
+  // From the back: those in front are the ones that are used first.
+  for (unsigned i = static_cast<unsigned>(workers_.size()); i-- > 0;) {
+    const Worker& worker = workers_[i];
+    if (worker.ready && !worker.leaving && worker.load == 0 && now >= worker.idle_since + limits_.idle_timeout) {
+      return i;
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<Dispatcher::Time> Dispatcher::next_dismissal(Time now) const {
+  if (stopping_ || staying_ <= kept_workers()) return std::nullopt;
+  // Whoever falls idle from now on is not due sooner.
+  Time next = now + limits_.idle_timeout;
+  for (const Worker& worker : workers_) {
+    if (!worker.ready || worker.leaving || worker.load > 0) continue;
+    const Time end = worker.idle_since + limits_.idle_timeout;
+    if (end > now) next = std::min(next, end);
+  }
+  return next;
 }
 
 std::optional<Dispatcher::Time> Dispatcher::next_start() const {
@@ -126,7 +182,7 @@ void Dispatcher::start_succeeded() noexcept {
 bool Dispatcher::gives_up() const {
   if (failures_ < limits_.failures_before_error) return false;
   return std::none_of(workers_.begin(), workers_.end(),
-                      [](const Worker& worker) { return worker.present && worker.ready; });
+                      [](const Worker& worker) { return worker.ready && !worker.leaving; });
 }
 
 }  // namespace bulkhead::detail

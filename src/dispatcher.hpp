@@ -15,7 +15,10 @@
 namespace bulkhead::detail {
 
 /// Decides for a pool of worker processes: which task goes to which worker, how many may lie in a worker's ring, which
-/// are taken back, when a worker is started, and when starting is given up.
+/// are taken back, when a worker is started, when one has to leave, and when starting is given up.
+///
+/// A worker that leaves gets no further task and is replaced at once, while it still ends its last one. So the pool has
+/// places for twice as many workers as it uses.
 ///
 /// Knows neither processes nor clocks nor sockets: events come in, decisions go out, and time is an argument.
 /// Not thread-safe.
@@ -25,7 +28,14 @@ class Dispatcher {
   using Time = std::chrono::nanoseconds;  // since an epoch of the caller's choice
 
   struct Limits {
+    /// Workers that may have tasks at the same time.
     unsigned max_workers = 1;
+    /// Workers that are kept when there is nothing to do; empty: `max_workers`.
+    std::optional<unsigned> min_workers = std::nullopt;
+    /// Workers beyond those, ready to take the place of one that dies.
+    unsigned spare_workers = 0;
+    /// How long a worker beyond `min_workers` may have nothing to do before it leaves.
+    Duration idle_timeout = std::chrono::seconds(60);
     /// Requests that one worker's ring holds.
     unsigned ring_slots = 256;
     /// How much work may lie in one worker's ring. With more, a task could wait behind others although the queue
@@ -55,23 +65,32 @@ class Dispatcher {
   QueuedTask* front();
   std::size_t queued() const noexcept { return queued_; }
 
-  // Workers, numbered from 0 to max_workers - 1.
+  // Workers, numbered from 0 to places() - 1.
 
-  /// The worker can be given tasks; until it is ready, one at most, and only if no ready one is free.
-  void worker_added(unsigned worker);
-  void worker_ready(unsigned worker);
-  /// It is gone, or must not be given tasks any more.
+  std::size_t places() const noexcept { return workers_.size(); }
+  /// The worker can be given tasks; until it is ready, one at most, and only if no ready one is free. After
+  /// `most_tasks` of them (0: no limit) it leaves.
+  void worker_added(unsigned worker, std::uint64_t most_tasks = 0);
+  void worker_ready(unsigned worker, Time now = Time(0));
+  /// It gets no task any more and is replaced; what it has, it ends.
+  void leave(unsigned worker);
+  /// The same for one that was killed: what it has does not count as running any more.
+  void worker_killed(unsigned worker);
+  /// It is gone.
   void worker_removed(unsigned worker);
   bool present(unsigned worker) const { return workers_[worker].present; }
   bool ready(unsigned worker) const { return workers_[worker].ready; }
+  bool leaving(unsigned worker) const { return workers_[worker].leaving; }
   unsigned starting() const noexcept { return starting_; }
+  /// Workers that are there to stay.
+  unsigned staying() const noexcept { return staying_; }
 
   /// Which worker should be given the first task of the queue, if any.
   std::optional<unsigned> choose_worker() const;
   /// A task was put into the worker's ring.
   void placed(unsigned worker);
   /// A request left the worker's ring: its task ended (`run_time`), or it was taken back.
-  void left(unsigned worker, std::optional<Duration> run_time);
+  void left(unsigned worker, std::optional<Duration> run_time, Time now = Time(0));
   std::size_t load(unsigned worker) const { return workers_[worker].load; }
   /// Whether tasks lie behind another in a ring, or in that of a worker that is still starting.
   bool has_backlog() const;
@@ -82,11 +101,19 @@ class Dispatcher {
   /// Called at intervals while `has_backlog`: the workers that have finished nothing since the last call and should
   /// have the tasks that they have not begun taken back. They get no new ones until they finish something or are ready.
   std::vector<unsigned> stalled_workers();
+  /// The same for one that is known to take nothing up.
+  void stall(unsigned worker) { workers_[worker].stalled = true; }
 
-  // Starting workers.
+  // Starting workers, and letting them go.
 
+  /// Whether there are fewer workers than there should be.
+  bool lacks_workers() const noexcept;
   /// A worker that is missing and may be started now; empty if all are there or a pause is under way.
   std::optional<unsigned> worker_to_start(Time now) const;
+  /// A worker that has had nothing to do for so long that it should leave.
+  std::optional<unsigned> worker_to_dismiss(Time now) const;
+  /// When to ask that again; empty while there are no more workers than are kept.
+  std::optional<Time> next_dismissal(Time now) const;
   /// When the pause after a failure is over; empty if there is none.
   std::optional<Time> next_start() const;
   void start_failed(Time now);
@@ -104,9 +131,16 @@ class Dispatcher {
     bool ready = false;
     bool stalled = false;
     bool progressed = false;
+    bool leaving = false;
+    bool killed = false;
     std::size_t load = 0;
+    std::uint64_t tasks_left = 0;  // 0: no limit
+    Time idle_since{0};
   };
   using Queue = IntrusiveList<QueuedTask, ListLink>;
+
+  unsigned wanted_workers() const noexcept;
+  unsigned kept_workers() const noexcept;
 
   Limits limits_;
   std::map<int, Queue> queues_;
@@ -114,6 +148,8 @@ class Dispatcher {
   std::uint64_t last_order_ = 0;
   std::vector<Worker> workers_;
   unsigned starting_ = 0;
+  unsigned staying_ = 0;
+  unsigned loaded_ = 0;       // workers that have tasks, but for killed ones
   Duration average_run_{-1};  // negative: not known yet
   unsigned failures_ = 0;
   std::optional<Time> pause_until_;
@@ -129,11 +165,18 @@ inline bool Dispatcher::has_room(std::size_t load) const noexcept {
   return static_cast<Duration::rep>(load + 1) * std::max(average_run_, Duration(1)) <= limits_.ring_budget;
 }
 
-inline void Dispatcher::placed(unsigned worker) { ++workers_[worker].load; }
-
-inline void Dispatcher::left(unsigned worker, std::optional<Duration> run_time) {
+inline void Dispatcher::placed(unsigned worker) {
   Worker& state = workers_[worker];
-  --state.load;
+  if (state.load++ == 0) ++loaded_;
+  if (state.tasks_left != 0 && --state.tasks_left == 0) leave(worker);
+}
+
+inline void Dispatcher::left(unsigned worker, std::optional<Duration> run_time, Time now) {
+  Worker& state = workers_[worker];
+  if (--state.load == 0) {
+    if (!state.killed) --loaded_;
+    state.idle_since = now;
+  }
   state.stalled = false;
   state.progressed = true;
   if (!run_time) return;

@@ -8,6 +8,7 @@
 #include <fmt/ranges.h>
 
 #include <cstring>
+#include <string_view>
 #include <utility>
 
 namespace bulkhead {
@@ -43,6 +44,12 @@ class Category final : public boost::system::error_category {
         return "the executor's name is taken";
       case Errc::unknown_executor_type:
         return "unknown executor type";
+      case Errc::retries_failed:
+        return "every run of the task failed";
+      case Errc::quarantined:
+        return "the task's function has crashed too many workers";
+      case Errc::worker_stuck:
+        return "a worker that was killed does not die";
     }
     return fmt::format("unknown bulkhead error {}", value);
   }
@@ -71,9 +78,10 @@ std::string describe(const WorkerCrashedError::Ending& ending) {
   if (ending.signal != 0) {
     const char* abbreviation = ::sigabbrev_np(ending.signal);
     const char* description = ::sigdescr_np(ending.signal);
-    return fmt::format("was killed by {}{} ({})", abbreviation ? "SIG" : "signal ",
+    return fmt::format("was killed by {}{} ({}{})", abbreviation ? "SIG" : "signal ",
                        abbreviation ? abbreviation : std::to_string(ending.signal).c_str(),
-                       description ? description : "unknown signal");
+                       description ? description : "unknown signal",
+                       ending.fault_address ? fmt::format(", address {:#x}", *ending.fault_address) : "");
   }
   if (ending.exit_code) return fmt::format("left with exit code {}", *ending.exit_code);
   return "died (how is not known)";
@@ -93,6 +101,71 @@ std::string describe(Started started) {
 
 std::string milliseconds(std::chrono::nanoseconds duration) {
   return fmt::format("{:.3f} ms", std::chrono::duration<double, std::milli>(duration).count());
+}
+
+std::string say_run_time(const WorkerCrashedError::Ending& ending) {
+  return ending.run_time.count() > 0 ? ", it had run for " + milliseconds(ending.run_time) : "";
+}
+
+std::string say_peak_memory(const WorkerCrashedError::Ending& ending) {
+  return ending.peak_memory > 0 ? fmt::format(", peak memory {} KiB", ending.peak_memory / 1024) : "";
+}
+
+std::string say_progress(const WorkerCrashedError::Ending& ending) {
+  if (!ending.progress) return {};
+  const Progress& last = *ending.progress;
+  return fmt::format("\n  its last progress: {}{}{}", last.done,
+                     last.total > 0 ? fmt::format(" of {}", last.total) : "",
+                     last.text.empty() ? "" : ", " + last.text);
+}
+
+std::string say_backtrace(const WorkerCrashedError::Ending& ending) {
+  if (ending.backtrace.empty()) return {};
+  std::string text = ending.signal == 0 ? "\n  the calls that led to exit:" : "\n  the calls that led to the crash:";
+  for (std::size_t i = 0; i < ending.backtrace.size(); ++i) {
+    const StackFrame& frame = ending.backtrace[i];
+    text += fmt::format("\n    #{} {}", i,
+                        frame.function.empty() ? fmt::format("{:#x}", frame.address)
+                                               : fmt::format("{} +{:#x}", frame.function, frame.offset));
+    if (!frame.file.empty()) {
+      text += fmt::format(" at {}:{}", frame.file, frame.line);
+    } else if (!frame.module.empty()) {
+      text += fmt::format(" in {} +{:#x}", frame.module, frame.module_offset);
+    }
+  }
+  return text;
+}
+
+std::string say_error_output(const WorkerCrashedError::Ending& ending) {
+  if (ending.error_output.empty()) return {};
+  std::string text = "\n  the end of what the worker printed:\n    | ";
+  for (const char c : ending.error_output.ends_with('\n')
+                          ? std::string_view(ending.error_output).substr(0, ending.error_output.size() - 1)
+                          : std::string_view(ending.error_output)) {
+    text += c;
+    if (c == '\n') text += "    | ";
+  }
+  return text;
+}
+
+std::string say(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::exception& thrown) {
+    return thrown.what();
+  } catch (...) {
+    return "something that is no std::exception";
+  }
+}
+
+std::string describe(const std::vector<RetryError::Attempt>& attempts) {
+  std::string text;
+  for (std::size_t i = 0; i < attempts.size(); ++i) {
+    text += fmt::format("\n  run {}{}: {}", i + 1,
+                        attempts[i].run_time.count() > 0 ? " (" + milliseconds(attempts[i].run_time) + ")" : "",
+                        say(attempts[i].error));
+  }
+  return text;
 }
 
 std::string part_name(SerializationError::Part part) {
@@ -168,14 +241,12 @@ ExecutorNotRunningError::~ExecutorNotRunningError() = default;
 WorkerCrashedError::WorkerCrashedError(Ending ending, ErrorContext context, const std::string& reason)
     : ExecutorError(
           Errc::worker_crashed,
-          with_reason(
-              fmt::format("{} {} while it held {}{}{}; {}", worker(context), describe(ending), subject(context),
-                          ending.run_time.count() > 0 ? ", it had run for " + milliseconds(ending.run_time) : "",
-                          ending.peak_memory > 0 ? fmt::format(", peak memory {} KiB", ending.peak_memory / 1024) : "",
-                          describe(ending.started)),
-              reason),
+          with_reason(fmt::format("{} {} while it held {}{}{}; {}", worker(context), describe(ending), subject(context),
+                                  say_run_time(ending), say_peak_memory(ending), describe(ending.started)),
+                      reason) +
+              say_progress(ending) + say_backtrace(ending) + say_error_output(ending),
           context),
-      ending_(ending) {}
+      ending_(std::make_shared<const Ending>(std::move(ending))) {}
 WorkerCrashedError::~WorkerCrashedError() = default;
 
 WorkerStartError::WorkerStartError(const std::string& reason, unsigned failures_in_a_row, ErrorContext context)
@@ -191,12 +262,13 @@ WorkerStartError::~WorkerStartError() = default;
 TaskTimeoutError::TaskTimeoutError(Which which, std::chrono::nanoseconds limit, ErrorContext context)
     : ExecutorError(
           Errc::timeout,
-          which == Which::run
-              ? fmt::format("{} ran longer than its timeout of {}; {} was killed, the task may have had effects",
-                            subject(context), milliseconds(limit), worker(context))
-              : fmt::format("{} had not begun within its queue_timeout of {} and never ran: the executor is "
+          which == Which::queue
+              ? fmt::format("{} had not begun within its queue_timeout of {} and never ran: the executor is "
                             "too busy for it; submit it later, or give the executor more workers",
-                            subject(context), milliseconds(limit)),
+                            subject(context), milliseconds(limit))
+              : fmt::format("{} {} of {}; {} was killed, the task may have had effects", subject(context),
+                            which == Which::run ? "ran longer than its timeout" : "took more than its cpu_timeout",
+                            milliseconds(limit), worker(context)),
           context),
       which_(which),
       limit_(limit) {}
@@ -214,6 +286,34 @@ TaskCancelledError::TaskCancelledError(Stage stage, ErrorContext context, const 
           context),
       stage_(stage) {}
 TaskCancelledError::~TaskCancelledError() = default;
+
+RetryError::RetryError(std::vector<Attempt> attempts, ErrorContext context)
+    : ExecutorError(Errc::retries_failed,
+                    fmt::format("{} failed {} times, and is not run again:{}", subject(context), attempts.size(),
+                                describe(attempts)),
+                    context),
+      attempts_(std::make_shared<const std::vector<Attempt>>(std::move(attempts))) {}
+RetryError::~RetryError() = default;
+
+TaskQuarantinedError::TaskQuarantinedError(std::string key, unsigned crashes, std::chrono::nanoseconds remaining,
+                                           ErrorContext context)
+    : ExecutorError(Errc::quarantined,
+                    fmt::format("{} was refused: '{}' has crashed {} workers in a row, and is let in again in {}",
+                                subject(context), key, crashes, milliseconds(remaining)),
+                    context),
+      key_(share(std::move(key))),
+      crashes_(crashes),
+      remaining_(remaining) {}
+TaskQuarantinedError::~TaskQuarantinedError() = default;
+
+WorkerStuckError::WorkerStuckError(std::vector<int> pids, ErrorContext context)
+    : ExecutorError(Errc::worker_stuck,
+                    fmt::format("executor '{}' is shut down, but for worker processes that were killed and do not die: "
+                                "{}; they hang inside the kernel (frozen cgroup, device that does not answer)",
+                                context.executor, fmt::join(pids, ", ")),
+                    context),
+      pids_(std::make_shared<const std::vector<int>>(std::move(pids))) {}
+WorkerStuckError::~WorkerStuckError() = default;
 
 TaskAbandonedError::TaskAbandonedError(ErrorContext context)
     : ExecutorError(Errc::abandoned,

@@ -5,6 +5,7 @@
 #include "bypass.hpp"
 #include "process/fork_server.hpp"
 #include "process/posix.hpp"
+#include "quarantine.hpp"
 #include "worker_pool.hpp"
 
 #include <boost/asio/async_result.hpp>
@@ -21,15 +22,17 @@ namespace {
 
 // Far more than any machine has CPUs for; beyond it descriptors (two per worker) and ports run out first.
 constexpr unsigned kMostWorkers = 1024;
+// A spare is for a crash now and then; more than so many at once are no accident.
+constexpr unsigned kMostSpareWorkers = 64;
 constexpr std::size_t kSmallestMessageLimit = std::size_t{1} << 10;
 constexpr std::size_t kLargestMessageLimit = std::size_t{16} << 30;
 
 // About 8 µs at 40 ns a pause: longer than the host takes to send the next task when it has one.
 constexpr std::uint32_t kSpinPauses = 200;
 
-// After a kill the kernel takes about 0.1 ms, and 100 ms per GiB that the worker had. What lasts longer hangs in the
-// kernel, and waiting does not help it.
-constexpr auto kKillPatience = std::chrono::seconds(5);
+// After a kill the pool gives a task's place back within 5 s at the latest, whether its worker is gone or hangs in the
+// kernel; twice that is never reached.
+constexpr auto kKillPatience = std::chrono::seconds(10);
 
 LocalExecutorOptions checked(LocalExecutorOptions options) {
   if (options.max_workers > kMostWorkers) {
@@ -40,15 +43,35 @@ LocalExecutorOptions checked(LocalExecutorOptions options) {
     throw std::invalid_argument(fmt::format("option 'max_message_size' must be {} to {} bytes, not {}",
                                             kSmallestMessageLimit, kLargestMessageLimit, options.max_message_size));
   }
-  if (options.start_timeout <= std::chrono::nanoseconds::zero()) {
-    throw std::invalid_argument(
-        fmt::format("option 'start_timeout' must be more than zero, not {} ns", options.start_timeout.count()));
-  }
   if (options.spin != SpinPolicy::automatic && options.spin != SpinPolicy::never &&
       options.spin != SpinPolicy::always) {
     throw std::invalid_argument("option 'spin' must be SpinPolicy::automatic, never or always");
   }
+  const auto require_positive = [](const char* option, std::chrono::nanoseconds value) {
+    if (value <= std::chrono::nanoseconds::zero()) {
+      throw std::invalid_argument(fmt::format("option '{}' must be more than zero, not {} ns", option, value.count()));
+    }
+  };
+  require_positive("start_timeout", options.start_timeout);
+  require_positive("idle_timeout", options.idle_timeout);
+  require_positive("quarantine_time", options.quarantine_time);
+  if (options.cancel_grace < std::chrono::nanoseconds::zero()) {
+    throw std::invalid_argument(
+        fmt::format("option 'cancel_grace' must not be negative, and is {} ns", options.cancel_grace.count()));
+  }
+  if (options.spare_workers > kMostSpareWorkers) {
+    throw std::invalid_argument(
+        fmt::format("option 'spare_workers' must be 0 to {}, not {}", kMostSpareWorkers, options.spare_workers));
+  }
+  if (options.capture_output != CaptureOutput::inherit && options.capture_output != CaptureOutput::capture &&
+      options.capture_output != CaptureOutput::discard) {
+    throw std::invalid_argument("option 'capture_output' must be CaptureOutput::inherit, capture or discard");
+  }
   if (options.max_workers == 0) options.max_workers = std::min(process::usable_cpus(), kMostWorkers);
+  if (options.min_workers.value_or(0) > options.max_workers) {
+    throw std::invalid_argument(fmt::format("option 'min_workers' must be 0 to max_workers = {}, not {}",
+                                            options.max_workers, *options.min_workers));
+  }
   options.bypass = options.bypass || detail::bypass_by_environment();
   return options;
 }
@@ -74,6 +97,14 @@ detail::WorkerPool::Settings pool_settings(const LocalExecutorOptions& options) 
   detail::WorkerPool::Settings settings;
   settings.max_workers = options.max_workers;
   settings.max_message_size = options.max_message_size;
+  settings.min_workers = options.min_workers;
+  settings.spare_workers = options.spare_workers;
+  settings.idle_timeout = options.idle_timeout;
+  settings.max_tasks_per_worker = options.max_tasks_per_worker;
+  settings.max_worker_memory = options.max_worker_memory;
+  settings.memory_limit = options.memory_limit;
+  settings.cancel_grace = options.cancel_grace;
+  settings.capture_output = options.capture_output;
   settings.start_timeout = options.start_timeout;
   settings.preload = options.preload.encoded();
   settings.initializer = options.initializer.encoded();
@@ -127,7 +158,12 @@ std::vector<std::byte> WorkerCall::encoded() const {
 bool LocalExecutorOptions::operator==(const LocalExecutorOptions& other) const {
   return name == other.name && max_workers == other.max_workers && max_pending == other.max_pending &&
          overload == other.overload && bypass == other.bypass && spin == other.spin &&
-         max_message_size == other.max_message_size && start_timeout == other.start_timeout &&
+         max_message_size == other.max_message_size && min_workers == other.min_workers &&
+         idle_timeout == other.idle_timeout && spare_workers == other.spare_workers &&
+         max_tasks_per_worker == other.max_tasks_per_worker && max_worker_memory == other.max_worker_memory &&
+         memory_limit == other.memory_limit && cancel_grace == other.cancel_grace &&
+         quarantine_after == other.quarantine_after && quarantine_time == other.quarantine_time &&
+         capture_output == other.capture_output && start_timeout == other.start_timeout &&
          initializer.encoded() == other.initializer.encoded() && preload.encoded() == other.preload.encoded();
 }
 
@@ -143,6 +179,9 @@ LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOpt
     : BaseExecutor(std::move(io_executor), common(options)),
       options_(checked(std::move(options))),
       engine_(std::make_unique<Engine>()) {
+  if (options_.quarantine_after > 0) {
+    core()->quarantine = std::make_unique<detail::Quarantine>(options_.quarantine_after, options_.quarantine_time);
+  }
   if (options_.bypass) {
     detail::Bypass::Settings settings;
     settings.max_workers = options_.max_workers;

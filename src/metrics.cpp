@@ -80,6 +80,13 @@ constexpr std::array kSeries{
     Series{"bulkhead_workers_started_total", "counter", "Workers ever started.", integer<&Metrics::workers_started>},
     Series{"bulkhead_workers_crashed_total", "counter", "Workers that died unasked.",
            integer<&Metrics::workers_crashed>},
+    Series{"bulkhead_workers_recycled_total", "counter", "Workers that were replaced or let go.",
+           integer<&Metrics::workers_recycled>},
+    Series{"bulkhead_workers_dying", "gauge", "Workers that were killed and are not dead yet.",
+           integer<&Metrics::workers_dying>},
+    Series{"bulkhead_retried_total", "counter", "Runs after a failed one.", integer<&Metrics::retried>},
+    Series{"bulkhead_quarantined_total", "counter", "Tasks refused for crashing workers.",
+           integer<&Metrics::quarantined>},
     Series{"bulkhead_runs_total", "counter", "Runs of tasks that have ended.", integer<&Metrics::runs>},
     Series{"bulkhead_run_seconds_total", "counter", "Time that tasks spent running.",
            duration_in_seconds<&Metrics::total_run_time>},
@@ -93,12 +100,13 @@ std::string to_json(const Metrics& m) {
   return fmt::format(
       R"({{"name":{},"mode":{},"workers":{},"pending":{},"running":{},"waiting":{},"max_pending":{},"submitted":{},)"
       R"("completed":{},"failed":{},"rejected":{},"cancelled":{},"timed_out":{},"workers_started":{},)"
-      R"("workers_crashed":{},"runs":{},"total_run_seconds":{:.9f},"total_queue_wait_seconds":{:.9f},)"
+      R"("workers_crashed":{},"workers_recycled":{},"workers_dying":{},"retried":{},"quarantined":{},"runs":{},)"
+      R"("total_run_seconds":{:.9f},"total_queue_wait_seconds":{:.9f},)"
       R"("average_run_ms":{:.6f},"average_queue_wait_ms":{:.6f}}})",
       json_string(m.name), json_string(m.mode), m.workers, m.pending, m.running, m.waiting, m.max_pending, m.submitted,
-      m.completed, m.failed, m.rejected, m.cancelled, m.timed_out, m.workers_started, m.workers_crashed, m.runs,
-      seconds(m.total_run_time), seconds(m.total_queue_wait), milliseconds(m.average_run_time),
-      milliseconds(m.average_queue_wait));
+      m.completed, m.failed, m.rejected, m.cancelled, m.timed_out, m.workers_started, m.workers_crashed,
+      m.workers_recycled, m.workers_dying, m.retried, m.quarantined, m.runs, seconds(m.total_run_time),
+      seconds(m.total_queue_wait), milliseconds(m.average_run_time), milliseconds(m.average_queue_wait));
 }
 
 std::string to_prometheus(const Metrics& metrics) { return to_prometheus(std::span(&metrics, 1)); }

@@ -52,6 +52,9 @@ void run_encoded(std::span<const std::byte> request, AnswerSink& sink) {
     return;
   } catch (const abi::__forced_unwind&) {
     throw;  // pthread_exit or cancellation: not an exception that anybody may swallow
+  } catch (const StopRequested&) {
+    sink.put([](Encoder& encoder, const void*) { encoder.write_value(AnswerKind::stopped); }, nullptr);
+    return;
   } catch (...) {
     thrown = std::current_exception();
   }
@@ -89,27 +92,30 @@ bool decode_short_answer(TaskNode& node, std::span<const std::byte> answer) {
   return true;
 }
 
-void decode_answer(TaskNode& node, std::span<const std::byte> answer) {
+Outcome decode_answer(TaskNode& node, std::span<const std::byte> answer) {
   try {
     Decoder decoder(answer, Decoder::Source::untrusted);
     switch (decoder.read_value<AnswerKind>()) {
       case AnswerKind::value:
         node.decode_result(decoder);
-        return;
+        return Outcome::completed;
       case AnswerKind::exception:
         node.error = decode_exception(decoder, context_of_answer(node));
         decoder.finish();
         break;
+      case AnswerKind::stopped:
+        node.error = stopped_error(node);
+        return Outcome::cancelled;
       default:
         throw SerializationError(SerializationError::Part::result, "",
                                  "the answer is neither a value nor an exception");
     }
   } catch (const SerializationError& error) {
     node.error = completed(error, SerializationError::Part::result, node);
-    return;
+    return Outcome::failed;
   } catch (...) {
     node.error = std::current_exception();  // a codec of the user's
-    return;
+    return Outcome::failed;
   }
   // Where the task ran, its name is not known: what was said there of values gets it here.
   try {
@@ -119,6 +125,12 @@ void decode_answer(TaskNode& node, std::span<const std::byte> answer) {
   } catch (...) {
     // Every other error is the task's own and stays as it is.
   }
+  return Outcome::failed;
+}
+
+std::exception_ptr stopped_error(const TaskNode& node) {
+  return std::make_exception_ptr(
+      TaskCancelledError(TaskCancelledError::Stage::running, context_of_answer(node), "it stopped as it was asked to"));
 }
 
 void rethrow_as(SerializationError::Part part, const SerializationError& error) {

@@ -5,6 +5,8 @@
 #include <bulkhead/detail/remote_call.hpp>
 #include <bulkhead/serialization.hpp>
 
+#include "run_here.hpp"
+
 #include <utility>
 
 namespace bulkhead {
@@ -31,11 +33,12 @@ Task::~Task() {
 void Task::run() {
   TaskNode* const node = std::exchange(node_, nullptr);
   const auto core = node->core;
+  Outcome outcome = Outcome::cancelled;
   if (core->begin(*node)) {
-    node->run();
+    outcome = detail::RunHere(*node).call();
     node->ended_ns = detail::ExecutorCore::now();
   }
-  core->settle(node, node->error ? Outcome::failed : Outcome::completed, Initiation::delivery());
+  core->settle(node, outcome, Initiation::delivery());
 }
 
 std::size_t Task::encode(std::span<std::byte> buffer) {
@@ -47,8 +50,8 @@ std::size_t Task::encode(std::span<std::byte> buffer) {
 void Task::complete(std::span<const std::byte> answer) {
   TaskNode* const node = std::exchange(node_, nullptr);
   const auto core = node->core;
-  detail::decode_answer(*node, answer);
-  core->settle(node, node->error ? Outcome::failed : Outcome::completed, Initiation::delivery());
+  const Outcome outcome = detail::decode_answer(*node, answer);
+  core->settle(node, outcome, Initiation::delivery());
 }
 
 void Task::fail(std::exception_ptr error) {

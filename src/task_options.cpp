@@ -3,7 +3,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 
 namespace bulkhead {
@@ -22,27 +24,73 @@ TaskOptions::Duration require_positive(const char* option, TaskOptions::Duration
   return value;
 }
 
+std::string require_name(const char* option, std::string value) {
+  if (value.empty() || value.size() > kLongestName) {
+    throw std::invalid_argument(
+        fmt::format("TaskOptions::{} must have 1 to {} characters, not {}", option, kLongestName, value.size()));
+  }
+  return value;
+}
+
+// W3C Trace Context, 3.2: version, trace id, parent id and flags in lower-case hexadecimal digits.
+bool is_trace_parent(std::string_view text) {
+  constexpr std::string_view kShape = "xx-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx-xxxxxxxxxxxxxxxx-xx";
+  return std::equal(text.begin(), text.end(), kShape.begin(), kShape.end(), [](char c, char shape) {
+    return shape == '-' ? c == '-' : (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+  });
+}
+
 }  // namespace
 
 TaskOptions::TaskOptions(const TaskOptions& other)
-    : name_(other.name_ ? std::make_unique<const std::string>(*other.name_) : nullptr),
+    : rare_(other.rare_ ? std::make_unique<Rare>(*other.rare_) : nullptr),
       timeout_(other.timeout_),
       queue_timeout_(other.queue_timeout_),
       priority_(other.priority_) {}
 
 TaskOptions& TaskOptions::operator=(const TaskOptions& other) { return *this = TaskOptions(other); }
 
-const std::string& TaskOptions::name() const noexcept {
-  static const std::string none;
-  return name_ ? *name_ : none;
+const TaskOptions::Rare& TaskOptions::none() noexcept {
+  static const Rare none;
+  return none;
+}
+
+TaskOptions::Rare& TaskOptions::change_rare() {
+  if (!rare_) rare_ = std::make_unique<Rare>();
+  return *rare_;
 }
 
 TaskOptions& TaskOptions::name(std::string value) & {
-  if (value.empty() || value.size() > kLongestName) {
-    throw std::invalid_argument(
-        fmt::format("TaskOptions::name must have 1 to {} characters, not {}", kLongestName, value.size()));
+  change_rare().name = require_name("name", std::move(value));
+  return *this;
+}
+
+TaskOptions& TaskOptions::quarantine_key(std::string value) & {
+  change_rare().quarantine_key = require_name("quarantine_key", std::move(value));
+  return *this;
+}
+
+TaskOptions& TaskOptions::trace_parent(std::string value) & {
+  if (!is_trace_parent(value)) {
+    throw std::invalid_argument(fmt::format(
+        "TaskOptions::trace_parent must look like 00-<32 hex digits>-<16 hex digits>-<2 hex digits>, not '{}'", value));
   }
-  name_ = std::make_unique<const std::string>(std::move(value));
+  change_rare().trace_parent = std::move(value);
+  return *this;
+}
+
+TaskOptions& TaskOptions::cpu_timeout(Duration value) & {
+  change_rare().cpu_timeout = require_positive("cpu_timeout", value);
+  return *this;
+}
+
+TaskOptions& TaskOptions::retry(RetryPolicy policy) & {
+  change_rare().retry = std::move(policy);
+  return *this;
+}
+
+TaskOptions& TaskOptions::on_progress(std::function<void(const Progress&)> handler) & {
+  change_rare().on_progress = std::move(handler);
   return *this;
 }
 

@@ -2,7 +2,10 @@
 #include "process/channel.hpp"
 #include "worker_pool.hpp"
 
+#include "task_details.hpp"
+
 #include <bulkhead/detail/remote_call.hpp>
+#include <bulkhead/detail/task_context.hpp>
 #include <bulkhead/exceptions.hpp>
 #include <bulkhead/serialization.hpp>
 
@@ -17,9 +20,12 @@ namespace {
 // Where a worker writes an answer: into its slot, or into a block when it is too large for that.
 class ChannelSink final : public AnswerSink {
  public:
-  explicit ChannelSink(process::WorkerChannel& channel) : channel_(channel) {}
+  ChannelSink(process::WorkerChannel& channel, std::uint64_t most_memory)
+      : channel_(channel), most_memory_(most_memory) {}
 
   void put(Write write, const void* value) override {
+    // Before the answer, since the next task may follow it at once.
+    if (most_memory_ != 0 && process::memory_use().resident > most_memory_) channel_.set_over_memory();
     Encoder in_slot(channel_.answer_slot());
     write(in_slot, value);
     if (in_slot.fits()) {
@@ -42,6 +48,7 @@ class ChannelSink final : public AnswerSink {
 
  private:
   process::WorkerChannel& channel_;
+  const std::uint64_t most_memory_;
 };
 
 // The answer of a start call stays where it is; only whether it is an exception counts.
@@ -72,9 +79,22 @@ bool run_start_call(std::span<const std::byte> call, std::string& reason) {
   return !sink.failed(reason);
 }
 
-void run_task(std::span<const std::byte> request, process::WorkerChannel& channel) {
-  ChannelSink sink(channel);
-  run_encoded(request, sink);
+void run_task(const process::WorkerRequest& request, process::WorkerChannel& channel,
+              const process::TemplateConfiguration& configuration) {
+  TaskContext context;
+  context.id = request.task_id;
+  context.attempt = request.attempt;
+  if (request.timeout_ns != 0) context.deadline_ns = request.begun_ns + request.timeout_ns;
+  context.stop = request.stop;
+  context.executor = configuration.name;
+  read_details(request.details, context);
+  context.report = [](void* to, std::uint64_t done, std::uint64_t total, std::string_view text) {
+    static_cast<process::WorkerChannel*>(to)->report_progress(done, total, text);
+  };
+  context.report_to = &channel;
+  const RunningTask running(context, RunningTask::Scope::process);
+  ChannelSink sink(channel, configuration.max_worker_memory);
+  run_encoded(request.call, sink);
 }
 
 }  // namespace

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "worker_pool.hpp"
 
+#include "run_here.hpp"
+#include "task_details.hpp"
+
+#include <bulkhead/detail/progress_relay.hpp>
 #include <bulkhead/detail/remote_call.hpp>
 #include <bulkhead/serialization.hpp>
 
@@ -48,18 +52,25 @@ WorkerPool::WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Ba
     : core_(std::move(core)),
       settings_(std::move(settings)),
       background_(background.context()),
+      slow_(background.slow()),
       dispatcher_([&] {
         Dispatcher::Limits limits;
         limits.max_workers = settings_.max_workers;
+        limits.min_workers = settings_.min_workers;
+        limits.spare_workers = settings_.spare_workers;
+        limits.idle_timeout = settings_.idle_timeout;
         limits.ring_slots = process::kSlots;
         return limits;
       }()),
-      workers_(settings_.max_workers),
+      workers_(dispatcher_.places()),
       doorbells_(process::above_standard(process::FileDescriptor(::epoll_create1(EPOLL_CLOEXEC)))),
       backlog_timer_(std::make_unique<asio::steady_timer>(core_->io)),
       start_timer_(std::make_unique<asio::steady_timer>(background_)),
       answer_timer_(std::make_unique<asio::steady_timer>(background_)),
       stop_timer_(std::make_unique<asio::steady_timer>(background_)),
+      dismissal_timer_(std::make_unique<asio::steady_timer>(background_)),
+      head_timer_(std::make_unique<asio::steady_timer>(background_)),
+      progress_timer_(std::make_unique<asio::steady_timer>(background_)),
       deadline_timer_(std::make_unique<asio::steady_timer>(background_)) {
   if (!doorbells_) process::throw_errno("cannot create an epoll descriptor");
   doorbell_wait_ = std::make_unique<DescriptorWatch>(core_->io, doorbells_.get());
@@ -90,9 +101,6 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
     core_->fail(node, std::move(refusal), Outcome::failed, Delivery::initiating);
     return;
   }
-  if (const auto limit = node->options.queue_timeout()) {
-    arm_deadline(*node, node->submitted_ns + static_cast<std::uint64_t>(limit->count()));
-  }
   // Usually nobody waits, and there is room: no need to queue first.
   Worker* const worker = dispatcher_.queued() == 0 ? worker_with_room() : nullptr;
   if (worker != nullptr) {
@@ -100,9 +108,11 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
     place(*node, *worker, lock);
   } else {
     enqueue(*node);
+    if (node->options.queue_timeout()) watch_limits(*node);
     pump(lock);
   }
   if (!waiting_) schedule_drain();
+  ask_for_workers();
   lock.unlock();
 }
 
@@ -133,7 +143,7 @@ WorkerPool::Worker* WorkerPool::worker_with_room() {
 void WorkerPool::notice_ready_workers() {
   for (const WorkerPtr& worker : workers_) {
     if (worker && !dispatcher_.ready(worker->index) && worker->channel.state() == process::WorkerState::ready) {
-      dispatcher_.worker_ready(worker->index);
+      dispatcher_.worker_ready(worker->index, time_now());
       dispatcher_.start_succeeded();
     }
   }
@@ -142,6 +152,11 @@ void WorkerPool::notice_ready_workers() {
 // Puts a task into a worker's ring. The arguments are encoded without the mutex, since that is user code and may be
 // long. False: there is no room for its arguments now.
 bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
+  if (std::exception_ptr refusal = core_->quarantine ? core_->quarantine_error(node) : nullptr) {
+    ++core_->quarantined;
+    decide(node, std::move(refusal), Outcome::failed);
+    return true;
+  }
   dispatcher_.placed(worker.index);
   const std::uint32_t sequence = worker.channel.reserve();
   worker.reserved = sequence + 1;
@@ -151,7 +166,9 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
   node.place.stage = TaskNode::Stage::encoding;
   node.place.worker = worker.index;
   node.place.sequence = sequence;
-  if (node.options.timeout()) node.place.placed_ns = ExecutorCore::now();
+  const bool limited = node.options.timeout() || node.options.queue_timeout() || node.options.has_rare();
+  if (limited) node.place.placed_ns = ExecutorCore::now();
+  node.place.seen_begun_ns = 0;
   const std::span<std::byte> slot = worker.channel.slot_payload(sequence);
   WorkerPtr keep;
   if (!node.library_encoding) {
@@ -160,14 +177,17 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
   }
 
   std::exception_ptr error;
-  std::size_t size = 0;
+  const std::size_t details = details_size(node);
+  std::size_t size = 0;  // with the details
   std::optional<std::size_t> block;
   bool no_room = false;
   try {
     Encoder in_slot(slot);
     node.encode(in_slot);
-    size = in_slot.size();
-    if (!in_slot.fits()) {
+    size = in_slot.size() + details;
+    if (size <= slot.size()) {
+      write_details(node, slot.subspan(size - details, details));
+    } else {
       if (size > settings_.max_message_size) {
         throw SerializationError(
             SerializationError::Part::argument, "",
@@ -179,9 +199,10 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
       lock.unlock();
       no_room = !block;
       if (block) {
-        Encoder in_block(worker.channel.block(*block, size));
+        Encoder in_block(worker.channel.block(*block, size - details));
         node.encode(in_block);
-        if (in_block.size() != size) {
+        write_details(node, worker.channel.block(*block + size - details, details));
+        if (in_block.size() != size - details) {
           throw SerializationError(SerializationError::Part::argument, "",
                                    "their encoding differs from one time to the next");
         }
@@ -206,17 +227,33 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
       entry.block_size = size;
     }
     node.place.stage = TaskNode::Stage::in_ring;
-    if (node.options.timeout()) {
-      arm_deadline(node, node.place.placed_ns + static_cast<std::uint64_t>(node.options.timeout()->count()));
+    if (node.progress_relay) {
+      ++observed_;
+      node.place.progress_version = 0;
+      watch_progress();
     }
   }
   if (!worker.buried && !closed_) {
     // A slot without a task goes its way, too: the worker passes over it.
-    worker.channel.fill(sequence, process::RequestKind::task, size, block ? *block : process::kInline, !usable);
+    process::RequestHead head;
+    head.revoked = !usable;
+    head.attempt = static_cast<std::uint16_t>(node.attempt());
+    head.details_size = static_cast<std::uint16_t>(details);
+    head.size = size;
+    head.heap_offset = block ? *block : process::kInline;
+    head.task_id = node.id;
+    if (limited) {
+      head.timeout_ns = static_cast<std::uint64_t>(node.options.timeout().value_or(TaskOptions::Duration(0)).count());
+      head.measure_cpu = node.options.has_rare() && node.options.cpu_timeout();
+    }
+    worker.channel.fill(sequence, head);
     entry.filled = true;
     publish(worker);
   }
-  if (usable) return true;
+  if (usable) {
+    if (limited) watch_limits(node);
+    return true;
+  }
   if (closed_) {
     lock.unlock();
     core_->fail(&node, cancelled_error(node, TaskCancelledError::Stage::queued, "the executor was destroyed"),
@@ -230,6 +267,7 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
     decide(node, std::move(error), Outcome::failed);
   } else {
     enqueue(node);  // Its worker died meanwhile, or its heap is full.
+    if (limited) watch_limits(node);
   }
   return !no_room;
 }
@@ -278,6 +316,7 @@ void WorkerPool::drain(Lock& lock) {
     int exceptions = std::uncaught_exceptions();
   } guard{*this, lock};
 
+  if (freed_places_ > 0) core_->give_back(std::exchange(freed_places_, 0), lock);
   bool progress = false;
   for (unsigned delivered = 0; !closed_; ++delivered) {
     if (ready_.empty()) {
@@ -302,9 +341,10 @@ void WorkerPool::drain(Lock& lock) {
   for (const WorkerPtr& worker : workers_) {
     if (worker && worker->unpublished > 0) publish_filled(*worker);
   }
+  ask_for_workers();
   if (progress) fruitless_rounds_ = 0;
   if (drain_posted_) return;
-  if (core_->in_flight == 0) {
+  if (core_->open == 0 && core_->waiting.empty()) {
     fruitless_rounds_ = 0;
     // Nothing is left to wait for: the event loop may end.
     if (waiting_ && core_->context_alive) doorbell_wait_->cancel();
@@ -322,6 +362,7 @@ void WorkerPool::wait_for_answers() {
   fruitless_rounds_ = 0;
   if (!core_->context_alive) return;
   watch_backlog();
+  watch_heads();
   bool answered = false;
   for (const WorkerPtr& worker : workers_) {
     if (!worker || dispatcher_.load(worker->index) == 0) continue;
@@ -386,7 +427,7 @@ void WorkerPool::collect_from(Worker& worker) {
     const std::uint32_t committed = worker.channel.committed();
     if (committed == worker.collected) return;
     if (!dispatcher_.ready(worker.index)) {
-      dispatcher_.worker_ready(worker.index);
+      dispatcher_.worker_ready(worker.index, time_now());
       dispatcher_.start_succeeded();
     }
     const std::uint64_t now = ExecutorCore::now();
@@ -401,6 +442,15 @@ void WorkerPool::collect_from(Worker& worker) {
   consume(worker);
 }
 
+// All that there is, for those who will not come again.
+void WorkerPool::collect_all(Worker& worker) {
+  std::uint32_t before;
+  do {
+    before = worker.collected;
+    collect_from(worker);
+  } while (worker.collected != before);
+}
+
 void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response,
                              std::uint64_t now) {
   Entry& entry = worker.entry(sequence);
@@ -411,7 +461,7 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
     }
     entry.answered = true;
     --in_rings_;
-    dispatcher_.left(worker.index, std::nullopt);
+    dispatcher_.left(worker.index, std::nullopt, time_of(now));
     if (node == nullptr) return;
     // We and the worker saw each other: it had taken the task up when we looked, and then found it taken back.
     free_entry(worker, entry);
@@ -423,14 +473,17 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
     return;
   }
   if (node == nullptr) throw process::ProtocolViolation("it answered a request that was taken back");
+  if (!worker.doomed.empty()) worker.doomed.erase(node);  // It had been quicker.
+  if (response.over_memory && !dispatcher_.leaving(worker.index)) dispatcher_.leave(worker.index);
+  if (node->progress_relay) pass_progress(worker, *node);
   // The worker's clock readings are only believed as far as they are possible.
   now = std::max(now, node->submitted_ns);
   node->began_ns = std::clamp(response.began_ns, node->submitted_ns, now);
   node->ended_ns = std::clamp(response.ended_ns, node->began_ns, now);
   free_entry(worker, entry);
   --in_rings_;
-  dispatcher_.left(worker.index, std::chrono::nanoseconds(node->ended_ns - node->began_ns));
-  if (node->place.deadline != 0) deadlines_.erase({node->place.deadline, node});
+  dispatcher_.left(worker.index, std::chrono::nanoseconds(node->ended_ns - node->began_ns), time_of(now));
+  disarm_deadline(*node);
   node->place.stage = TaskNode::Stage::answered;
   node->place.worker_pid = worker.pid;
   if (response.in_slot && node->library_decoding && decode_short_answer(*node, response.payload)) {
@@ -462,14 +515,13 @@ void WorkerPool::finish(TaskNode* node, Lock& lock) {
   if (!node->place.decided) {
     const auto area = std::static_pointer_cast<Worker>(node->place.area);
     lock.unlock();
-    decode_answer(*node, node->place.answer);
+    node->outcome = decode_answer(*node, node->place.answer);
     lock.lock();
     if (area) {
       area->entry(node->place.sequence).answered = true;
       node->place.area.reset();
       consume(*area);
     }
-    node->outcome = node->error ? Outcome::failed : Outcome::completed;
   }
   core_->settle(node, node->outcome, Delivery::on_io_executor, lock);
   lock.lock();
@@ -477,7 +529,7 @@ void WorkerPool::finish(TaskNode* node, Lock& lock) {
 
 // A task gets its outcome without an answer.
 void WorkerPool::decide(TaskNode& node, std::exception_ptr error, Outcome outcome) {
-  deadlines_.erase({node.place.deadline, &node});
+  disarm_deadline(node);
   node.error = std::move(error);
   node.outcome = outcome;
   node.place.decided = true;
@@ -489,122 +541,38 @@ void WorkerPool::decide(TaskNode& node, std::exception_ptr error, Outcome outcom
 
 std::exception_ptr WorkerPool::cancelled_error(const TaskNode& node, TaskCancelledError::Stage stage,
                                                const std::string& reason) const {
-  return std::make_exception_ptr(TaskCancelledError(stage, core_->context_of(node), reason));
+  ErrorContext context = core_->context_of(node);
+  if (node.place.worker_pid > 0) context.worker_pid = node.place.worker_pid;
+  return std::make_exception_ptr(TaskCancelledError(stage, std::move(context), reason));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Taking back and cancelling.
+// Progress.
 
-void WorkerPool::free_entry(Worker& worker, Entry& entry) {
-  entry.node = nullptr;
-  if (entry.block_size > 0) worker.channel.release(entry.block_offset, entry.block_size);
-  entry.block_size = 0;
-}
-
-// True: the worker has not begun the request and never will; its node is free. False: the worker has taken it up; it
-// runs, or will be answered with `skipped`.
-bool WorkerPool::take_back(Worker& worker, std::uint32_t sequence) {
-  Entry& entry = worker.entry(sequence);
-  entry.revoked = true;
-  const bool taken_back = worker.channel.take_back(sequence);
-  const bool published = static_cast<std::int32_t>(sequence - worker.channel.published()) < 0;
-  if (published && !taken_back) return false;
-  free_entry(worker, entry);
-  return true;
-}
-
-// Takes back all that lies behind a request. False: one of them has been taken up, so the request itself is over.
-bool WorkerPool::take_back_behind(Worker& worker, std::uint32_t first) {
-  for (std::uint32_t sequence = worker.reserved; sequence != first + 1;) {
-    --sequence;
-    TaskNode* const node = worker.entry(sequence).node;
-    if (node == nullptr) continue;  // taken back before, or still being written
-    if (!take_back(worker, sequence)) return false;
-    queue_again(*node);
-  }
-  return true;
-}
-
-// A task that has not begun waits once more, in its old place.
-void WorkerPool::queue_again(TaskNode& node) {
-  deadlines_.erase({node.place.deadline, &node});
-  if (const auto limit = node.options.queue_timeout()) {
-    arm_deadline(node, node.submitted_ns + static_cast<std::uint64_t>(limit->count()));
-  }
-  enqueue(node);
-}
-
-void WorkerPool::cancel(TaskNode& node, asio::cancellation_type type) {
-  if (process::is_forked_copy()) return;
-  using Stage = TaskNode::Stage;
-  switch (node.place.stage) {
-    case Stage::none:
-    case Stage::answered:
-      return;
-    case Stage::queued:
-      dispatcher_.remove(node);
-      decide(node, cancelled_error(node, TaskCancelledError::Stage::queued, {}), Outcome::cancelled);
-      return;
-    case Stage::encoding:
-      node.place.cancel_requested = true;
-      return;
-    case Stage::in_ring:
-      break;
-  }
-  node.place.cancel_requested = true;
-  if (take_back(*workers_[node.place.worker], node.place.sequence)) {
-    decide(node, cancelled_error(node, TaskCancelledError::Stage::queued, {}), Outcome::cancelled);
-  } else if ((type & asio::cancellation_type::terminal) != asio::cancellation_type::none) {
-    kill_for(node, Killed::cancelled, "it was cancelled by its caller, and the worker was killed");
-  }
-}
-
-void WorkerPool::cancel_pending() {
-  if (process::is_forked_copy()) return;
-  const Lock lock(core_->mutex);
-  while (QueuedTask* task = dispatcher_.front()) {
-    auto& node = static_cast<TaskNode&>(*task);
-    dispatcher_.remove(node);
-    decide(node, cancelled_error(node, TaskCancelledError::Stage::queued, "the executor was shut down"),
-           Outcome::cancelled);
-  }
-  for (const WorkerPtr& worker : workers_) {
-    if (!worker) continue;
-    for (std::uint32_t sequence = worker->reserved; sequence != worker->collected;) {
-      --sequence;
-      TaskNode* const node = worker->entry(sequence).node;
-      if (node == nullptr) continue;
-      if (!take_back(*worker, sequence)) break;
-      decide(*node, cancelled_error(*node, TaskCancelledError::Stage::queued, "the executor was shut down"),
-             Outcome::cancelled);
+// Looks at it from time to time for as long as somebody wants to know.
+void WorkerPool::watch_progress() {
+  if (watching_progress_) return;
+  watching_progress_ = true;
+  progress_timer_->expires_after(std::chrono::nanoseconds(kProgressInterval));
+  progress_timer_->async_wait(in_background([](WorkerPool& self, Lock&, boost::system::error_code error) {
+    self.watching_progress_ = false;
+    if (error || !self.core_->context_alive) return;
+    for (const WorkerPtr& worker : self.workers_) {
+      // Only the first in a ring can be running.
+      if (!worker || worker->collected == worker->reserved) continue;
+      TaskNode* const node = worker->entry(worker->collected).node;
+      if (node != nullptr && node->progress_relay) self.pass_progress(*worker, *node);
     }
-  }
+    if (self.observed_ > 0) self.watch_progress();
+  }));
 }
 
-void WorkerPool::kill_all(const std::string& reason) {
-  cancel_pending();
-  const Lock lock(core_->mutex);
-  for (const WorkerPtr& worker : workers_) {
-    if (worker && dispatcher_.load(worker->index) > 0) kill(*worker, Killed::shut_down, 0, reason);
-  }
+void WorkerPool::pass_progress(Worker& worker, TaskNode& node) {
+  if (node.settled || !core_->context_alive) return;
+  auto note = worker.channel.progress(node.place.sequence, node.place.progress_version);
+  if (!note) return;
+  node.place.progress_version = note->version;
+  node.deliver_progress({note->done, note->total, std::move(note->text)});
 }
-
-// Kills the worker that has taken up the task, and nothing but this task with it: what lies behind it is taken back
-// first, and as nothing can be published while the mutex is held, the worker then has no other. If it has gone on to
-// another one already, the task is over and there is nothing to kill.
-void WorkerPool::kill_for(TaskNode& node, Killed why, std::string reason) {
-  Worker& worker = *workers_[node.place.worker];
-  if (take_back_behind(worker, node.place.sequence)) kill(worker, why, node.id, std::move(reason));
-}
-
-void WorkerPool::kill(Worker& worker, Killed why, std::uint64_t task, std::string reason) {
-  if (worker.killed != Killed::no || worker.buried) return;
-  worker.killed = why;
-  worker.killed_task = task;
-  worker.reason = std::move(reason);
-  process::kill_process(worker.pidfd);  // If it is not born yet, `worker_spawned` does it.
-}
-
-void WorkerPool::violated(Worker& worker, const std::string& what) { kill(worker, Killed::protocol, 0, what); }
 
 }  // namespace bulkhead::detail

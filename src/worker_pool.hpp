@@ -8,10 +8,13 @@
 #include "process/fork_server.hpp"
 #include "process/posix.hpp"
 #include "process/protocol.hpp"
+#include "run_limits.hpp"
+#include "worker_output.hpp"
 
 #include <bulkhead/base_executor.hpp>
 #include <bulkhead/detail/executor_core.hpp>
 #include <bulkhead/detail/task_node.hpp>
+#include <bulkhead/local_executor.hpp>
 
 #include <boost/asio/any_completion_handler.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -20,6 +23,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -42,6 +46,14 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
  public:
   struct Settings {
     unsigned max_workers = 1;
+    std::optional<unsigned> min_workers;
+    unsigned spare_workers = 0;
+    std::chrono::nanoseconds idle_timeout{0};
+    std::uint64_t max_tasks_per_worker = 0;
+    std::uint64_t max_worker_memory = 0;
+    std::uint64_t memory_limit = 0;
+    std::chrono::nanoseconds cancel_grace{0};
+    CaptureOutput capture_output = CaptureOutput::inherit;
     unsigned spinning_workers = 0;
     std::uint32_t spin_pauses = 0;
     std::size_t max_message_size = 0;
@@ -80,7 +92,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   using Handler = asio::any_completion_handler<void(std::exception_ptr, bool)>;
 
   // Why a worker was killed by us.
-  enum class Killed { no, cancelled, timed_out, protocol, shut_down, start_timeout, discarded };
+  enum class Killed { no, cancelled, timed_out, protocol, shut_down, start_timeout, leave_timeout, discarded, stopped };
 
   // One request in a ring.
   struct Entry {
@@ -90,6 +102,11 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     bool filled = false;    // may be published
     bool revoked = false;   // we have tried to take it back
     bool answered = false;  // its answer is read, or there is none
+  };
+
+  struct Verdict {
+    std::exception_ptr error;
+    Outcome outcome;
   };
 
   struct Worker {
@@ -104,22 +121,31 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     std::uint32_t reserved = 0;   // end of the entries in use
     std::uint32_t collected = 0;  // end of the entries whose answer has been seen
     process::FileDescriptor pidfd;
+    std::shared_ptr<WorkerOutput> output;  // null: thrown away
     std::unique_ptr<DescriptorWatch> death;
     std::unique_ptr<asio::steady_timer> status_timer;
-    std::unique_ptr<asio::steady_timer> start_timer;
+    std::unique_ptr<asio::steady_timer> limit_timer;  // of its start, its leaving, or its dying
     int pid = -1;
     bool buried = false;
     bool dying = false;
     bool told_to_stop = false;
-    unsigned unpublished = 0;  // filled entries that wait to be shown to it
+    unsigned unpublished = 0;             // filled entries that wait to be shown to it
+    std::map<TaskNode*, Verdict> doomed;  // tasks in its ring for which it was killed
+    std::unique_ptr<asio::steady_timer> tell_timer;
+    bool stuck = false;  // was killed, and does not die
     Killed killed = Killed::no;
-    std::uint64_t killed_task = 0;
+    std::size_t held_places = 0;  // of `max_pending`: its killed task's, until it is really gone
+    std::uint32_t unbegun = 0;    // the request that it was last seen not to have taken up, and since when
+    std::uint64_t unbegun_since = 0;
     std::string reason;
     std::optional<process::ExitStatus> status;
 
     Entry& entry(std::uint32_t sequence) { return ring[sequence % process::kSlots]; }
   };
   using WorkerPtr = std::shared_ptr<Worker>;
+
+  static Dispatcher::Time time_of(std::uint64_t now) { return Dispatcher::Time(static_cast<std::int64_t>(now)); }
+  static Dispatcher::Time time_now() { return time_of(ExecutorCore::now()); }
 
   // The program's threads.
   void enqueue(TaskNode& node);
@@ -132,6 +158,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void drain(Lock& lock);
   void collect();
   void collect_from(Worker& worker);
+  void collect_all(Worker& worker);
   void take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response, std::uint64_t now);
   void consume(Worker& worker);
   void finish(TaskNode* node, Lock& lock);
@@ -139,11 +166,16 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void wait_for_answers();
   void clear_doorbells();
   void watch_backlog();
-  static void free_entry(Worker& worker, Entry& entry);
+  TaskNode* clear(Entry& entry);
+  void free_entry(Worker& worker, Entry& entry);
   bool take_back(Worker& worker, std::uint32_t sequence);
   bool take_back_behind(Worker& worker, std::uint32_t sequence);
   void queue_again(TaskNode& node);
   void decide(TaskNode& node, std::exception_ptr error, Outcome outcome);
+  void watch_progress();
+  void pass_progress(Worker& worker, TaskNode& node);
+  void ask_maintenance();
+  void ask_for_workers();
   std::exception_ptr cancelled_error(const TaskNode& node, TaskCancelledError::Stage stage,
                                      const std::string& reason) const;
 
@@ -164,14 +196,30 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void worker_died(const WorkerPtr& worker);
   void bury(const WorkerPtr& worker);
   void judge(Worker& worker, TaskNode& node, bool begun, bool other_begun);
+  template <class MakeError>
+  void report_crash(TaskNode& node, MakeError make_error);
   void fail_queue_if_hopeless();
-  void kill(Worker& worker, Killed why, std::uint64_t task, std::string reason);
-  void kill_for(TaskNode& node, Killed why, std::string reason);
+  void dismiss_idle_workers();
+  std::uint64_t task_limit(std::uint64_t generation) const;
+  process::FileDescriptor open_output(Worker& worker);
+  void stop_worker(Worker& worker);
+  void assign_spinners();
+  void give_back_places(Worker& worker);
+
+  // Any thread.
+  void kill(Worker& worker, Killed why, std::string reason);
   void violated(Worker& worker, const std::string& what);
+  void end_run(TaskNode& node, Killed why, std::string reason, std::exception_ptr error, Outcome outcome);
+  void tell_doomed(Worker& worker);
+  RunLimits limits_of(const TaskNode& node) const;
+  RunState state_of(TaskNode& node, std::uint64_t now);
+  void watch_limits(TaskNode& node);
+  void limit_passed(TaskNode& node, LimitPassed passed, std::uint64_t now);
   void arm_deadline(TaskNode& node, std::uint64_t deadline);
+  void disarm_deadline(TaskNode& node);
   void deadlines_passed();
-  void deadline_passed(TaskNode& node, std::uint64_t now);
-  std::optional<std::uint64_t> run_deadline(const TaskNode& node) const;
+  void watch_heads();
+  void look_at_head(Worker& worker, std::uint64_t now);
   void stop_workers();
   void all_gone_if_so();
   Worker* find_worker(std::uint64_t generation);
@@ -182,16 +230,25 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   const std::shared_ptr<ExecutorCore> core_;
   const Settings settings_;
   asio::io_context& background_;
+  asio::io_context& slow_;
+  const unsigned cpus_ = process::usable_cpus();
 
   // Guarded by core_->mutex, all below.
   Dispatcher dispatcher_;
   std::vector<WorkerPtr> workers_;
   IntrusiveList<TaskNode, QueuedTask> ready_;  // tasks with an answer or a decided outcome
   std::size_t ready_count_ = 0;
-  std::size_t in_rings_ = 0;  // requests without an answer
+  IntrusiveList<TaskNode, QueuedTask> reporting_;  // whose crash is being described
+  std::size_t in_rings_ = 0;                       // requests without an answer
   bool drain_posted_ = false;
   bool waiting_ = false;  // for a doorbell
   bool watching_backlog_ = false;
+  bool watching_heads_ = false;
+  bool watching_progress_ = false;
+  bool maintenance_asked_ = false;
+  bool start_pending_ = false;    // the timer for the next start is set
+  std::size_t observed_ = 0;      // tasks in rings whose progress somebody wants
+  std::size_t freed_places_ = 0;  // of `max_pending`, to be given back
   unsigned fruitless_rounds_ = 0;
   bool closed_ = false;
   bool forsaken_ = false;  // the fork server is gone: no worker ever again
@@ -200,6 +257,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::uint64_t last_generation_ = 0;
   std::uint64_t workers_started_ = 0;
   std::uint64_t workers_crashed_ = 0;
+  std::uint64_t workers_recycled_ = 0;
   std::string last_start_error_;
   process::FileDescriptor doorbells_;  // an epoll of all workers' doorbells
   std::unique_ptr<DescriptorWatch> doorbell_wait_;
@@ -212,6 +270,9 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::chrono::steady_clock::time_point template_started_at_;
   std::unique_ptr<asio::steady_timer> answer_timer_;
   std::unique_ptr<asio::steady_timer> stop_timer_;
+  std::unique_ptr<asio::steady_timer> dismissal_timer_;
+  std::unique_ptr<asio::steady_timer> head_timer_;
+  std::unique_ptr<asio::steady_timer> progress_timer_;
   std::unique_ptr<asio::steady_timer> deadline_timer_;
   std::set<std::pair<std::uint64_t, TaskNode*>> deadlines_;
   std::vector<Handler> dismiss_handlers_;

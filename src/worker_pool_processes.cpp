@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "worker_pool.hpp"
 
+#include "crash_report.hpp"
+
 #include <boost/asio/append.hpp>
 #include <boost/asio/post.hpp>
 
@@ -22,8 +24,8 @@ namespace {
 // means that the template is stopped or gone.
 constexpr auto kStatusPatience = std::chrono::seconds(1);
 
-// How long a worker may take to leave when it is told to and has nothing to do: it only flushes standard output.
-constexpr auto kStopPatience = std::chrono::seconds(1);
+// How long a worker that is replaced may take to leave when it has nothing to do: it only flushes standard output.
+constexpr auto kLeavePatience = std::chrono::seconds(1);
 
 // How long the fork server may take to fork a template, and a template that is done with preload to fork a worker. Both
 // are one fork, far below a millisecond; five seconds mean that the process is stopped.
@@ -46,6 +48,14 @@ constexpr unsigned kMostRestarts = 3;
 // Room beside the largest message for its own encoding and for small messages of other tasks.
 constexpr std::size_t kHeapMargin = std::size_t{1} << 20;
 
+// What a worker has printed is shown on terminals and in logs.
+std::string printable(std::string text) {
+  for (char& c : text) {
+    if ((static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') || c == 0x7f) c = '?';
+  }
+  return text;
+}
+
 std::string describe(const process::ExitStatus& status) {
   if (status.signal == 0) return fmt::format("it left with exit code {}", status.code);
   const char* name = ::sigabbrev_np(status.signal);
@@ -66,6 +76,10 @@ void WorkerPool::start_template(Lock&) {
   process::TemplateConfiguration configuration;
   configuration.hooks = &kWorkerHooks;
   configuration.layout = layout();
+  configuration.streams =
+      settings_.capture_output == CaptureOutput::inherit ? process::Streams::standard_error : process::Streams::both;
+  configuration.max_worker_memory = settings_.max_worker_memory;
+  configuration.memory_limit = settings_.memory_limit;
   core_->name.copy(configuration.name, sizeof(configuration.name) - 1);
   template_socket_ =
       process::ForkServer::start().create_template(configuration, settings_.preload, settings_.initializer);
@@ -232,16 +246,31 @@ void WorkerPool::template_gone() {
   }
 }
 
-// Starts what is missing, or sets a timer for when it may be.
+// Has the background thread look after the number of workers.
+void WorkerPool::ask_maintenance() {
+  if (std::exchange(maintenance_asked_, true)) return;
+  asio::post(background_, [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->maintain();
+  });
+}
+
+void WorkerPool::ask_for_workers() {
+  if (dispatcher_.lacks_workers() && !start_pending_) ask_maintenance();
+}
+
+// Lets go who has to go, and starts what is missing, or sets a timer for when it may be.
 void WorkerPool::maintain() {
   Lock lock(core_->mutex);
+  maintenance_asked_ = false;
+  start_pending_ = false;
   if (closed_ || process::is_forked_copy()) return;
   while (!closed_ && !stopping_ && !forsaken_) {
     notice_ready_workers();
-    const auto now = std::chrono::nanoseconds(static_cast<std::int64_t>(ExecutorCore::now()));
+    const auto now = time_now();
     const auto index = dispatcher_.worker_to_start(now);
     if (!index) {
-      if (const auto next = dispatcher_.next_start()) {
+      if (const auto next = dispatcher_.next_start(); next && dispatcher_.lacks_workers()) {
+        start_pending_ = true;
         // Past: a worker is still starting, and nothing tells when it is ready but another look.
         start_timer_->expires_after(std::max(*next - now, kStartInterval));
         start_timer_->async_wait([weak = weak_from_this()](boost::system::error_code error) {
@@ -253,7 +282,59 @@ void WorkerPool::maintain() {
     }
     start_worker(*index, lock);
   }
+  if (!closed_) dismiss_idle_workers();
   fail_queue_if_hopeless();
+}
+
+// Who leaves has its replacement by now.
+void WorkerPool::dismiss_idle_workers() {
+  if (stopping_) return;
+  const auto now = time_now();
+  while (const auto index = dispatcher_.worker_to_dismiss(now)) dispatcher_.leave(*index);
+  for (const WorkerPtr& worker : workers_) {
+    if (!worker || !dispatcher_.leaving(worker->index) || !dispatcher_.ready(worker->index)) continue;
+    if (dispatcher_.load(worker->index) > 0 || worker->told_to_stop || worker->killed != Killed::no) continue;
+    ++workers_recycled_;
+    stop_worker(*worker);
+    worker->limit_timer = std::make_unique<asio::steady_timer>(background_, kLeavePatience);
+    worker->limit_timer->async_wait(
+        in_background([generation = worker->generation](WorkerPool& self, Lock&, boost::system::error_code error) {
+          Worker* const late = error ? nullptr : self.find_worker(generation);
+          if (late != nullptr) self.kill(*late, Killed::leave_timeout, "it did not leave when it was told to");
+        }));
+  }
+  assign_spinners();
+  const auto next = dispatcher_.next_dismissal(now);
+  if (!next) return;
+  dismissal_timer_->expires_after(*next - now);
+  dismissal_timer_->async_wait([weak = weak_from_this()](boost::system::error_code error) {
+    if (error) return;
+    if (const auto self = weak.lock()) self->maintain();
+  });
+}
+
+// It leaves when it has come to this request.
+void WorkerPool::stop_worker(Worker& worker) {
+  worker.told_to_stop = true;
+  const std::uint32_t sequence = worker.channel.reserve();
+  worker.reserved = sequence + 1;
+  worker.entry(sequence) = Entry{};
+  worker.entry(sequence).filled = true;
+  ++in_rings_;
+  process::RequestHead head;
+  head.kind = process::RequestKind::stop;
+  worker.channel.fill(sequence, head);
+  publish_filled(worker);
+}
+
+// The first ones, which are given tasks first.
+void WorkerPool::assign_spinners() {
+  unsigned left = settings_.spinning_workers;
+  for (const WorkerPtr& worker : workers_) {
+    if (!worker || dispatcher_.leaving(worker->index)) continue;
+    worker->channel.set_spin_limit(left > 0 ? settings_.spin_pauses : 0);
+    if (left > 0) --left;
+  }
 }
 
 void WorkerPool::start_worker(unsigned index, Lock& lock) {
@@ -268,7 +349,7 @@ void WorkerPool::start_worker(unsigned index, Lock& lock) {
     lock.unlock();
     worker = std::make_shared<Worker>(index, generation, layout());
     worker->started_ns = ExecutorCore::now();
-    worker->channel.set_spin_limit(index < settings_.spinning_workers ? settings_.spin_pauses : 0);
+    process::FileDescriptor output = open_output(*worker);
     lock.lock();
     if (closed_ || !template_socket_) return;
     epoll_event event{};
@@ -279,8 +360,9 @@ void WorkerPool::start_worker(unsigned index, Lock& lock) {
     process::Record record;
     record.type = process::RecordType::spawn;
     record.worker = generation;
-    const std::array<int, process::kMostDescriptors> fds{
-        worker->channel.request_fd().get(), worker->channel.response_fd().get(), worker->channel.doorbell().get()};
+    const std::array<int, process::kMostDescriptors> fds{worker->channel.request_fd().get(),
+                                                         worker->channel.response_fd().get(),
+                                                         worker->channel.doorbell().get(), output.get()};
     if (!process::send_record(template_socket_, process::bytes_of(record), fds)) {
       throw std::runtime_error("the template does not take requests: preload still runs, or it is stopped");
     }
@@ -294,14 +376,31 @@ void WorkerPool::start_worker(unsigned index, Lock& lock) {
     return;
   }
   workers_[index] = worker;
-  dispatcher_.worker_added(index);
+  dispatcher_.worker_added(index, task_limit(worker->generation));
   ++workers_started_;
   if (dispatcher_.queued() > 0) schedule_drain();
 }
 
+// A tenth of them less for some than for others, so that workers that were started together are not replaced together.
+std::uint64_t WorkerPool::task_limit(std::uint64_t generation) const {
+  const std::uint64_t most = settings_.max_tasks_per_worker;
+  // Fibonacci hashing: multiples of 2^64 divided by the golden ratio lie evenly.
+  return most - ((generation * 0x9e3779b97f4a7c15U) >> 32U) % (most / 10 + 1);
+}
+
+// Where a worker prints to: a pipe that is read here, or nowhere.
+process::FileDescriptor WorkerPool::open_output(Worker& worker) {
+  if (settings_.capture_output == CaptureOutput::discard) return process::open_null();
+  auto [ours, theirs] = process::create_pipe();
+  worker.output =
+      std::make_shared<WorkerOutput>(background_, std::move(ours), settings_.capture_output == CaptureOutput::inherit);
+  worker.output->start();
+  return std::move(theirs);
+}
+
 void WorkerPool::start_failed(const std::string& reason) {
   last_start_error_ = reason;
-  dispatcher_.start_failed(std::chrono::nanoseconds(static_cast<std::int64_t>(ExecutorCore::now())));
+  dispatcher_.start_failed(time_now());
 }
 
 void WorkerPool::fail_queue_if_hopeless() {
@@ -320,7 +419,7 @@ void WorkerPool::worker_spawned(Worker& worker, process::FileDescriptor pidfd) {
   worker.pidfd = std::move(pidfd);
   worker.pid = process::pid_of(worker.pidfd);
   if (worker.killed != Killed::no || stopping_) process::kill_process(worker.pidfd);
-  limit_start(worker);
+  if (worker.killed == Killed::no) limit_start(worker);
   worker.death = std::make_unique<DescriptorWatch>(background_, worker.pidfd.get());
   worker.death->async_wait([weak = weak_from_this(), generation = worker.generation](boost::system::error_code error) {
     const auto self = weak.lock();
@@ -338,12 +437,12 @@ void WorkerPool::worker_spawned(Worker& worker, process::FileDescriptor pidfd) {
 // An initializer that does not end must not keep tasks waiting for ever.
 void WorkerPool::limit_start(Worker& worker) {
   if (settings_.initializer.empty()) return;
-  worker.start_timer = std::make_unique<asio::steady_timer>(background_, settings_.start_timeout);
-  worker.start_timer->async_wait(
+  worker.limit_timer = std::make_unique<asio::steady_timer>(background_, settings_.start_timeout);
+  worker.limit_timer->async_wait(
       in_background([generation = worker.generation](WorkerPool& self, Lock&, boost::system::error_code error) {
         Worker* const late = error ? nullptr : self.find_worker(generation);
         if (late == nullptr || late->channel.state() != process::WorkerState::starting) return;
-        self.kill(*late, Killed::start_timeout, 0,
+        self.kill(*late, Killed::start_timeout,
                   fmt::format("the initializer did not end within start_timeout = {} s",
                               std::chrono::duration<double>(self.settings_.start_timeout).count()));
       }));
@@ -386,7 +485,7 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
   if (worker->buried) return;
   const bool was_ready = worker->channel.state() == process::WorkerState::ready;
   // One last look: what was committed before the death counts, rung or not.
-  collect_from(*worker);
+  collect_all(*worker);
   worker->buried = true;
   worker->dying = true;
   // One that dies young without having taken up a task would be replaced by one that does the same.
@@ -409,15 +508,18 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
   for (std::uint32_t sequence = worker->collected; sequence != worker->reserved; ++sequence) {
     Entry& entry = worker->entry(sequence);
     --in_rings_;
-    if (entry.node == nullptr) continue;
-    TaskNode& node = *std::exchange(entry.node, nullptr);
+    TaskNode* const held = clear(entry);
+    if (held == nullptr) continue;
+    TaskNode& node = *held;
     const bool published = static_cast<std::int32_t>(sequence - worker->channel.published()) < 0;
     judge(*worker, node, published && sequence == worker->collected && worker->channel.begun(sequence), blamed);
   }
   ::epoll_ctl(doorbells_.get(), EPOLL_CTL_DEL, worker->channel.doorbell().get(), nullptr);
   worker->death.reset();
   worker->status_timer.reset();
-  worker->start_timer.reset();
+  worker->limit_timer.reset();
+  worker->tell_timer.reset();
+  give_back_places(*worker);
   dispatcher_.worker_removed(worker->index);
   workers_[worker->index].reset();
   if (dispatcher_.queued() > 0 || ready_count_ > 0) schedule_drain();
@@ -433,6 +535,11 @@ void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun, bool other_be
     node.began_ns = std::clamp(worker.channel.begun_ns(), node.submitted_ns, now);
     node.ended_ns = now;
   }
+  if (const auto doomed = worker.doomed.find(&node); doomed != worker.doomed.end()) {
+    node.place.worker_pid = worker.pid;
+    decide(node, std::move(doomed->second.error), doomed->second.outcome);
+    return;
+  }
   if (worker.killed == Killed::shut_down || stopping_) {
     decide(node,
            cancelled_error(node, begun ? TaskCancelledError::Stage::running : TaskCancelledError::Stage::queued,
@@ -443,17 +550,6 @@ void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun, bool other_be
   if (!begun && (other_begun || node.place.restarts < kMostRestarts)) {
     if (!other_begun) ++node.place.restarts;
     queue_again(node);
-    return;
-  }
-  if (begun && worker.killed == Killed::cancelled && worker.killed_task == node.id) {
-    decide(node, cancelled_error(node, TaskCancelledError::Stage::running, worker.reason), Outcome::cancelled);
-    return;
-  }
-  if (begun && worker.killed == Killed::timed_out && worker.killed_task == node.id) {
-    decide(node,
-           std::make_exception_ptr(
-               TaskTimeoutError(TaskTimeoutError::Which::run, *node.options.timeout(), std::move(context))),
-           Outcome::timed_out);
     return;
   }
   if (worker.killed == Killed::protocol) {
@@ -467,226 +563,43 @@ void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun, bool other_be
     if (worker.status->signal == 0) ending.exit_code = worker.status->code;
     ending.peak_memory = worker.status->peak_memory;
   }
-  if (begun) ending.run_time = std::chrono::nanoseconds(node.ended_ns - node.began_ns);
-  std::string reason;
+  if (begun) {
+    ending.run_time = std::chrono::nanoseconds(node.ended_ns - node.began_ns);
+    if (auto last = worker.channel.progress(node.place.sequence, 0)) {
+      ending.progress = Progress{last->done, last->total, std::move(last->text)};
+    }
+  }
+  if (worker.output) ending.error_output = printable(worker.output->tail());
+  std::string reason = worker.killed == Killed::stopped ? worker.reason : "";
   if (!template_socket_) reason = last_start_error_;
   if (!begun) reason = fmt::format("{} workers in a row died before they began the task", kMostRestarts + 1);
-  decide(node, std::make_exception_ptr(WorkerCrashedError(ending, std::move(context), reason)), Outcome::failed);
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The background thread: time limits.
-
-void WorkerPool::arm_deadline(TaskNode& node, std::uint64_t deadline) {
-  deadlines_.erase({node.place.deadline, &node});
-  node.place.deadline = deadline;
-  const auto place = deadlines_.emplace(deadline, &node).first;
-  if (place != deadlines_.begin()) return;
-  asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.deadlines_passed(); }));
-}
-
-void WorkerPool::deadlines_passed() {
-  const std::uint64_t now = ExecutorCore::now();
-  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
-    TaskNode& node = *deadlines_.begin()->second;
-    deadlines_.erase(deadlines_.begin());
-    node.place.deadline = 0;
-    deadline_passed(node, now);
-  }
-  if (deadlines_.empty()) return;
-  deadline_timer_->expires_after(std::chrono::nanoseconds(deadlines_.begin()->first - now));
-  deadline_timer_->async_wait(in_background([](WorkerPool& self, Lock&, boost::system::error_code error) {
-    if (!error) self.deadlines_passed();
-  }));
-}
-
-void WorkerPool::deadline_passed(TaskNode& node, std::uint64_t now) {
-  const auto queue_limit = node.options.queue_timeout();
-  const auto expired_in_queue = [&] {
-    decide(node,
-           std::make_exception_ptr(
-               TaskTimeoutError(TaskTimeoutError::Which::queue, *queue_limit, core_->context_of(node))),
-           Outcome::timed_out);
-  };
-  const bool queue_over = queue_limit && now >= node.submitted_ns + static_cast<std::uint64_t>(queue_limit->count());
-  if (node.place.stage == TaskNode::Stage::queued) {
-    if (!queue_over) return;
-    dispatcher_.remove(node);
-    expired_in_queue();
+  auto note = begun ? worker.channel.crash() : std::nullopt;
+  if (!note || !add_crash_note(ending, *note)) {
+    decide(node, std::make_exception_ptr(WorkerCrashedError(std::move(ending), std::move(context), reason)),
+           Outcome::failed);
     return;
   }
-  if (node.place.stage != TaskNode::Stage::in_ring) return;
-  Worker& worker = *workers_[node.place.worker];
-  if (!worker.channel.begun(node.place.sequence)) {
-    if (queue_over && take_back(worker, node.place.sequence)) {
-      expired_in_queue();
-      return;
-    }
-  }
-  if (!node.options.timeout()) return;
-  const auto limit = static_cast<std::uint64_t>(node.options.timeout()->count());
-  // The clock runs from the start of the run. Not begun: it cannot be over sooner than after the whole limit.
-  const std::uint64_t started = worker.channel.begun(node.place.sequence)
-                                    ? std::clamp(worker.channel.begun_ns(), node.place.placed_ns, now)
-                                    : now;
-  if (now >= started + limit) {
-    kill_for(node, Killed::timed_out, "its timeout passed");
-  } else {
-    arm_deadline(node, started + limit);
-  }
+  report_crash(node, [frames = std::move(note->frames), ending = std::move(ending), context = std::move(context),
+                      reason]() mutable {
+    ending.backtrace = describe_calls(frames);
+    return std::make_exception_ptr(WorkerCrashedError(std::move(ending), std::move(context), reason));
+  });
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// The end.
-
-void WorkerPool::dismiss(Handler handler) {
-  const Lock lock(core_->mutex);
-  dismiss_handlers_.push_back(std::move(handler));
-  asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.stop_workers(); }));
-}
-
-void WorkerPool::dismiss_when_idle() {
-  const Lock lock(core_->mutex);
-  dismissing_ = true;
-  if (core_->in_flight == 0) {
-    asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.stop_workers(); }));
-  }
-}
-
-void WorkerPool::stop_workers() {
-  if (stopping_) {
-    all_gone_if_so();
-    return;
-  }
-  stopping_ = true;
-  dispatcher_.stop_starting();
-  for (const WorkerPtr& worker : workers_) {
-    if (!worker) continue;
-    worker->told_to_stop = true;
-    const std::uint32_t sequence = worker->channel.reserve();
-    worker->reserved = sequence + 1;
-    worker->entry(sequence) = Entry{};
-    worker->entry(sequence).filled = true;
-    ++in_rings_;
-    worker->channel.fill(sequence, process::RequestKind::stop, 0, process::kInline, false);
-    publish_filled(*worker);
-  }
-  stop_timer_->expires_after(kStopPatience);
-  stop_timer_->async_wait(in_background([](WorkerPool& self, Lock&, boost::system::error_code error) {
-    if (error) return;
-    for (const WorkerPtr& worker : self.workers_) {
-      if (worker) self.kill(*worker, Killed::shut_down, 0, "it did not leave when it was told to");
-    }
-    // Those that are not born yet go with the template.
-    if (self.template_wait_) self.template_gone();
-  }));
-  all_gone_if_so();
-}
-
-void WorkerPool::all_gone_if_so() {
-  if (!stopping_) return;
-  for (const WorkerPtr& worker : workers_) {
-    if (worker) return;
-  }
-  stop_timer_->cancel();
-  end_template();
-  if (!core_->context_alive) return;
-  for (Handler& handler : dismiss_handlers_) {
-    asio::post(core_->io, asio::append(std::move(handler), std::exception_ptr(), true));
-  }
-  dismiss_handlers_.clear();
-}
-
-void WorkerPool::close() {
-  std::vector<TaskNode*> left;
-  std::vector<Handler> handlers;
-  {
-    const Lock lock(core_->mutex);
-    if (closed_) return;
-    while (TaskNode* node = ready_.pop_front()) {
-      --ready_count_;
-      left.push_back(node);
-    }
-    const auto abandon = [&](TaskNode& node, TaskCancelledError::Stage stage) {
-      node.error = cancelled_error(node, stage, "the executor was destroyed");
-      node.outcome = Outcome::cancelled;
-      node.place.decided = true;
-      left.push_back(&node);
-    };
-    while (QueuedTask* task = dispatcher_.front()) {
-      auto& node = static_cast<TaskNode&>(*task);
-      dispatcher_.remove(node);
-      abandon(node, TaskCancelledError::Stage::queued);
-    }
-    for (WorkerPtr& worker : workers_) {
-      if (!worker) continue;
-      process::kill_process(worker->pidfd);
-      worker->buried = true;
-      worker->death.reset();
-      worker->status_timer.reset();
-      worker->start_timer.reset();
-      for (std::uint32_t sequence = worker->collected; sequence != worker->reserved; ++sequence) {
-        if (TaskNode* node = std::exchange(worker->entry(sequence).node, nullptr)) {
-          abandon(*node, TaskCancelledError::Stage::running);
-        }
-      }
-      worker.reset();
-    }
-    closed_ = true;
-    handlers.swap(dismiss_handlers_);
-    deadlines_.clear();
-    doorbell_wait_.reset();
-    backlog_timer_.reset();
-    start_timer_.reset();
-    answer_timer_.reset();
-    stop_timer_.reset();
-    deadline_timer_.reset();
-    end_template();
-  }
-  for (TaskNode* node : left) {
-    if (!node->place.decided) {
-      node->error = cancelled_error(*node, TaskCancelledError::Stage::running, "the executor was destroyed");
-      node->outcome = Outcome::cancelled;
-    }
-    node->place.area.reset();
-    core_->settle(node, node->outcome, Delivery::initiating);
-  }
-}
-
-void WorkerPool::context_gone() {
-  const Lock lock(core_->mutex);
-  doorbell_wait_.reset();
-  backlog_timer_.reset();
-  dismiss_handlers_.clear();
-  for (const WorkerPtr& worker : workers_) {
-    if (worker && dispatcher_.load(worker->index) > 0) {
-      kill(*worker, Killed::shut_down, 0, "the event loop was destroyed");
-    }
-  }
-}
-
-void WorkerPool::add_metrics(Metrics& metrics) const {
-  metrics.mode = "process";
-  metrics.workers = 0;
-  std::size_t busy = ready_count_;  // answered, and about to be delivered
-  for (const WorkerPtr& worker : workers_) {
-    if (!worker || worker->dying) continue;
-    ++metrics.workers;
-    if (!worker->told_to_stop && dispatcher_.load(worker->index) > 0) ++busy;
-  }
-  metrics.running = std::min(busy, core_->open);
-  metrics.pending = core_->open - metrics.running;
-  metrics.workers_started = workers_started_;
-  metrics.workers_crashed = workers_crashed_;
-}
-
-std::vector<int> WorkerPool::worker_pids() const {
-  const Lock lock(core_->mutex);
-  std::vector<int> pids;
-  for (const WorkerPtr& worker : workers_) {
-    if (worker && worker->pid > 0 && !worker->dying) pids.push_back(worker->pid);
-  }
-  return pids;
+// Reading symbols takes its time: neither the event loop nor other tasks' limits wait for it.
+template <class MakeError>
+void WorkerPool::report_crash(TaskNode& node, MakeError make_error) {
+  node.place.stage = TaskNode::Stage::none;
+  reporting_.push_back(node);
+  asio::post(slow_, [weak = weak_from_this(), &node, make_error = std::move(make_error)]() mutable {
+    std::exception_ptr error = make_error();
+    const auto self = weak.lock();
+    if (!self) return;
+    const Lock lock(self->core_->mutex);
+    if (self->closed_) return;  // Which has seen to the task.
+    static_cast<QueuedTask&>(node).unlink();
+    self->decide(node, std::move(error), Outcome::failed);
+  });
 }
 
 }  // namespace bulkhead::detail

@@ -42,6 +42,10 @@ Metrics sample() {
   metrics.timed_out = 9;
   metrics.workers_started = 14;
   metrics.workers_crashed = 10;
+  metrics.workers_recycled = 15;
+  metrics.workers_dying = 16;
+  metrics.retried = 17;
+  metrics.quarantined = 18;
   metrics.runs = 1040;
   metrics.total_run_time = 2080ms;
   metrics.total_queue_wait = 520ms;
@@ -160,9 +164,11 @@ TEST_CASE("the JSON has every field of the metrics", "[metrics]") {
   CHECK(object.at("name").as_string() == "images");
   CHECK(object.at("mode").as_string() == "process");
   const std::map<std::string, std::int64_t> integers = {
-      {"workers", 4},      {"pending", 3}, {"running", 2},          {"waiting", 7},         {"max_pending", 100},
-      {"submitted", 1055}, {"failed", 30}, {"rejected", 12},        {"completed", 1000},    {"cancelled", 11},
-      {"timed_out", 9},    {"runs", 1040}, {"workers_started", 14}, {"workers_crashed", 10}};
+      {"workers", 4},          {"pending", 3},          {"running", 2},           {"waiting", 7},
+      {"max_pending", 100},    {"submitted", 1055},     {"failed", 30},           {"rejected", 12},
+      {"completed", 1000},     {"cancelled", 11},       {"timed_out", 9},         {"runs", 1040},
+      {"workers_started", 14}, {"workers_crashed", 10}, {"workers_recycled", 15}, {"workers_dying", 16},
+      {"retried", 17},         {"quarantined", 18}};
   for (const auto& [name, value] : integers) {
     INFO(name);
     REQUIRE(object.contains(name));
@@ -223,6 +229,10 @@ TEST_CASE("a page for Prometheus follows the format and has every number", "[met
                                                 {"bulkhead_timed_out_total", 9},
                                                 {"bulkhead_workers_started_total", 14},
                                                 {"bulkhead_workers_crashed_total", 10},
+                                                {"bulkhead_workers_recycled_total", 15},
+                                                {"bulkhead_workers_dying", 16},
+                                                {"bulkhead_retried_total", 17},
+                                                {"bulkhead_quarantined_total", 18},
                                                 {"bulkhead_runs_total", 1040},
                                                 {"bulkhead_run_seconds_total", 2.08},
                                                 {"bulkhead_queue_wait_seconds_total", 0.52}};

@@ -9,6 +9,9 @@
 #include <bulkhead/executor_registry.hpp>
 #include <bulkhead/local_executor.hpp>
 #include <bulkhead/metrics.hpp>
+#include <bulkhead/progress.hpp>
+#include <bulkhead/retry_policy.hpp>
 #include <bulkhead/serialization.hpp>
 #include <bulkhead/task.hpp>
 #include <bulkhead/task_options.hpp>
+#include <bulkhead/this_task.hpp>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <bulkhead/detail/config.hpp>
+#include <bulkhead/progress.hpp>
 
 #include <boost/system/error_code.hpp>
 #include <boost/system/system_error.hpp>
@@ -20,18 +21,21 @@ namespace bulkhead {
 /// Why an executor could not deliver a task's result. Each error class below has one code; a cancelled task has
 /// `asio::error::operation_aborted` instead, as every cancelled Asio operation has.
 enum class Errc {
-  overload = 1,          ///< `max_pending` tasks are in the executor already.
-  not_running,           ///< The executor has been shut down, or belongs to another process.
-  worker_crashed,        ///< The worker process died while it held the task.
-  worker_start_failed,   ///< No worker process could be started.
-  timeout,               ///< The task's `timeout` or `queue_timeout` passed.
-  abandoned,             ///< An executor dropped the task without an outcome.
-  remote_exception,      ///< The function threw a type that cannot be rebuilt here.
-  serialization,         ///< An argument, a result or an exception could not be carried.
-  function_unavailable,  ///< The callable does not exist where the task should run.
-  protocol,              ///< A worker wrote something impossible.
-  registry_conflict,     ///< A name is taken by an executor of another type or with other options.
-  unknown_executor_type  ///< No factory is registered under this type.
+  overload = 1,           ///< `max_pending` tasks are in the executor already.
+  not_running,            ///< The executor has been shut down, or belongs to another process.
+  worker_crashed,         ///< The worker process died while it held the task.
+  worker_start_failed,    ///< No worker process could be started.
+  timeout,                ///< The task's `timeout` or `queue_timeout` passed.
+  abandoned,              ///< An executor dropped the task without an outcome.
+  remote_exception,       ///< The function threw a type that cannot be rebuilt here.
+  serialization,          ///< An argument, a result or an exception could not be carried.
+  function_unavailable,   ///< The callable does not exist where the task should run.
+  protocol,               ///< A worker wrote something impossible.
+  registry_conflict,      ///< A name is taken by an executor of another type or with other options.
+  unknown_executor_type,  ///< No factory is registered under this type.
+  retries_failed,         ///< Every run that the task's retry policy allows failed.
+  quarantined,            ///< The function or key has crashed too many workers in a row.
+  worker_stuck            ///< A worker that was killed does not die.
 };
 
 /// The category of all codes of `Errc`.
@@ -97,8 +101,23 @@ enum class Started {
   finished  ///< It had finished, but its result was lost.
 };
 
+/// One call on the way to a crash.
+struct StackFrame {
+  /// An address inside the calling instruction.
+  std::uintptr_t address = 0;
+  /// The function, demangled, and how far into it the address lies; empty if the program has no name for it.
+  std::string function;
+  std::uintptr_t offset = 0;
+  /// Source file and line, where the program was compiled with debug information (`-g`); else empty and 0.
+  std::string file;
+  unsigned line = 0;
+  /// The program or library, and the address in it.
+  std::string module;
+  std::uintptr_t module_offset = 0;
+};
+
 /// The worker process died while it held the task: by a signal, by `exit` or `_exit`, or by a kill from outside.
-/// Only this task fails; the worker is replaced.
+/// Only this task fails; the worker is replaced. `what()` has all that is known, in several lines.
 class BULKHEAD_EXPORT WorkerCrashedError : public ExecutorError {
  public:
   /// How a worker ended.
@@ -113,24 +132,35 @@ class BULKHEAD_EXPORT WorkerCrashedError : public ExecutorError {
     std::size_t peak_memory = 0;
     /// How long the task had run; zero if unknown.
     std::chrono::nanoseconds run_time{0};
+    /// What could not be accessed (SIGSEGV, SIGBUS), or the instruction (SIGILL, SIGFPE).
+    std::optional<std::uintptr_t> fault_address = {};
+    /// The calls that led to the crash or to `exit`, innermost first; empty if it was killed from outside.
+    std::vector<StackFrame> backtrace = {};
+    /// The last 4 KiB that the worker wrote to its standard error, also for tasks before this one.
+    std::string error_output = {};
+    /// What the task had told of its progress.
+    std::optional<Progress> progress = {};
   };
 
   WorkerCrashedError(Ending ending, ErrorContext context, const std::string& reason = {});
   ~WorkerCrashedError() override;
 
+  /// All of it.
+  const Ending& ending() const noexcept { return *ending_; }
   /// The signal that killed the worker (`SIGSEGV`, say), or 0.
-  int signal() const noexcept { return ending_.signal; }
+  int signal() const noexcept { return ending_->signal; }
   /// The code with which the worker left, if it left by itself.
-  std::optional<int> exit_code() const noexcept { return ending_.exit_code; }
+  std::optional<int> exit_code() const noexcept { return ending_->exit_code; }
   /// Whether the task had begun.
-  Started started() const noexcept { return ending_.started; }
+  Started started() const noexcept { return ending_->started; }
   /// The worker's largest resident size in bytes; 0 if unknown.
-  std::size_t peak_memory() const noexcept { return ending_.peak_memory; }
+  std::size_t peak_memory() const noexcept { return ending_->peak_memory; }
   /// How long the task had run; zero if unknown.
-  std::chrono::nanoseconds run_time() const noexcept { return ending_.run_time; }
+  std::chrono::nanoseconds run_time() const noexcept { return ending_->run_time; }
 
  private:
-  Ending ending_;
+  // Shared, since exceptions are copied where nothing may throw.
+  std::shared_ptr<const Ending> ending_;
 };
 
 /// No worker could be started: the fork server or a fork failed, or `preload` or `initializer` threw or crashed.
@@ -152,8 +182,9 @@ class BULKHEAD_EXPORT WorkerStartError : public ExecutorError {
 class BULKHEAD_EXPORT TaskTimeoutError : public ExecutorError {
  public:
   enum class Which {
-    run,   ///< `TaskOptions::timeout`: it ran too long; its worker was killed.
-    queue  ///< `TaskOptions::queue_timeout`: it had not begun in time; it never ran.
+    run,    ///< `TaskOptions::timeout`: it ran too long; its worker was killed.
+    queue,  ///< `TaskOptions::queue_timeout`: it had not begun in time; it never ran.
+    cpu     ///< `TaskOptions::cpu_timeout`: it took too much CPU time; its worker was killed.
   };
   TaskTimeoutError(Which which, std::chrono::nanoseconds limit, ErrorContext context);
   ~TaskTimeoutError() override;
@@ -179,6 +210,61 @@ class BULKHEAD_EXPORT TaskCancelledError : public ExecutorError {
 
  private:
   Stage stage_;
+};
+
+/// A task that was run several times, as its `RetryPolicy` says, failed for good. `what()` has all runs.
+class BULKHEAD_EXPORT RetryError : public ExecutorError {
+ public:
+  /// One failed run.
+  struct Attempt {
+    std::exception_ptr error;
+    /// How long it ran; zero if it did not begin.
+    std::chrono::nanoseconds run_time{0};
+  };
+
+  RetryError(std::vector<Attempt> attempts, ErrorContext context);
+  ~RetryError() override;
+  /// All runs, in order; at least two.
+  const std::vector<Attempt>& attempts() const noexcept { return *attempts_; }
+  /// What the last one failed with.
+  const std::exception_ptr& last() const noexcept { return attempts_->back().error; }
+  /// Throws that.
+  [[noreturn]] void rethrow_last() const { std::rethrow_exception(last()); }
+
+ private:
+  std::shared_ptr<const std::vector<Attempt>> attempts_;
+};
+
+/// The task's key has crashed `LocalExecutorOptions::quarantine_after` workers in a row: tasks with it are refused for
+/// a while. The task never ran.
+class BULKHEAD_EXPORT TaskQuarantinedError : public ExecutorError {
+ public:
+  TaskQuarantinedError(std::string key, unsigned crashes, std::chrono::nanoseconds remaining, ErrorContext context);
+  ~TaskQuarantinedError() override;
+  /// `TaskOptions::quarantine_key`, or the task's name.
+  const std::string& key() const noexcept { return *key_; }
+  /// How many workers it has crashed in a row.
+  unsigned crashes() const noexcept { return crashes_; }
+  /// When it may be submitted again, from now.
+  std::chrono::nanoseconds remaining() const noexcept { return remaining_; }
+
+ private:
+  std::shared_ptr<const std::string> key_;
+  unsigned crashes_;
+  std::chrono::nanoseconds remaining_;
+};
+
+/// `shutdown` has killed these workers, and they do not die: they hang inside the kernel (a frozen cgroup, a device
+/// that does not answer). Everything else is over.
+class BULKHEAD_EXPORT WorkerStuckError : public ExecutorError {
+ public:
+  WorkerStuckError(std::vector<int> pids, ErrorContext context);
+  ~WorkerStuckError() override;
+  /// Their process ids as the host sees them.
+  const std::vector<int>& pids() const noexcept { return *pids_; }
+
+ private:
+  std::shared_ptr<const std::vector<int>> pids_;
 };
 
 /// An executor destroyed the task without running it, failing it, or sending it anywhere. A defect of that executor.

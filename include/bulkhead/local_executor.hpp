@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -68,6 +69,13 @@ enum class SpinPolicy : std::uint8_t {
   always      ///< Every worker, and ten times as long.
 };
 
+/// What becomes of what workers print.
+enum class CaptureOutput : std::uint8_t {
+  inherit,  ///< It appears on the program's own standard output and error.
+  capture,  ///< It appears nowhere, but for the end of it in a `WorkerCrashedError`.
+  discard   ///< It is thrown away.
+};
+
 /// Options of a LocalExecutor. They are checked in its constructor.
 struct LocalExecutorOptions {
   /// The name in metrics, errors and `ps`. 1 to 200 characters.
@@ -86,6 +94,33 @@ struct LocalExecutorOptions {
   std::size_t max_pending = 100;
   /// What happens beyond `max_pending`.
   OverloadPolicy overload = OverloadPolicy::reject;
+  /// Workers that are kept when there is nothing to do; the others are started when tasks wait, and leave after
+  /// `idle_timeout`. 0 to `max_workers`; empty: `max_workers`, which are all started at once.
+  std::optional<unsigned> min_workers = std::nullopt;
+  /// How long a worker beyond `min_workers` may have nothing to do before it leaves. More than zero.
+  std::chrono::nanoseconds idle_timeout = std::chrono::seconds(60);
+  /// Workers beyond `max_workers` that stand by, initialized, so that a crash costs the next task not even the start of
+  /// a worker. 0 to 64.
+  unsigned spare_workers = 0;
+  /// A worker is replaced after so many tasks, some up to a tenth sooner, so that not all are replaced at once. The
+  /// replacement is started before the old one leaves. 0: never.
+  std::uint64_t max_tasks_per_worker = 0;
+  /// A worker that has more resident memory of its own than this, in bytes, at the end of a task is replaced in the
+  /// same way: leaks end there. A limit that a fresh worker exceeds is a `WorkerStartError`. 0: no limit.
+  std::size_t max_worker_memory = 0;
+  /// The most memory that a worker can get at all, in bytes (its RLIMIT_DATA: heap, stacks and private mappings, used
+  /// or not): beyond it allocations fail with `std::bad_alloc`, which its task may throw. 0: no limit.
+  std::size_t memory_limit = 0;
+  /// How long a running task that was cancelled with `terminal` may go on to end itself (`this_task::stop_requested`),
+  /// before its worker is killed. Not negative.
+  std::chrono::nanoseconds cancel_grace = std::chrono::milliseconds(100);
+  /// A task whose key (`TaskOptions::quarantine_key`, else its name) has crashed so many workers in a row is refused
+  /// with `TaskQuarantinedError` for `quarantine_time`. 0: never.
+  unsigned quarantine_after = 0;
+  /// How long such tasks are refused. More than zero.
+  std::chrono::nanoseconds quarantine_time = std::chrono::seconds(60);
+  /// What becomes of what workers print.
+  CaptureOutput capture_output = CaptureOutput::inherit;
   /// Run everything in this process, on the Asio executor, with the same checks: for unit tests. The environment
   /// variable BULKHEAD_EXECUTOR_BYPASS (`1`, `true`, `yes`, `on`) does the same for every executor made while it is
   /// set.
@@ -106,7 +141,8 @@ struct LocalExecutorOptions {
 /// `WorkerCrashedError`; every other task goes on. Callables, arguments and results travel through shared memory, see
 /// `docs/`.
 ///
-/// Cancellation: a task that has not begun: every type, it never runs. One that runs: terminal; its worker is killed.
+/// Cancellation: a task that has not begun: every type, it never runs. One that runs: partial and terminal ask it to
+/// stop (`this_task::stop_requested`), and terminal kills its worker when `cancel_grace` is over; total does nothing.
 /// Thread safety: as BaseExecutor. Destruction kills what still runs and completes it with `TaskCancelledError`.
 class BULKHEAD_EXPORT LocalExecutor final : public BaseExecutor {
  public:

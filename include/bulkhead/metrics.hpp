@@ -46,6 +46,16 @@ struct Metrics {
   std::uint64_t workers_started = 0;
   /// Workers that died without having been told to.
   std::uint64_t workers_crashed = 0;
+  /// Workers that were replaced or let go: after `max_tasks_per_worker`, over `max_worker_memory`, or idle for too
+  /// long.
+  std::uint64_t workers_recycled = 0;
+  /// Workers that were killed and are not dead yet.
+  std::size_t workers_dying = 0;
+  /// Runs after a failed one, as the tasks' retry policies asked for.
+  std::uint64_t retried = 0;
+  /// Tasks refused since their key had crashed too many workers, at submit (then they are among `rejected`) or when
+  /// their turn came (then among `failed`).
+  std::uint64_t quarantined = 0;
   /// Tasks whose run has ended, the number behind the two totals.
   std::uint64_t runs = 0;
   /// Time that tasks spent running, in all.

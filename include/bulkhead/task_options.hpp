@@ -2,8 +2,11 @@
 #pragma once
 
 #include <bulkhead/detail/config.hpp>
+#include <bulkhead/progress.hpp>
+#include <bulkhead/retry_policy.hpp>
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -44,19 +47,65 @@ class BULKHEAD_EXPORT TaskOptions {
   TaskOptions& queue_timeout(Duration value) &;
   TaskOptions&& queue_timeout(Duration value) && { return std::move(queue_timeout(value)); }
 
+  /// The most CPU time that the run may take, all threads of its worker together; then its worker is killed and the
+  /// task fails with `TaskTimeoutError`. On a busy machine it is the fairer limit. More than zero. Default: no limit.
+  TaskOptions& cpu_timeout(Duration value) &;
+  TaskOptions&& cpu_timeout(Duration value) && { return std::move(cpu_timeout(value)); }
+  /// Runs the task again when it fails, as the policy says. What it was called with is then kept until it is over.
+  /// If it fails for good after more than one run, its error is a `RetryError` with all of them. In executors that run
+  /// tasks in the host itself, arguments that cannot be copied are gone after the first run, which then is the only
+  /// one.
+  TaskOptions& retry(RetryPolicy policy) &;
+  TaskOptions&& retry(RetryPolicy policy) && { return std::move(retry(std::move(policy))); }
+  /// Called with what the task tells by `this_task::report_progress`: the latest, at most every 50 ms, and the last in
+  /// any case before the task completes; never after that. On the completion handler's associated executor.
+  TaskOptions& on_progress(std::function<void(const Progress&)> handler) &;
+  TaskOptions&& on_progress(std::function<void(const Progress&)> handler) && {
+    return std::move(on_progress(std::move(handler)));
+  }
+  /// The W3C trace context that the task belongs to, for `this_task::trace_parent`:
+  /// `00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01`.
+  TaskOptions& trace_parent(std::string value) &;
+  TaskOptions&& trace_parent(std::string value) && { return std::move(trace_parent(std::move(value))); }
+  /// Under which key crashes are counted for `LocalExecutorOptions::quarantine_after`; by default the task's name. Give
+  /// what the fault may lie in, an input file's hash, say. 1 to 200 characters.
+  TaskOptions& quarantine_key(std::string value) &;
+  TaskOptions&& quarantine_key(std::string value) && { return std::move(quarantine_key(std::move(value))); }
+
   /// Empty if none was given.
-  const std::string& name() const noexcept;
+  const std::string& name() const noexcept { return rare().name; }
   int priority() const noexcept { return priority_; }
   std::optional<Duration> timeout() const noexcept { return given(timeout_); }
   std::optional<Duration> queue_timeout() const noexcept { return given(queue_timeout_); }
+  std::optional<Duration> cpu_timeout() const noexcept { return given(rare().cpu_timeout); }
+  /// Null if none was given.
+  const RetryPolicy* retry() const noexcept { return rare().retry ? &*rare().retry : nullptr; }
+  const std::function<void(const Progress&)>& on_progress() const noexcept { return rare().on_progress; }
+  const std::string& trace_parent() const noexcept { return rare().trace_parent; }
+  const std::string& quarantine_key() const noexcept { return rare().quarantine_key; }
+  /// Whether any option beyond priority, timeout and queue_timeout was given.
+  bool has_rare() const noexcept { return rare_ != nullptr; }
 
  private:
+  struct Rare {
+    std::string name;
+    std::string trace_parent;
+    std::string quarantine_key;
+    Duration cpu_timeout{0};  // 0: none
+    std::optional<RetryPolicy> retry;
+    std::function<void(const Progress&)> on_progress;
+  };
+
   static std::optional<Duration> given(Duration value) noexcept {
     return value == Duration::zero() ? std::nullopt : std::optional(value);
   }
 
-  // A pointer moves faster than a string, and most tasks have no name of their own.
-  std::unique_ptr<const std::string> name_;
+  const Rare& rare() const noexcept { return rare_ ? *rare_ : none(); }
+  Rare& change_rare();
+  static const Rare& none() noexcept;
+
+  // Every task's options are moved several times on their way, and most tasks have none of these.
+  std::unique_ptr<Rare> rare_;
   Duration timeout_{0};        // 0: none
   Duration queue_timeout_{0};  // 0: none
   int priority_ = 0;

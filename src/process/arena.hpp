@@ -32,10 +32,10 @@ inline constexpr std::size_t kSlotSize = 256;
 inline constexpr std::size_t kCacheLine = 64;
 
 /// What a request asks for.
-enum class RequestKind : std::uint32_t { task = 0, stop = 1 };
+enum class RequestKind : std::uint16_t { task = 0, stop = 1 };
 
 /// What a response tells.
-enum class ResponseKind : std::uint32_t { outcome = 0, skipped = 1 };
+enum class ResponseKind : std::uint16_t { outcome = 0, skipped = 1 };
 
 /// How far a worker has come.
 enum class WorkerState : std::uint32_t { starting = 0, ready = 1, failed = 2 };
@@ -49,13 +49,25 @@ inline constexpr std::uint64_t kInline = ~std::uint64_t{0};
 struct RequestSlot {
   /// 1: the host has taken the task back; the worker must not run it. Written by the host at any time.
   std::atomic<std::uint32_t> revoked;
+  /// 1: the caller asks the task to stop. Written by the host at any time.
+  std::atomic<std::uint32_t> stop;
   RequestKind kind;
+  /// 1: the worker is to note its CPU time before the task begins.
+  std::uint16_t measure_cpu;
+  /// The number of this run of the task, from 1.
+  std::uint16_t attempt;
+  /// Bytes of the task's details (its name and so on), which follow the call.
+  std::uint16_t details_size;
+  /// Bytes of the call and its details.
   std::uint64_t size;
   std::uint64_t heap_offset;
-  std::uint64_t unused;
-  std::byte payload[kSlotSize - 32];
+  std::uint64_t task_id;
+  /// How long the task may run; 0: no limit.
+  std::uint64_t timeout_ns;
+  /// Enough alignment for what is seen in place.
+  alignas(kCacheLine) std::byte payload[kSlotSize - kCacheLine];
 };
-static_assert(sizeof(RequestSlot) == kSlotSize);
+static_assert(sizeof(RequestSlot) == kSlotSize && offsetof(RequestSlot, payload) == kCacheLine);
 
 struct RequestHeader {
   /// Requests written so far. The worker's futex word.
@@ -73,6 +85,8 @@ struct RequestHeader {
 struct ResponseSlot {
   std::uint32_t sequence;
   ResponseKind kind;
+  /// 1: after this task the worker has more memory than `max_worker_memory`.
+  std::uint16_t over_memory;
   std::uint64_t size;
   std::uint64_t heap_offset;
   /// CLOCK_MONOTONIC when the run began and ended.
@@ -85,6 +99,39 @@ static_assert(sizeof(ResponseSlot) == kSlotSize);
 /// Longest reason for a failed start: what() of an exception with its type; more is cut.
 inline constexpr std::size_t kReportSize = 2048;
 
+/// Frames of a crashed call that are kept: enough to see through the library's own dozen and deep templates; the
+/// thousands of an endless recursion repeat themselves.
+inline constexpr std::size_t kMostFrames = 48;
+
+/// How a worker crashed, as its signal handler wrote it.
+struct CrashRecord {
+  /// 0: nothing; 1: signal, code and address are written.
+  std::atomic<std::uint32_t> state;
+  /// The signal; 0: the task called `exit`.
+  std::int32_t signal;
+  /// `siginfo_t::si_code`, or the exit code.
+  std::int32_t code;
+  /// How many of the frames are written.
+  std::atomic<std::uint32_t> depth;
+  /// What could not be accessed, or where the instruction was.
+  std::uint64_t address;
+  /// Addresses inside the calling instructions, innermost first.
+  std::uint64_t frames[kMostFrames];
+};
+
+/// Longest text of a progress report; more is cut.
+inline constexpr std::size_t kProgressTextSize = 200;
+
+/// The latest progress of a task. `version` is odd while the rest is written.
+struct ProgressRecord {
+  std::atomic<std::uint32_t> version;
+  std::atomic<std::uint32_t> sequence;
+  std::atomic<std::uint64_t> done;
+  std::atomic<std::uint64_t> total;
+  std::atomic<std::uint32_t> text_size;
+  char text[kProgressTextSize];
+};
+
 struct ResponseHeader {
   /// Sequence number + 1 of the request that the worker took up last.
   alignas(kCacheLine) std::atomic<std::uint32_t> begun;
@@ -92,12 +139,17 @@ struct ResponseHeader {
   std::atomic<std::uint32_t> committed;
   /// CLOCK_MONOTONIC when the request that `begun` names was taken up.
   std::atomic<std::uint64_t> begun_ns;
+  /// The worker's CPU time then, if the request asked for it.
+  std::atomic<std::uint64_t> begun_cpu_ns;
   /// Whether the worker sleeps, and for what.
   alignas(kCacheLine) std::atomic<std::uint32_t> sleeping;
   alignas(kCacheLine) std::atomic<std::uint32_t> state;
   std::atomic<std::uint32_t> report_size;
   char report[kReportSize];
+  alignas(kCacheLine) CrashRecord crash;
   alignas(4096) ResponseSlot slots[kSlots];
+  /// One per slot, so that a task's last progress is there until its answer is read.
+  alignas(4096) ProgressRecord progress[kSlots];
 };
 
 static_assert(std::atomic<std::uint32_t>::is_always_lock_free);

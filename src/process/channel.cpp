@@ -42,6 +42,13 @@ void pause() noexcept {
   ::_exit(kMisusedExitCode);
 }
 
+// What a worker writes is shown on terminals and in logs.
+void replace_control_characters(std::string& text) noexcept {
+  for (char& c : text) {
+    if ((static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') || c == 0x7f) c = '?';
+  }
+}
+
 // Store, then load what the other side stored before it loaded ours: needs a full barrier on every machine.
 void full_barrier() noexcept { std::atomic_thread_fence(std::memory_order_seq_cst); }
 
@@ -68,13 +75,18 @@ void HostChannel::close_areas() noexcept {
   response_fd_.reset();
 }
 
-void HostChannel::fill(std::uint32_t sequence, RequestKind kind, std::uint64_t size, std::uint64_t heap_offset,
-                       bool revoked) noexcept {
+void HostChannel::fill(std::uint32_t sequence, const RequestHead& head) noexcept {
   RequestSlot& slot = request_slot(sequence);
-  slot.kind = kind;
-  slot.size = size;
-  slot.heap_offset = heap_offset;
-  slot.revoked.store(revoked ? 1 : 0, std::memory_order_relaxed);
+  slot.kind = head.kind;
+  slot.measure_cpu = head.measure_cpu ? 1 : 0;
+  slot.attempt = head.attempt;
+  slot.details_size = head.details_size;
+  slot.size = head.size;
+  slot.heap_offset = head.heap_offset;
+  slot.task_id = head.task_id;
+  slot.timeout_ns = head.timeout_ns;
+  slot.stop.store(0, std::memory_order_relaxed);
+  slot.revoked.store(head.revoked ? 1 : 0, std::memory_order_relaxed);
 }
 
 void HostChannel::publish(std::uint32_t end) noexcept {
@@ -92,6 +104,10 @@ bool HostChannel::take_back(std::uint32_t sequence) noexcept {
   // consistent, so they cannot miss each other.
   request_slot(sequence).revoked.store(1, std::memory_order_seq_cst);
   return !begun(sequence);
+}
+
+void HostChannel::request_stop(std::uint32_t sequence) noexcept {
+  request_slot(sequence).stop.store(1, std::memory_order_release);
 }
 
 bool HostChannel::begun(std::uint32_t sequence) const noexcept {
@@ -115,6 +131,7 @@ Response HostChannel::response(std::uint32_t sequence) const {
   struct {
     std::uint32_t sequence;
     ResponseKind kind;
+    std::uint16_t over_memory;
     std::uint64_t size;
     std::uint64_t heap_offset;
     std::uint64_t began_ns;
@@ -129,6 +146,7 @@ Response HostChannel::response(std::uint32_t sequence) const {
   }
   Response result;
   result.kind = header.kind;
+  result.over_memory = header.over_memory != 0;
   result.began_ns = header.began_ns;
   result.ended_ns = header.ended_ns;
   if (header.kind == ResponseKind::skipped) return result;
@@ -186,10 +204,42 @@ std::string HostChannel::report() const {
   std::string text(size, '\0');
   std::memcpy(text.data(), response_area().report, size);
   asm volatile("" : : "r"(text.data()) : "memory");
-  for (char& c : text) {
-    if (static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') c = '?';
-  }
+  replace_control_characters(text);
   return text;
+}
+
+std::optional<CrashNote> HostChannel::crash() const {
+  const CrashRecord& record = response_area().crash;
+  if (record.state.load(std::memory_order_acquire) == 0) return std::nullopt;
+  CrashNote note;
+  note.signal = record.signal;
+  note.code = record.code;
+  note.address = record.address;
+  const std::size_t depth = std::min<std::size_t>(record.depth.load(std::memory_order_acquire), kMostFrames);
+  note.frames.assign(record.frames, record.frames + depth);
+  return note;
+}
+
+std::optional<ProgressNote> HostChannel::progress(std::uint32_t sequence, std::uint32_t version) const {
+  const ProgressRecord& record = response_area().progress[sequence % kSlots];
+  // The worker writes it in tens of nanoseconds; if it is at it each time, the next look will find something newer.
+  constexpr int kAttempts = 8;
+  for (int i = 0; i < kAttempts; ++i) {
+    ProgressNote note;
+    note.version = record.version.load(std::memory_order_acquire);
+    if (note.version == version) return std::nullopt;
+    if (note.version % 2 != 0) continue;
+    if (record.sequence.load(std::memory_order_relaxed) != sequence) return std::nullopt;
+    note.done = record.done.load(std::memory_order_relaxed);
+    note.total = record.total.load(std::memory_order_relaxed);
+    note.text.resize(std::min<std::size_t>(record.text_size.load(std::memory_order_relaxed), kProgressTextSize));
+    std::memcpy(note.text.data(), record.text, note.text.size());
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (record.version.load(std::memory_order_relaxed) != note.version) continue;
+    replace_control_characters(note.text);
+    return note;
+  }
+  return std::nullopt;
 }
 
 WorkerChannel::WorkerChannel(const FileDescriptor& request_fd, const FileDescriptor& response_fd, int doorbell,
@@ -218,9 +268,40 @@ void WorkerChannel::sleep_for_request() noexcept {
 }
 
 bool WorkerChannel::take_up() noexcept {
+  if (request_slot(next_).measure_cpu != 0) response().begun_cpu_ns.store(cpu_ns(), std::memory_order_relaxed);
   response().begun_ns.store(monotonic_ns(), std::memory_order_relaxed);
   response().begun.store(next_ + 1, std::memory_order_seq_cst);
   return request_slot(next_).revoked.load(std::memory_order_seq_cst) == 0;
+}
+
+WorkerRequest WorkerChannel::current() const noexcept {
+  const RequestSlot& slot = request_slot(next_);
+  WorkerRequest result;
+  result.sequence = next_;
+  result.kind = slot.kind;
+  result.attempt = slot.attempt;
+  result.task_id = slot.task_id;
+  result.begun_ns = response().begun_ns.load(std::memory_order_relaxed);
+  result.timeout_ns = slot.timeout_ns;
+  result.stop = &slot.stop;
+  const std::byte* start =
+      slot.heap_offset == kInline ? slot.payload : request_.data() + sizeof(RequestHeader) + slot.heap_offset;
+  result.call = {start, slot.size - slot.details_size};
+  result.details = {start + result.call.size(), slot.details_size};
+  return result;
+}
+
+void WorkerChannel::report_progress(std::uint64_t done, std::uint64_t total, std::string_view text) noexcept {
+  ProgressRecord& record = response().progress[next_ % kSlots];
+  const std::uint32_t version = record.version.load(std::memory_order_relaxed);
+  record.version.store(version + 1, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_release);
+  record.sequence.store(next_, std::memory_order_relaxed);
+  record.done.store(done, std::memory_order_relaxed);
+  record.total.store(total, std::memory_order_relaxed);
+  record.text_size.store(static_cast<std::uint32_t>(text.copy(record.text, kProgressTextSize)),
+                         std::memory_order_relaxed);
+  record.version.store(version + 2, std::memory_order_release);
 }
 
 std::span<std::byte> WorkerChannel::answer_slot() noexcept {
@@ -268,6 +349,7 @@ void WorkerChannel::finish(ResponseKind kind, std::size_t size) noexcept {
   ResponseSlot& slot = response_slot(next_);
   slot.sequence = next_;
   slot.kind = kind;
+  slot.over_memory = std::exchange(over_memory_, false) ? 1 : 0;
   slot.size = size;
   slot.heap_offset = std::exchange(answer_in_block_, false) ? blocks_[next_ % kSlots].offset : kInline;
   slot.began_ns = response().begun_ns.load(std::memory_order_relaxed);
@@ -280,7 +362,11 @@ void WorkerChannel::finish(ResponseKind kind, std::size_t size) noexcept {
     rung_epoch_ = epoch;
     const std::uint64_t one = 1;
     // EAGAIN means that the doorbell is already ringing as loud as it can.
-    if (::write(doorbell_, &one, sizeof(one)) != sizeof(one) && errno != EAGAIN && errno != EINTR) {
+    ssize_t written;
+    do {
+      written = ::write(doorbell_, &one, sizeof(one));
+    } while (written < 0 && errno == EINTR);
+    if (written < 0 && errno != EAGAIN) {
       // The host would never hear of this answer, nor of any other. It hears of our death, and then looks.
       leave_for_good("a task has closed a descriptor of its worker process, which has to be replaced");
     }

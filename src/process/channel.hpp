@@ -11,6 +11,8 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <vector>
 
 namespace bulkhead::process {
 
@@ -24,10 +26,40 @@ class ProtocolViolation : public std::runtime_error {
 /// while it is read, so each byte must be read once.
 struct Response {
   ResponseKind kind = ResponseKind::outcome;
+  bool over_memory = false;
   std::span<const std::byte> payload;
   bool in_slot = false;
   std::uint64_t began_ns = 0;
   std::uint64_t ended_ns = 0;
+};
+
+/// What a request's slot says of it, beside its payload.
+struct RequestHead {
+  RequestKind kind = RequestKind::task;
+  bool revoked = false;
+  bool measure_cpu = false;
+  std::uint16_t attempt = 1;
+  std::uint16_t details_size = 0;
+  std::uint64_t size = 0;
+  std::uint64_t heap_offset = kInline;
+  std::uint64_t task_id = 0;
+  std::uint64_t timeout_ns = 0;
+};
+
+/// What a worker said of itself before it died: nothing of it is checked.
+struct CrashNote {
+  int signal = 0;
+  int code = 0;
+  std::uint64_t address = 0;
+  std::vector<std::uint64_t> frames;
+};
+
+/// A task's progress as its worker wrote it: the text is bounded and has no control characters.
+struct ProgressNote {
+  std::uint32_t version = 0;
+  std::uint64_t done = 0;
+  std::uint64_t total = 0;
+  std::string text;
 };
 
 /// The host's end of the rings between it and one worker. Not thread-safe: the pool's lock guards it, but for the
@@ -55,8 +87,7 @@ class HostChannel {
     return {request_.data() + sizeof(RequestHeader) + offset, size};
   }
   void release(std::size_t offset, std::size_t size) { heap_.release(offset, size); }
-  void fill(std::uint32_t sequence, RequestKind kind, std::uint64_t size, std::uint64_t heap_offset,
-            bool revoked) noexcept;
+  void fill(std::uint32_t sequence, const RequestHead& head) noexcept;
   /// Shows the worker all requests before `end`, and wakes it if it sleeps.
   void publish(std::uint32_t end) noexcept;
   std::uint32_t published() const noexcept { return published_; }
@@ -65,10 +96,19 @@ class HostChannel {
   /// `skipped`). False: it has taken it up; whether it runs it or found it taken back
   /// in the same instant, its answer tells.
   bool take_back(std::uint32_t sequence) noexcept;
+  /// Asks the task to stop; it may look at that or not.
+  void request_stop(std::uint32_t sequence) noexcept;
   /// Whether the worker has taken up the request.
   bool begun(std::uint32_t sequence) const noexcept;
   /// When the worker took up the last request, as it says. Not checked.
   std::uint64_t begun_ns() const noexcept { return response_area().begun_ns.load(std::memory_order_relaxed); }
+
+  /// Its CPU time then, if the request asked for it. Not checked.
+  std::uint64_t begun_cpu_ns() const noexcept { return response_area().begun_cpu_ns.load(std::memory_order_relaxed); }
+  /// The last progress of the task in this request, if it is newer than `version`, and can be read.
+  std::optional<ProgressNote> progress(std::uint32_t sequence, std::uint32_t version) const;
+  /// What its crash handler wrote.
+  std::optional<CrashNote> crash() const;
 
   // Responses.
 
@@ -110,21 +150,28 @@ class HostChannel {
   std::uint32_t consumed_ = 0;
 };
 
+/// A request as a worker sees it.
+struct WorkerRequest {
+  std::uint32_t sequence = 0;
+  RequestKind kind = RequestKind::task;
+  unsigned attempt = 1;
+  std::uint64_t task_id = 0;
+  std::uint64_t begun_ns = 0;
+  std::uint64_t timeout_ns = 0;
+  const std::atomic<std::uint32_t>* stop = nullptr;
+  std::span<const std::byte> call;
+  std::span<const std::byte> details;
+};
+
 /// The worker's end.
 class WorkerChannel {
  public:
   WorkerChannel(const FileDescriptor& request_fd, const FileDescriptor& response_fd, int doorbell, ArenaLayout layout);
 
-  struct Request {
-    std::uint32_t sequence = 0;
-    RequestKind kind = RequestKind::task;
-    std::span<const std::byte> payload;
-  };
-
   /// The next request to be run, in order. Spins a while, then calls `before_sleep` and sleeps. Requests taken back
   /// are answered with `skipped` and passed over.
   template <class BeforeSleep>
-  Request next(BeforeSleep before_sleep);
+  WorkerRequest next(BeforeSleep before_sleep);
 
   /// Memory for the answer: the slot if `size` fits into it, else a block. Empty: larger than the heap.
   std::span<std::byte> answer_slot() noexcept;
@@ -132,6 +179,12 @@ class WorkerChannel {
   /// Shows the answer of `size` bytes, written into the slot or the block, to the host.
   void commit(std::size_t size) noexcept;
   std::size_t max_answer() const noexcept { return layout_.max_answer; }
+
+  /// Tells with the next answer that the worker has too much memory.
+  void set_over_memory() noexcept { over_memory_ = true; }
+  /// Shows the progress of the task that is being run.
+  void report_progress(std::uint64_t done, std::uint64_t total, std::string_view text) noexcept;
+  CrashRecord& crash_record() noexcept { return response().crash; }
 
   void set_ready() noexcept;
   void set_failed(std::string_view reason) noexcept;
@@ -145,6 +198,7 @@ class WorkerChannel {
   bool spin() const noexcept;
   void sleep_for_request() noexcept;
   bool take_up() noexcept;
+  WorkerRequest current() const noexcept;
   void finish(ResponseKind kind, std::size_t size) noexcept;
   void release_consumed();
 
@@ -164,10 +218,11 @@ class WorkerChannel {
   std::uint32_t released_ = 0;  // answers whose blocks have been taken back
   std::uint32_t rung_epoch_ = 0;
   bool answer_in_block_ = false;
+  bool over_memory_ = false;
 };
 
 template <class BeforeSleep>
-WorkerChannel::Request WorkerChannel::next(BeforeSleep before_sleep) {
+WorkerRequest WorkerChannel::next(BeforeSleep before_sleep) {
   for (;;) {
     if (!has_request() && !spin()) {
       before_sleep();
@@ -177,14 +232,7 @@ WorkerChannel::Request WorkerChannel::next(BeforeSleep before_sleep) {
       finish(ResponseKind::skipped, 0);
       continue;
     }
-    const RequestSlot& slot = request_slot(next_);
-    Request result;
-    result.sequence = next_;
-    result.kind = slot.kind;
-    const std::byte* start =
-        slot.heap_offset == kInline ? slot.payload : request_.data() + sizeof(RequestHeader) + slot.heap_offset;
-    result.payload = {start, slot.size};
-    return result;
+    return current();
   }
 }
 

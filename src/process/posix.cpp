@@ -88,6 +88,22 @@ std::pair<FileDescriptor, FileDescriptor> create_socket_pair() {
   return pair;
 }
 
+std::pair<FileDescriptor, FileDescriptor> create_pipe() {
+  int fds[2];
+  if (::pipe2(fds, O_CLOEXEC) != 0) throw_errno("cannot create a pipe");
+  std::pair ends{above_standard(FileDescriptor(fds[0])), above_standard(FileDescriptor(fds[1]))};
+  if (!ends.first || !ends.second || ::fcntl(ends.first.get(), F_SETFL, O_NONBLOCK) != 0) {
+    throw_errno("cannot create a pipe");
+  }
+  return ends;
+}
+
+FileDescriptor open_null() {
+  FileDescriptor null = above_standard(FileDescriptor(::open("/dev/null", O_WRONLY | O_CLOEXEC)));
+  if (!null) throw_errno("cannot open /dev/null");
+  return null;
+}
+
 FileDescriptor create_eventfd() {
   FileDescriptor fd = above_standard(FileDescriptor(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)));
   if (!fd) throw_errno("cannot create an eventfd");
@@ -260,10 +276,45 @@ unsigned usable_cpus() {
   return std::max(cpus, 1U);
 }
 
+namespace {
+
+std::uint64_t nanoseconds(const timespec& time) noexcept {
+  return static_cast<std::uint64_t>(time.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(time.tv_nsec);
+}
+
+}  // namespace
+
 std::uint64_t monotonic_ns() noexcept {
   timespec now{};
   ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(now.tv_nsec);
+  return nanoseconds(now);
+}
+
+std::uint64_t cpu_ns() noexcept {
+  timespec used{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+  return nanoseconds(used);
+}
+
+std::optional<std::uint64_t> cpu_ns(pid_t pid) noexcept {
+  clockid_t clock{};
+  timespec used{};
+  if (::clock_getcpuclockid(pid, &clock) != 0 || ::clock_gettime(clock, &used) != 0) return std::nullopt;
+  return nanoseconds(used);
+}
+
+MemoryUse memory_use() {
+  // proc(5): size, resident, shared, text, lib, data, all in pages.
+  std::ifstream statm("/proc/self/statm");
+  std::size_t size = 0;
+  std::size_t resident = 0;
+  std::size_t shared = 0;
+  std::size_t text = 0;
+  std::size_t library = 0;
+  std::size_t data = 0;
+  if (!(statm >> size >> resident >> shared >> text >> library >> data)) return {};
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  return {(resident - std::min(resident, shared)) * page, data * page};
 }
 
 }  // namespace bulkhead::process

@@ -76,6 +76,12 @@ void seal(const FileDescriptor& memfd, int seals);
 /// A connected pair of seqpacket sockets, close-on-exec. `first` does not block; `second` does.
 std::pair<FileDescriptor, FileDescriptor> create_socket_pair();
 
+/// A pipe, close-on-exec. `first`, which does not block, is read; `second` is written.
+std::pair<FileDescriptor, FileDescriptor> create_pipe();
+
+/// /dev/null, for writing.
+FileDescriptor open_null();
+
 /// A non-blocking eventfd, close-on-exec.
 FileDescriptor create_eventfd();
 
@@ -102,8 +108,8 @@ std::optional<ExitStatus> exit_status(const FileDescriptor& pidfd);
 /// Reaps a child that has ended.
 void reap(const FileDescriptor& pidfd) noexcept;
 
-/// Most descriptors that one record carries: a spawn brings two areas and a doorbell.
-inline constexpr std::size_t kMostDescriptors = 3;
+/// Most descriptors that one record carries: a spawn brings two areas, a doorbell and a pipe for what it prints.
+inline constexpr std::size_t kMostDescriptors = 4;
 
 /// Sends one record with descriptors. False if the peer does not take it now (its queue is full); throws if it is gone.
 bool send_record(const FileDescriptor& socket, std::span<const std::byte> record, std::span<const int> fds);
@@ -143,5 +149,19 @@ unsigned usable_cpus();
 
 /// CLOCK_MONOTONIC, the same in all processes of the machine, in nanoseconds.
 std::uint64_t monotonic_ns() noexcept;
+
+/// CPU time of this process, all its threads together, in nanoseconds.
+std::uint64_t cpu_ns() noexcept;
+/// The same of another one; empty if it is gone.
+std::optional<std::uint64_t> cpu_ns(pid_t pid) noexcept;
+
+/// Memory of this process in bytes.
+struct MemoryUse {
+  /// Resident, and shared with nobody: what the process would give back.
+  std::size_t resident = 0;
+  /// What counts against RLIMIT_DATA: private and writable, touched or not.
+  std::size_t data = 0;
+};
+MemoryUse memory_use();
 
 }  // namespace bulkhead::process

@@ -12,18 +12,26 @@
 namespace bulkhead::process {
 
 class WorkerChannel;
+struct WorkerRequest;
+struct TemplateConfiguration;
+
+/// Which of a worker's streams go to the descriptor that it is given for them.
+enum class Streams : std::uint32_t { standard_error = 0, both = 1 };
+
+/// Longest name of an executor.
+inline constexpr std::size_t kLongestExecutorName = 200;
 
 // What travels on the seqpacket sockets: records of one fixed size. Anything unexpected ends the receiving process.
 //
 //   host → fork server   create_template {socket, configuration}
-//   host → template      spawn {request area, response area, doorbell}
+//   host → template      spawn {request area, response area, doorbell, where the worker prints to}
 //   host → template      reap: it knows how the worker ended, and its process id
 //   host → template      discard: it has no descriptor left for the worker's pidfd; the worker is to be killed
 //   template → host      template_started {pidfd}, template_ready, template_failed, spawned {pidfd}, spawn_failed,
 //   exited
 
 /// Changes with every change of the records: host and fork server are always one build.
-inline constexpr std::uint32_t kMagic = 0x42554c31;
+inline constexpr std::uint32_t kMagic = 0x42554c32;
 
 enum class RecordType : std::uint32_t {
   create_template = 1,
@@ -62,20 +70,24 @@ struct Record {
 struct WorkerHooks {
   /// Runs a call that has no result (`preload`, `initializer`). False: it threw, and `reason` says what.
   bool (*start)(std::span<const std::byte> call, std::string& reason);
-  /// Runs the task and commits its answer to the channel.
-  void (*run)(std::span<const std::byte> request, WorkerChannel& channel);
+  /// Runs the task that the channel has taken up and commits its answer.
+  void (*run)(const WorkerRequest& request, WorkerChannel& channel, const TemplateConfiguration& configuration);
 };
 
 /// What a template is told once, in a sealed memfd: this, then `preload_size` and `initializer_size` bytes.
 struct TemplateConfiguration {
   std::uint32_t magic = kMagic;
-  std::uint32_t reserved = 0;
+  Streams streams = Streams::standard_error;
   const WorkerHooks* hooks = nullptr;
   ArenaLayout layout;
   std::uint64_t preload_size = 0;
   std::uint64_t initializer_size = 0;
-  /// The executor's name, cut: it becomes the process's name in `ps` and `top`.
-  char name[64] = {};
+  /// Resident memory with which a worker asks to be replaced; 0: any.
+  std::uint64_t max_worker_memory = 0;
+  /// RLIMIT_DATA of a worker; 0: none.
+  std::uint64_t memory_limit = 0;
+  /// The executor's name; cut, it becomes the process's name in `ps` and `top`.
+  char name[kLongestExecutorName + 1] = {};
 };
 
 /// Exit code of a worker whose initializer failed: from sysexits.h, EX_CONFIG.

@@ -2,7 +2,10 @@
 #include "worker.hpp"
 
 #include "channel.hpp"
+#include "crash_capture.hpp"
 #include "fork_server.hpp"
+
+#include <fmt/format.h>
 
 #include <cxxabi.h>
 #include <fcntl.h>
@@ -55,20 +58,55 @@ void close_all_but(int kept) {
   ::syscall(SYS_close_range, number + 1, ~0U, 0);
 }
 
-// Runs before all handlers and destructors that the host registered: a task that calls exit() ends its own process and
-// nothing else.
-void leave_at_once(int code, void*) {
+[[noreturn]] void leave_at_once(int code) {
   std::fflush(stdout);
   leave(code);
 }
 
-void run(const WorkerChannel::Request& request, const TemplateConfiguration& configuration, WorkerChannel& channel) {
+// Runs before all handlers and destructors that the host registered: a task that calls exit() ends its own process and
+// nothing else.
+void on_exit_called(int code, void*) {
+  capture_exit(code);
+  leave_at_once(code);
+}
+
+void run(const WorkerRequest& request, const TemplateConfiguration& configuration, WorkerChannel& channel) {
   try {
-    configuration.hooks->run(request.payload, channel);
+    configuration.hooks->run(request, channel, configuration);
   } catch (const abi::__forced_unwind&) {
     // pthread_exit: what comes next on this stack is the host's main.
-    leave_at_once(0, nullptr);
+    leave_at_once(0);
   }
+}
+
+void print_to(FileDescriptor output, Streams streams) {
+  if (streams == Streams::both) ::dup2(output.get(), STDOUT_FILENO);
+  ::dup2(output.get(), STDERR_FILENO);
+}
+
+// Counts from here on, what is there already included.
+std::string limit_memory(std::uint64_t limit) {
+  if (limit == 0) return {};
+  const std::size_t used = memory_use().data;
+  if (used >= limit) {
+    return fmt::format("memory_limit is {} bytes, and a worker has {} before it has done anything", limit, used);
+  }
+  const rlimit data{limit, limit};
+  if (::setrlimit(RLIMIT_DATA, &data) != 0) throw_errno("cannot limit the memory");
+  return {};
+}
+
+// A limit that every worker is beyond at once would have it replaced after each task.
+std::string check_memory(std::uint64_t most) {
+  if (most == 0) return {};
+  const std::size_t used = memory_use().resident;
+  if (used < most) return {};
+  return fmt::format("max_worker_memory is {} bytes, and a worker has {} before its first task", most, used);
+}
+
+[[noreturn]] void fail_start(WorkerChannel& channel, const std::string& reason) {
+  channel.set_failed(reason);
+  leave(kStartFailedExitCode);
 }
 
 }  // namespace
@@ -82,21 +120,24 @@ void worker_main(WorkerDescriptors descriptors, const TemplateConfiguration& con
                           configuration.layout);
     descriptors.request_area.reset();
     descriptors.response_area.reset();
+    print_to(std::move(descriptors.output), configuration.streams);
     close_all_but(descriptors.doorbell.get());
     ::setsid();  // What a task sends to its process group is for nobody else.
     be_first_for_oom_killer();
     reseed();
-    ::on_exit(leave_at_once, nullptr);
-    std::string reason;
+    capture_crashes(channel.crash_record());
+    ::on_exit(on_exit_called, nullptr);
+    std::string reason = limit_memory(configuration.memory_limit);
+    if (!reason.empty()) fail_start(channel, reason);
     if (!initializer.empty() && !configuration.hooks->start(initializer, reason)) {
-      channel.set_failed("initializer failed: " + reason);
-      leave(kStartFailedExitCode);
+      fail_start(channel, "initializer failed: " + reason);
     }
+    if (reason = check_memory(configuration.max_worker_memory); !reason.empty()) fail_start(channel, reason);
     channel.set_ready();
     for (;;) {
       // What a task printed appears at the latest when the worker falls idle.
-      const WorkerChannel::Request request = channel.next([] { std::fflush(stdout); });
-      if (request.kind == RequestKind::stop) leave_at_once(0, nullptr);
+      const WorkerRequest request = channel.next([] { std::fflush(stdout); });
+      if (request.kind == RequestKind::stop) leave_at_once(0);
       run(request, configuration, channel);
     }
   } catch (const abi::__forced_unwind&) {

@@ -8,11 +8,12 @@
 
 namespace bulkhead::process {
 
-/// What a worker is given; afterwards it holds 0 (/dev/null), 1, 2 and 3 (the doorbell), and nothing else.
+/// What a worker is given; afterwards it holds 0 (/dev/null), 1, 2 and the doorbell, and nothing else.
 struct WorkerDescriptors {
   FileDescriptor request_area;
   FileDescriptor response_area;
   FileDescriptor doorbell;
+  FileDescriptor output;
 };
 
 /// The life of a worker: initializer, then tasks one at a time until it is told to stop.

@@ -147,8 +147,9 @@ class Template {
     const pid_t pid = ::fork();
     if (pid == 0) {
       die_with_parent(self);
-      worker_main({std::move(received.fds[0]), std::move(received.fds[1]), std::move(received.fds[2])}, configuration_,
-                  initializer_call());
+      worker_main({std::move(received.fds[0]), std::move(received.fds[1]), std::move(received.fds[2]),
+                   std::move(received.fds[3])},
+                  configuration_, initializer_call());
     }
     if (pid < 0) return spawn_failed(id, errno);
     room.reset();

@@ -5,6 +5,7 @@
 #include <bulkhead/detail/intrusive_list.hpp>
 #include <bulkhead/detail/task_node.hpp>
 #include <bulkhead/metrics.hpp>
+#include <bulkhead/retry_policy.hpp>
 
 #include <boost/asio/any_completion_handler.hpp>
 #include <boost/asio/any_io_executor.hpp>
@@ -33,6 +34,7 @@ namespace detail {
 
 class Background;
 class Initiation;
+class Quarantine;
 
 // What every executor shares: admission, accounting, outcomes and cancellation. Lives as long as any of its tasks.
 //
@@ -54,12 +56,20 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   // Makes a task known to `cancel` before it is submitted, and gives it its number.
   std::uint64_t make_cancellable(TaskNode& node);
 
+  // So many tasks that have their outcome do not hold a place among `max_pending` any more. With the mutex, which is
+  // given back in between.
+  void give_back(std::size_t places, Lock& lock);
   // Gives a task its outcome and its caller the result.
   void settle(TaskNode* node, Outcome outcome, Delivery from);
   // The same with the mutex, which is given back.
   void settle(TaskNode* node, Outcome outcome, Delivery from, Lock& lock);
   // The same with an error.
   void fail(TaskNode* node, std::exception_ptr error, Outcome outcome, Delivery from);
+  // Whether a run that failed so will be followed by another, as far as that is known without asking the policy's
+  // predicate. With the mutex.
+  bool would_retry(const TaskNode& node, RetryOn kind) const noexcept;
+  // Why the task may not run now, if its key is in quarantine. With the mutex.
+  std::exception_ptr quarantine_error(const TaskNode& node) const;
   // The accounting part of `settle`, for executors that hold the mutex. False: it had been settled early, and only
   // waits to be destroyed.
   bool account(TaskNode& node, Outcome outcome, Admitted& admitted);
@@ -100,6 +110,8 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   bool context_alive = true;
   // Called by `context_gone`, without the mutex: lets go of Asio objects.
   std::function<void()> on_context_gone;
+  // If keys that crash worker after worker are refused.
+  std::unique_ptr<Quarantine> quarantine;
   // Whether the executor itself keeps the Asio context at work while tasks are in flight; else the core does.
   bool owner_holds_work = false;
   std::size_t in_flight = 0;  // admitted tasks whose slot is not free yet
@@ -113,6 +125,8 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   std::uint64_t rejected = 0;
   std::uint64_t cancelled = 0;
   std::uint64_t timed_out = 0;
+  std::uint64_t retried = 0;
+  std::uint64_t quarantined = 0;
   std::uint64_t runs = 0;
   std::uint64_t total_run_ns = 0;
   std::uint64_t total_wait_ns = 0;
@@ -124,7 +138,17 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
       asio::prefer_result<const asio::any_io_executor&, asio::execution::outstanding_work_t::tracked_t>::type>;
   struct IdleWait;
   struct Deadlines;
+  struct Retries;
 
+  bool refused_by_quarantine(TaskNode& node);
+  void note_crashes(const TaskNode& node, Outcome outcome);
+  void count_run(const TaskNode& node);
+  bool try_again(TaskNode& node, Outcome outcome, Lock& lock);
+  void retry_later(TaskNode& node);
+  void arm_retry_timer();
+  void retries_due();
+  Admitted take_retries();
+  void end_retries(const Admitted& nodes);
   bool admit(TaskNode& node);
   void start_one(TaskNode* node, Lock& lock, Initiation& initiation);
   void forget(TaskNode& node);
@@ -140,6 +164,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   std::vector<std::unique_ptr<IdleWait>> idle_waits_;
   std::shared_ptr<Background> background_;  // once a time limit was needed; given back by `disown`
   std::unique_ptr<Deadlines> deadlines_;
+  std::unique_ptr<Retries> retries_;
   std::uint64_t last_idle_wait_ = 0;
   std::optional<Work> work_;  // while tasks are open
   std::uint64_t recent_ns_ = 0;

@@ -3,6 +3,7 @@
 
 #include <bulkhead/call.hpp>
 #include <bulkhead/detail/config.hpp>
+#include <bulkhead/detail/task_context.hpp>
 #include <bulkhead/detail/task_node.hpp>
 #include <bulkhead/errors.hpp>
 #include <bulkhead/serialization.hpp>
@@ -20,13 +21,14 @@
 #include <string_view>
 #include <tuple>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
 #include <vector>
 
 namespace bulkhead::detail {
 
-// The first byte of an answer.
-enum class AnswerKind : std::uint8_t { value = 0, exception = 1 };
+// The first byte of an answer. `stopped`: the task ended since it had been asked to.
+enum class AnswerKind : std::uint8_t { value = 0, exception = 1, stopped = 2 };
 
 // Where a worker writes its answer. `write` is called once or, if the first place was too small, twice.
 class AnswerSink {
@@ -66,7 +68,7 @@ BULKHEAD_EXPORT std::string function_name(const void* address, const char* fallb
 BULKHEAD_EXPORT void run_encoded(std::span<const std::byte> request, AnswerSink& sink);
 // Reads an answer into the task: its value, or its exception as the task's error. An answer that makes no sense is a
 // SerializationError of the result.
-BULKHEAD_EXPORT void decode_answer(TaskNode& node, std::span<const std::byte> answer);
+BULKHEAD_EXPORT Outcome decode_answer(TaskNode& node, std::span<const std::byte> answer);
 
 // The same for a value that the library decodes itself, which is quick and runs no code of the user's. False: the
 // answer is something else, and nothing was done.
@@ -186,6 +188,7 @@ struct Remote<Call<F, Args...>> {
   static void run_with(Decoder& request, AnswerSink& sink, std::index_sequence<I...>) {
     using Result = call_result_t<Call<F, Args...>>;
     F function = decode_callable(request);
+    note_name(function);
     // Braces fix the order of evaluation: left to right, as they were written.
     std::tuple<typename SeenAt<F, I, Args>::trait::type...> arguments_{decode_argument<I, Args>(request)...};
     request.finish();
@@ -204,6 +207,14 @@ struct Remote<Call<F, Args...>> {
             }
           },
           &result);
+    }
+  }
+
+  static void note_name(const F& function) noexcept {
+    if constexpr (is_function_pointer<F> || std::is_member_function_pointer_v<F>) {
+      note_function([](const void* code) { return function_name(code, typeid(F).name()); }, code_of(function));
+    } else {
+      note_function([](const void*) { return type_name<F>(); }, nullptr);
     }
   }
 

@@ -3,6 +3,7 @@
 
 #include <bulkhead/call.hpp>
 #include <bulkhead/detail/executor_core.hpp>
+#include <bulkhead/detail/progress_relay.hpp>
 #include <bulkhead/detail/remote_call.hpp>
 #include <bulkhead/detail/task_node.hpp>
 
@@ -93,15 +94,20 @@ class TaskImpl final : public TaskNode {
 
   const Handler& handler() const noexcept { return *handler_; }
 
-  void run() noexcept override {
+  Outcome run() noexcept override {
     try {
       if constexpr (is_void) {
         std::apply(std::move(call_.function), std::move(call_.arguments));
       } else {
         result_.emplace(std::apply(std::move(call_.function), std::move(call_.arguments)));
       }
+      return Outcome::completed;
+    } catch (const StopRequested&) {
+      error = stopped_error(*this);
+      return Outcome::cancelled;
     } catch (...) {
       error = std::current_exception();
+      return Outcome::failed;
     }
   }
 
@@ -135,15 +141,24 @@ class TaskImpl final : public TaskNode {
     std::exception_ptr cause = std::move(error);
     Stored result = std::move(result_);
     const std::shared_ptr<ExecutorCore> keep = std::move(core);
+    const std::shared_ptr<ProgressRelay> relay = std::move(progress_relay);
     free_node();
-    hand_over(std::move(handler), std::move(executor), keep->io, std::move(cause), std::move(result), from);
+    hand_over(std::move(handler), std::move(executor), keep->io, std::move(cause), std::move(result), from, relay);
   }
+
+  void deliver_progress(Progress&& progress) override {
+    if (!handler_ || !progress_relay || !progress_relay->set(std::move(progress))) return;
+    asio::post(asio::get_associated_executor(*handler_, core->io), ProgressRelay::Run(progress_relay));
+  }
+
+  bool repeatable() const noexcept override { return Sendable<C>; }
 
   void deliver_early(std::exception_ptr cause, Delivery from) override {
     if (!handler_) return;
     Handler handler = std::move(*handler_);
     handler_.reset();
-    hand_over(std::move(handler), std::move(executor_), core->io, std::move(cause), Stored(), from);
+    hand_over(std::move(handler), std::move(executor_), core->io, std::move(cause), Stored(), from,
+              std::move(progress_relay));
   }
 
   void drop_handler() noexcept override { handler_.reset(); }
@@ -166,6 +181,7 @@ class TaskImpl final : public TaskNode {
         allocator_(asio::get_associated_allocator(handler, asio::recycling_allocator<void>())),
         executor_(handler, core->io),
         handler_(std::forward<H>(handler)) {
+    if (options.on_progress()) progress_relay = std::make_shared<ProgressRelay>(options.on_progress());
     if constexpr (Sendable<C>) {
       library_encoding = Remote<C>::library_encoding;
       library_decoding = Remote<C>::library_decoding;
@@ -179,8 +195,35 @@ class TaskImpl final : public TaskNode {
     std::allocator_traits<NodeAllocator>::deallocate(allocator, this, 1);
   }
 
+  // The completion of a task whose progress is on its way, which keeps the handler's executor at work.
+  class Completion final : public ProgressRelay::Completion {
+   public:
+    Completion(Handler&& handler, const asio::any_io_executor& io, std::exception_ptr&& cause, Stored&& result,
+               Delivery from)
+        : handler_(std::move(handler)), io_(io), cause_(std::move(cause)), result_(std::move(result)), from_(from) {}
+
+    void run() override {
+      HandlerExecutor<Handler> executor(handler_, io_);
+      hand_over(std::move(handler_), std::move(executor), io_, std::move(cause_), std::move(result_), from_, nullptr);
+    }
+
+   private:
+    Handler handler_;
+    asio::any_io_executor io_;
+    std::exception_ptr cause_;
+    Stored result_;
+    Delivery from_;
+  };
+
   static void hand_over(Handler&& handler, HandlerExecutor<Handler>&& executor, const asio::any_io_executor& io,
-                        std::exception_ptr&& cause, Stored&& result, Delivery from) {
+                        std::exception_ptr&& cause, Stored&& result, Delivery from,
+                        const std::shared_ptr<ProgressRelay>& relay) {
+    if (relay) {
+      // It may be called from wherever the last progress is.
+      const Delivery later = from == Delivery::initiating ? from : Delivery::elsewhere;
+      relay->complete(std::make_unique<Completion>(std::move(handler), io, std::move(cause), std::move(result), later));
+      return;
+    }
     if constexpr (is_void) {
       finish(std::move(handler), std::move(executor), io, from, std::move(cause));
     } else if constexpr (std::is_same_v<handed_t<Result>, Result>) {

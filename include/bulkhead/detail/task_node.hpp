@@ -5,14 +5,17 @@
 #include <bulkhead/detail/intrusive_list.hpp>
 #include <bulkhead/detail/queued_task.hpp>
 #include <bulkhead/errors.hpp>
+#include <bulkhead/progress.hpp>
 #include <bulkhead/task_options.hpp>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace bulkhead {
 class Encoder;
@@ -22,6 +25,7 @@ class Decoder;
 namespace bulkhead::detail {
 
 class ExecutorCore;
+class ProgressRelay;
 
 enum class Outcome : std::uint8_t { completed, failed, cancelled, timed_out };
 
@@ -45,13 +49,17 @@ class TaskNode : public OpenLink, public QueuedTask {
   TaskNode& operator=(const TaskNode&) = delete;
 
   // Runs the call here and keeps its result or, in `error`, what it threw.
-  virtual void run() noexcept = 0;
+  virtual Outcome run() noexcept = 0;
   // Writes the call for `run_encoded`. Throws SerializationError or FunctionUnavailableError.
   virtual void encode(Encoder& encoder) = 0;
   // Reads what the call returned.
   virtual void decode_result(Decoder& decoder) = 0;
   // Hands the outcome over and destroys the node.
   virtual void deliver(Delivery from) = 0;
+  // Has `on_progress` called with this, unless a later one or the outcome overtakes it.
+  virtual void deliver_progress(Progress&& progress) = 0;
+  // Whether the call can be run again.
+  virtual bool repeatable() const noexcept = 0;
   // Hands `cause` over and keeps the node, which goes on without anybody waiting.
   virtual void deliver_early(std::exception_ptr cause, Delivery from) = 0;
   // Destroys the handler without calling it.
@@ -61,6 +69,7 @@ class TaskNode : public OpenLink, public QueuedTask {
   // The default name: the function's, or the callable's type.
   virtual std::string default_name() const = 0;
 
+  unsigned attempt() const noexcept { return failed_runs ? static_cast<unsigned>(failed_runs->size()) + 1 : 1; }
   std::string name() const { return options.name().empty() ? default_name() : options.name(); }
 
   std::shared_ptr<ExecutorCore> core;
@@ -70,6 +79,14 @@ class TaskNode : public OpenLink, public QueuedTask {
   std::uint64_t submitted_ns = 0;
   std::uint64_t began_ns = 0;  // 0: not begun
   std::uint64_t ended_ns = 0;
+  // Where its progress goes, if somebody wants it.
+  std::shared_ptr<ProgressRelay> progress_relay;
+  // The runs that failed before this one, if the task is retried.
+  std::unique_ptr<std::vector<RetryError::Attempt>> failed_runs;
+  // When the next run is due; 0: it does not wait for one.
+  std::uint64_t retry_at_ns = 0;
+  // What the running task may look at, where it runs in this process.
+  std::atomic<std::uint32_t> stop_requested{0};
   Outcome outcome = Outcome::completed;
   bool admitted = false;   // holds one of `max_pending` slots
   bool settled = false;    // has its outcome; nobody waits any more
@@ -98,7 +115,13 @@ class TaskNode : public OpenLink, public QueuedTask {
     std::uint32_t sequence = 0;
     unsigned restarts = 0;
     std::uint64_t placed_ns = 0;
+    // When the host first saw that it had begun; 0: not yet.
+    std::uint64_t seen_begun_ns = 0;
     std::uint64_t deadline = 0;
+    // When the worker is killed since its caller has cancelled the task; 0: it is not to be.
+    std::uint64_t kill_at = 0;
+    // The version of the last progress that was passed on.
+    std::uint32_t progress_version = 0;
     // A large answer, still in the worker's area, and what keeps the area.
     std::shared_ptr<void> area;
     std::span<const std::byte> answer;
@@ -109,5 +132,8 @@ class TaskNode : public OpenLink, public QueuedTask {
  protected:
   ~TaskNode() = default;
 };
+
+// What the caller of a task gets that stopped since it was asked to.
+BULKHEAD_EXPORT std::exception_ptr stopped_error(const TaskNode& node);
 
 }  // namespace bulkhead::detail

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: BSL-1.0
+#include "quarantine.hpp"
+#include "retries.hpp"
+
+#include <bulkhead/errors.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+#include <random>
+#include <utility>
+
+// What comes after a failed run: another one, or a key in quarantine.
+
+namespace bulkhead::detail {
+namespace {
+
+// What the failure is to a retry policy; empty: nothing that another run could mend, or that may be run again.
+std::optional<RetryOn> kind_of(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const WorkerCrashedError&) {
+    return RetryOn::crash;
+  } catch (const ProtocolError&) {
+    return RetryOn::crash;
+  } catch (const TaskTimeoutError& timeout) {
+    return timeout.which() == TaskTimeoutError::Which::queue ? std::nullopt : std::optional(RetryOn::timeout);
+  } catch (const RemoteTaskError&) {
+    return RetryOn::exception;
+  } catch (const ExecutorError&) {
+    return std::nullopt;
+  } catch (...) {
+    return RetryOn::exception;
+  }
+}
+
+const std::string& key_or_name(const TaskNode& node, std::string& own_name) {
+  if (!node.options.quarantine_key().empty()) return node.options.quarantine_key();
+  own_name = node.name();
+  return own_name;
+}
+
+std::chrono::nanoseconds time_now() { return std::chrono::nanoseconds(static_cast<std::int64_t>(ExecutorCore::now())); }
+
+}  // namespace
+
+std::exception_ptr ExecutorCore::quarantine_error(const TaskNode& node) const {
+  if (!quarantine || quarantine->empty()) return nullptr;
+  std::string own_name;
+  const std::string& key = key_or_name(node, own_name);
+  const auto refusal = quarantine->refused(key, time_now());
+  if (!refusal) return nullptr;
+  return std::make_exception_ptr(TaskQuarantinedError(key, refusal->crashes, refusal->remaining, context_of(node)));
+}
+
+// With the mutex. True: the task has its error and is to be delivered.
+bool ExecutorCore::refused_by_quarantine(TaskNode& node) {
+  node.error = quarantine_error(node);
+  if (!node.error) return false;
+  ++rejected;
+  ++quarantined;
+  forget(node);
+  return true;
+}
+
+void ExecutorCore::note_crashes(const TaskNode& node, Outcome outcome) {
+  if (outcome == Outcome::completed && quarantine->empty()) return;
+  std::string own_name;
+  if (outcome == Outcome::completed) {
+    quarantine->survived(key_or_name(node, own_name));
+  } else if (outcome == Outcome::failed && node.error) {
+    const auto kind = kind_of(node.error);
+    if (kind == RetryOn::crash && node.began_ns != 0) quarantine->crashed(key_or_name(node, own_name), time_now());
+    if (kind == RetryOn::exception && !quarantine->empty()) quarantine->survived(key_or_name(node, own_name));
+  }
+}
+
+bool ExecutorCore::would_retry(const TaskNode& node, RetryOn kind) const noexcept {
+  const RetryPolicy* const policy = node.options.retry();
+  return policy != nullptr && policy->covers(kind) && node.attempt() < policy->attempts() && accepting &&
+         owner != nullptr && context_alive && !node.settled && node.repeatable();
+}
+
+// With the mutex, which it gives back while it asks the policy's predicate. True: the task waits for its next run.
+bool ExecutorCore::try_again(TaskNode& node, Outcome outcome, Lock& lock) {
+  const RetryPolicy* const policy = node.options.retry();
+  if (policy == nullptr || outcome == Outcome::cancelled || node.settled || !node.error) return false;
+  const auto kind = kind_of(node.error);
+  bool again = kind && would_retry(node, *kind);
+  if (again && kind == RetryOn::exception && policy->predicate()) {
+    lock.unlock();
+    try {
+      again = policy->predicate()(node.error);
+    } catch (...) {
+      node.error = std::current_exception();
+      again = false;
+    }
+    lock.lock();
+    again = again && would_retry(node, *kind);
+  }
+  if (!again && !node.failed_runs) return false;
+  if (!node.failed_runs) node.failed_runs = std::make_unique<std::vector<RetryError::Attempt>>();
+  const auto run_time = std::chrono::nanoseconds(node.ended_ns == 0 ? 0 : node.ended_ns - node.began_ns);
+  node.failed_runs->push_back({std::exchange(node.error, nullptr), run_time});
+  if (again) {
+    retry_later(node);
+    return true;
+  }
+  node.error = std::make_exception_ptr(RetryError(std::move(*node.failed_runs), context_of(node)));
+  return false;
+}
+
+// With the mutex. It keeps its place among `max_pending`: so a full executor cannot keep it out, and it keeps nobody
+// out whom the limit would let in.
+void ExecutorCore::retry_later(TaskNode& node) {
+  count_run(node);
+  ++retried;
+  node.began_ns = 0;
+  node.ended_ns = 0;
+  if (std::exchange(node.runs_here, false)) --running;
+  node.stop_requested.store(0, std::memory_order_relaxed);
+  node.place.stage = TaskNode::Stage::none;
+  node.place.cancel_requested = false;
+  node.place.decided = false;
+  node.place.restarts = 0;
+  node.place.deadline = 0;
+  node.place.kill_at = 0;
+  node.order = 0;
+  if (!retries_) retries_ = std::make_unique<Retries>(io);
+  const double random = std::generate_canonical<double, 32>(retries_->random);
+  const auto pause = node.options.retry()->pause_after(node.attempt() - 1, random);
+  retries_->add(node, now() + static_cast<std::uint64_t>(pause.count()));
+  if (retries_->by_time.begin()->second == &node) arm_retry_timer();
+}
+
+void ExecutorCore::arm_retry_timer() {
+  const std::uint64_t due = retries_->by_time.begin()->first;
+  retries_->timer.expires_at(std::chrono::steady_clock::time_point(std::chrono::nanoseconds(due)));
+  retries_->timer.async_wait([weak = weak_from_this()](boost::system::error_code error) {
+    if (error) return;
+    if (const auto self = weak.lock()) self->retries_due();
+  });
+}
+
+void ExecutorCore::retries_due() {
+  Admitted due;
+  {
+    const Lock lock(mutex);
+    if (!retries_) return;
+    const std::uint64_t time = now();
+    auto& by_time = retries_->by_time;
+    while (!by_time.empty() && by_time.begin()->first <= time) {
+      TaskNode& node = *by_time.begin()->second;
+      retries_->remove(node);
+      // What it waits from here on is its next run's wait.
+      node.submitted_ns = time;
+      due.push_back(&node);
+    }
+    if (!by_time.empty()) arm_retry_timer();
+  }
+  start(due);
+}
+
+// With the mutex: they do not wait any more.
+ExecutorCore::Admitted ExecutorCore::take_retries() {
+  Admitted taken;
+  if (!retries_) return taken;
+  while (!retries_->by_time.empty()) {
+    taken.push_back(retries_->by_time.begin()->second);
+    retries_->remove(*taken.back());
+  }
+  retries_->timer.cancel();
+  return taken;
+}
+
+// The executor shuts down: what they failed with is what they end with.
+void ExecutorCore::end_retries(const Admitted& nodes) {
+  for (TaskNode* node : nodes) {
+    auto& runs_so_far = *node->failed_runs;
+    auto error = runs_so_far.size() == 1
+                     ? runs_so_far.front().error
+                     : std::make_exception_ptr(RetryError(std::move(runs_so_far), context_of(*node)));
+    node->failed_runs.reset();
+    const auto kind = kind_of(error);
+    fail(node, std::move(error), kind == RetryOn::timeout ? Outcome::timed_out : Outcome::failed, Delivery::initiating);
+  }
+}
+
+}  // namespace bulkhead::detail

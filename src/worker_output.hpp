@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include "descriptor_watch.hpp"
+#include "process/posix.hpp"
+
+#include <boost/asio/io_context.hpp>
+
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <string>
+
+namespace bulkhead::detail {
+
+/// Reads what a worker prints, keeps the end of it, and passes it on to the program's standard error if that is asked
+/// for. While nobody takes it there, it is not read, and the worker waits, as it would without this.
+///
+/// It reads on the background thread and never blocks, and goes on after the worker's end for as long as a process that
+/// the worker has started may print. Thread-safe.
+class WorkerOutput : public std::enable_shared_from_this<WorkerOutput> {
+ public:
+  WorkerOutput(boost::asio::io_context& background, process::FileDescriptor pipe, bool pass_on);
+
+  void start();
+  /// Reads what is there, and passes on what can be; the end of all that was read.
+  std::string tail();
+
+ private:
+  void wait();
+  bool read_some();
+  bool pass_on();
+
+  boost::asio::io_context& background_;
+  const bool passes_on_;
+  std::mutex mutex_;
+  process::FileDescriptor pipe_;
+  process::FileDescriptor to_wait_for_;
+  std::unique_ptr<DescriptorWatch> readable_;
+  std::unique_ptr<DescriptorWatch> writable_;
+  std::size_t read_ = 0;  // in all
+  std::string tail_;
+  std::string held_;  // read and not passed on yet
+};
+
+}  // namespace bulkhead::detail

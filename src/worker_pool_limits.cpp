@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: BSL-1.0
+#include "worker_pool.hpp"
+
+#include "run_limits.hpp"
+
+#include <boost/asio/post.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+// Ends tasks before they end themselves: taking back, cancelling, time limits.
+
+namespace bulkhead::detail {
+namespace {
+
+// How often it is looked whether workers take up what lies in their rings. One that is awake does so within
+// microseconds; one that has not after this time is stopped, or the machine is overloaded: others may be quicker.
+constexpr std::uint64_t kHeadInterval = 100'000'000;  // ns
+
+// A worker that has taken nothing up for so long is stopped: not even an overloaded machine makes it wait so long.
+constexpr std::uint64_t kStopped = 5'000'000'000;  // ns
+
+// How long the caller of a task whose worker was killed waits for its death, so that usually its place is free again
+// when it is told: a small worker takes 0.1 ms. Much longer, and limits would be kept late.
+constexpr auto kTellPatience = std::chrono::milliseconds(2);
+
+// After a kill the kernel takes about 0.1 ms, and 100 ms per GiB that the worker had. What lasts longer hangs in the
+// kernel.
+constexpr auto kKillPatience = std::chrono::seconds(5);
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Taking back.
+
+// The task is not in the ring any more.
+TaskNode* WorkerPool::clear(Entry& entry) {
+  TaskNode* const node = std::exchange(entry.node, nullptr);
+  if (node != nullptr && node->progress_relay) --observed_;
+  return node;
+}
+
+void WorkerPool::free_entry(Worker& worker, Entry& entry) {
+  clear(entry);
+  if (entry.block_size > 0) worker.channel.release(entry.block_offset, entry.block_size);
+  entry.block_size = 0;
+}
+
+// True: the worker has not begun the request and never will; its node is free. False: the worker has taken it up; it
+// runs, or will be answered with `skipped`.
+bool WorkerPool::take_back(Worker& worker, std::uint32_t sequence) {
+  Entry& entry = worker.entry(sequence);
+  entry.revoked = true;
+  const bool taken_back = worker.channel.take_back(sequence);
+  const bool published = static_cast<std::int32_t>(sequence - worker.channel.published()) < 0;
+  if (published && !taken_back) return false;
+  free_entry(worker, entry);
+  return true;
+}
+
+// Takes back all that lies behind a request. False: one of them has been taken up, so the request itself is over.
+bool WorkerPool::take_back_behind(Worker& worker, std::uint32_t first) {
+  for (std::uint32_t sequence = worker.reserved; sequence != first + 1;) {
+    --sequence;
+    TaskNode* const node = worker.entry(sequence).node;
+    if (node == nullptr) continue;  // taken back before, or still being written
+    if (!take_back(worker, sequence)) return false;
+    queue_again(*node);
+  }
+  return true;
+}
+
+// A task that has not begun waits once more, in its old place.
+void WorkerPool::queue_again(TaskNode& node) {
+  disarm_deadline(node);
+  enqueue(node);
+  watch_limits(node);
+}
+
+// Sees to it that a worker that is stopped keeps no task from those that are not.
+void WorkerPool::watch_heads() {
+  if (watching_heads_ || in_rings_ == 0) return;
+  watching_heads_ = true;
+  head_timer_->expires_after(std::chrono::nanoseconds(kHeadInterval));
+  head_timer_->async_wait(in_background([](WorkerPool& self, Lock&, boost::system::error_code error) {
+    self.watching_heads_ = false;
+    if (error) return;
+    const std::uint64_t now = ExecutorCore::now();
+    for (const WorkerPtr& worker : self.workers_) {
+      if (worker) self.look_at_head(*worker, now);
+    }
+    if (self.core_->open > 0) self.watch_heads();
+  }));
+}
+
+void WorkerPool::look_at_head(Worker& worker, std::uint64_t now) {
+  const std::uint32_t head = worker.collected;
+  const bool waits = dispatcher_.ready(worker.index) && worker.killed == Killed::no && head != worker.reserved &&
+                     static_cast<std::int32_t>(head - worker.channel.published()) < 0 && !worker.channel.begun(head);
+  if (!waits || worker.unbegun != head || worker.unbegun_since == 0) {
+    worker.unbegun = head;
+    worker.unbegun_since = waits ? now : 0;
+    return;
+  }
+  if (now - worker.unbegun_since >= kStopped) {
+    kill(worker, Killed::stopped, "it took no task up: it was stopped");
+  } else {
+    dispatcher_.stall(worker.index);
+    take_back_behind(worker, head - 1);
+    schedule_drain();
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Cancelling.
+
+void WorkerPool::cancel(TaskNode& node, asio::cancellation_type type) {
+  if (process::is_forked_copy()) return;
+  using Stage = TaskNode::Stage;
+  switch (node.place.stage) {
+    case Stage::none:
+    case Stage::answered:
+      return;
+    case Stage::queued:
+      dispatcher_.remove(node);
+      decide(node, cancelled_error(node, TaskCancelledError::Stage::queued, {}), Outcome::cancelled);
+      return;
+    case Stage::encoding:
+      node.place.cancel_requested = true;
+      return;
+    case Stage::in_ring:
+      break;
+  }
+  node.place.cancel_requested = true;
+  Worker& worker = *workers_[node.place.worker];
+  if (take_back(worker, node.place.sequence)) {
+    decide(node, cancelled_error(node, TaskCancelledError::Stage::queued, {}), Outcome::cancelled);
+    return;
+  }
+  const auto asked = [type](asio::cancellation_type kind) { return (type & kind) != asio::cancellation_type::none; };
+  if (asked(asio::cancellation_type::terminal | asio::cancellation_type::partial)) {
+    worker.channel.request_stop(node.place.sequence);
+  }
+  if (!asked(asio::cancellation_type::terminal) || node.place.kill_at != 0) return;
+  const std::uint64_t now = ExecutorCore::now();
+  node.place.kill_at = now + static_cast<std::uint64_t>(settings_.cancel_grace.count());
+  if (settings_.cancel_grace.count() == 0) {
+    limit_passed(node, LimitPassed::cancel, now);
+  } else {
+    watch_limits(node);
+  }
+}
+
+// The worker is killed, and the task has this outcome once it is dead, unless its answer turns out to be there already.
+// Where dying takes its time the caller is told before; the task's place in the executor is only free afterwards.
+void WorkerPool::end_run(TaskNode& node, Killed why, std::string reason, std::exception_ptr error, Outcome outcome) {
+  Worker& worker = *workers_[node.place.worker];
+  kill(worker, why, std::move(reason));
+  worker.doomed.emplace(&node, Verdict{std::move(error), outcome});
+  worker.tell_timer = std::make_unique<asio::steady_timer>(background_, kTellPatience);
+  worker.tell_timer->async_wait(
+      in_background([generation = worker.generation](WorkerPool& self, Lock&, boost::system::error_code failure) {
+        Worker* const dying = failure ? nullptr : self.find_worker(generation);
+        if (dying != nullptr) self.tell_doomed(*dying);
+      }));
+}
+
+void WorkerPool::tell_doomed(Worker& worker) {
+  collect_all(worker);
+  for (auto& [node, verdict] : std::exchange(worker.doomed, {})) {
+    clear(worker.entry(node->place.sequence));
+    const bool again = verdict.outcome == Outcome::timed_out && core_->would_retry(*node, RetryOn::timeout);
+    if (!again && std::exchange(node->admitted, false)) ++worker.held_places;
+    decide(*node, std::move(verdict.error), verdict.outcome);
+  }
+}
+
+void WorkerPool::kill(Worker& worker, Killed why, std::string reason) {
+  if (worker.killed != Killed::no || worker.buried) return;
+  worker.killed = why;
+  worker.reason = std::move(reason);
+  process::kill_process(worker.pidfd);  // If it is not born yet, `worker_spawned` does it.
+  dispatcher_.worker_killed(worker.index);
+  ask_maintenance();
+  worker.limit_timer = std::make_unique<asio::steady_timer>(background_, kKillPatience);
+  worker.limit_timer->async_wait(
+      in_background([generation = worker.generation](WorkerPool& self, Lock&, boost::system::error_code error) {
+        Worker* const stuck = error ? nullptr : self.find_worker(generation);
+        if (stuck == nullptr) return;
+        stuck->stuck = true;
+        self.give_back_places(*stuck);
+        self.all_gone_if_so();
+      }));
+}
+
+// What the worker's killed task held is free.
+void WorkerPool::give_back_places(Worker& worker) {
+  freed_places_ += std::exchange(worker.held_places, 0);
+  if (freed_places_ > 0) schedule_drain();
+}
+
+void WorkerPool::violated(Worker& worker, const std::string& what) { kill(worker, Killed::protocol, what); }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Time limits.
+
+RunLimits WorkerPool::limits_of(const TaskNode& node) const {
+  const auto span = [](const std::optional<TaskOptions::Duration>& limit) {
+    return limit ? static_cast<std::uint64_t>(limit->count()) : 0;
+  };
+  RunLimits limits;
+  if (const auto limit = node.options.queue_timeout()) limits.queue_end = node.submitted_ns + span(limit);
+  limits.timeout = span(node.options.timeout());
+  if (node.options.has_rare()) limits.cpu = span(node.options.cpu_timeout());
+  limits.kill_at = node.place.kill_at;
+  return limits;
+}
+
+RunState WorkerPool::state_of(TaskNode& node, std::uint64_t now) {
+  RunState state;
+  if (node.place.stage != TaskNode::Stage::in_ring) return state;
+  const Worker& worker = *workers_[node.place.worker];
+  state.begun = worker.channel.begun(node.place.sequence);
+  if (!state.begun) return state;
+  // When it began is what the worker says, as far as that is possible.
+  if (node.place.seen_begun_ns == 0) node.place.seen_begun_ns = now;
+  state.begun_ns = std::clamp(worker.channel.begun_ns(), node.place.placed_ns, node.place.seen_begun_ns);
+  if (node.options.has_rare() && node.options.cpu_timeout()) {
+    const std::uint64_t used = process::cpu_ns(worker.pid).value_or(0);
+    state.cpu_used = used - std::min(used, worker.channel.begun_cpu_ns());
+  }
+  return state;
+}
+
+// Looks whether a limit has passed, and sees to it that it is looked again in time.
+void WorkerPool::watch_limits(TaskNode& node) {
+  const RunLimits limits = limits_of(node);
+  if (!limits.any()) return;
+  // Its outcome is clear.
+  if (node.place.stage == TaskNode::Stage::in_ring && workers_[node.place.worker]->killed != Killed::no) return;
+  const std::uint64_t now = ExecutorCore::now();
+  const LimitDecision decision = check_limits(limits, state_of(node, now), now, cpus_);
+  if (decision.passed != LimitPassed::none) {
+    limit_passed(node, decision.passed, now);
+  } else if (decision.look_again != 0) {
+    arm_deadline(node, decision.look_again);
+  }
+}
+
+void WorkerPool::limit_passed(TaskNode& node, LimitPassed passed, std::uint64_t now) {
+  const auto timeout = [&](TaskTimeoutError::Which which, TaskOptions::Duration limit) {
+    ErrorContext context = core_->context_of(node);
+    if (node.place.stage == TaskNode::Stage::in_ring) context.worker_pid = workers_[node.place.worker]->pid;
+    return std::make_exception_ptr(TaskTimeoutError(which, limit, std::move(context)));
+  };
+  if (passed == LimitPassed::queue) {
+    const bool queued = node.place.stage == TaskNode::Stage::queued;
+    if (queued) dispatcher_.remove(node);
+    if (!queued && !take_back(*workers_[node.place.worker], node.place.sequence)) {
+      watch_limits(node);  // It has just begun.
+      return;
+    }
+    decide(node, timeout(TaskTimeoutError::Which::queue, *node.options.queue_timeout()), Outcome::timed_out);
+    return;
+  }
+  const WorkerPtr worker = workers_[node.place.worker];
+  // It may have ended in the same instant: then that is its outcome.
+  collect_all(*worker);
+  if (node.place.stage != TaskNode::Stage::in_ring || !take_back_behind(*worker, node.place.sequence)) {
+    schedule_drain();
+    return;
+  }
+  node.began_ns = std::clamp(worker->channel.begun_ns(), node.submitted_ns, now);
+  node.ended_ns = now;
+  node.place.worker_pid = worker->pid;
+  switch (passed) {
+    case LimitPassed::cancel: {
+      const std::string reason = "it was cancelled by its caller, and the worker was killed";
+      end_run(node, Killed::cancelled, reason, cancelled_error(node, TaskCancelledError::Stage::running, reason),
+              Outcome::cancelled);
+      break;
+    }
+    case LimitPassed::cpu:
+      end_run(node, Killed::timed_out, "its cpu_timeout passed",
+              timeout(TaskTimeoutError::Which::cpu, *node.options.cpu_timeout()), Outcome::timed_out);
+      break;
+    default:
+      end_run(node, Killed::timed_out, "its timeout passed",
+              timeout(TaskTimeoutError::Which::run, *node.options.timeout()), Outcome::timed_out);
+  }
+}
+
+void WorkerPool::arm_deadline(TaskNode& node, std::uint64_t deadline) {
+  if (node.place.deadline != 0) {
+    if (node.place.deadline <= deadline) return;
+    disarm_deadline(node);
+  }
+  node.place.deadline = deadline;
+  const auto place = deadlines_.emplace(deadline, &node).first;
+  if (place != deadlines_.begin()) return;
+  asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.deadlines_passed(); }));
+}
+
+void WorkerPool::disarm_deadline(TaskNode& node) {
+  if (node.place.deadline == 0) return;
+  deadlines_.erase({node.place.deadline, &node});
+  node.place.deadline = 0;
+}
+
+void WorkerPool::deadlines_passed() {
+  const std::uint64_t now = ExecutorCore::now();
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    TaskNode& node = *deadlines_.begin()->second;
+    disarm_deadline(node);
+    // While its arguments are being encoded nothing can be done; what comes then looks again.
+    if (node.place.stage != TaskNode::Stage::encoding) watch_limits(node);
+  }
+  if (deadlines_.empty()) return;
+  deadline_timer_->expires_after(std::chrono::nanoseconds(deadlines_.begin()->first - now));
+  deadline_timer_->async_wait(in_background([](WorkerPool& self, Lock&, boost::system::error_code error) {
+    if (!error) self.deadlines_passed();
+  }));
+}
+
+}  // namespace bulkhead::detail

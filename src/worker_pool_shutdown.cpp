@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: BSL-1.0
+#include "worker_pool.hpp"
+
+#include <boost/asio/append.hpp>
+#include <boost/asio/post.hpp>
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+// How the pool ends: with its tasks, without them, at once, or since its event loop is gone.
+
+namespace bulkhead::detail {
+namespace {
+
+// How long a worker may take to leave when it is told to and has nothing to do: it only flushes standard output.
+constexpr auto kStopPatience = std::chrono::seconds(1);
+
+}  // namespace
+
+void WorkerPool::cancel_pending() {
+  if (process::is_forked_copy()) return;
+  const Lock lock(core_->mutex);
+  while (QueuedTask* task = dispatcher_.front()) {
+    auto& node = static_cast<TaskNode&>(*task);
+    dispatcher_.remove(node);
+    decide(node, cancelled_error(node, TaskCancelledError::Stage::queued, "the executor was shut down"),
+           Outcome::cancelled);
+  }
+  for (const WorkerPtr& worker : workers_) {
+    if (!worker) continue;
+    for (std::uint32_t sequence = worker->reserved; sequence != worker->collected;) {
+      --sequence;
+      TaskNode* const node = worker->entry(sequence).node;
+      if (node == nullptr) continue;
+      if (!take_back(*worker, sequence)) break;
+      decide(*node, cancelled_error(*node, TaskCancelledError::Stage::queued, "the executor was shut down"),
+             Outcome::cancelled);
+    }
+  }
+}
+
+void WorkerPool::kill_all(const std::string& reason) {
+  cancel_pending();
+  const Lock lock(core_->mutex);
+  for (const WorkerPtr& worker : workers_) {
+    if (!worker || dispatcher_.load(worker->index) == 0) continue;
+    collect_all(*worker);
+    for (std::uint32_t sequence = worker->collected; sequence != worker->reserved; ++sequence) {
+      TaskNode* const node = worker->entry(sequence).node;
+      if (node == nullptr) continue;
+      node->place.worker_pid = worker->pid;
+      end_run(*node, Killed::shut_down, reason, cancelled_error(*node, TaskCancelledError::Stage::running, reason),
+              Outcome::cancelled);
+    }
+    kill(*worker, Killed::shut_down, reason);
+  }
+}
+
+void WorkerPool::dismiss(Handler handler) {
+  const Lock lock(core_->mutex);
+  dismiss_handlers_.push_back(std::move(handler));
+  asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.stop_workers(); }));
+}
+
+void WorkerPool::dismiss_when_idle() {
+  const Lock lock(core_->mutex);
+  dismissing_ = true;
+  if (core_->in_flight == 0) {
+    asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.stop_workers(); }));
+  }
+}
+
+void WorkerPool::stop_workers() {
+  if (stopping_) {
+    all_gone_if_so();
+    return;
+  }
+  stopping_ = true;
+  dispatcher_.stop_starting();
+  for (const WorkerPtr& worker : workers_) {
+    if (worker && !worker->told_to_stop && worker->killed == Killed::no) stop_worker(*worker);
+  }
+  stop_timer_->expires_after(kStopPatience);
+  stop_timer_->async_wait(in_background([](WorkerPool& self, Lock&, boost::system::error_code error) {
+    if (error) return;
+    for (const WorkerPtr& worker : self.workers_) {
+      if (worker) self.kill(*worker, Killed::shut_down, "it did not leave when it was told to");
+    }
+    // Those that are not born yet go with the template.
+    if (self.template_wait_) self.template_gone();
+  }));
+  all_gone_if_so();
+}
+
+void WorkerPool::all_gone_if_so() {
+  if (!stopping_) return;
+  std::vector<int> stuck;
+  for (const WorkerPtr& worker : workers_) {
+    if (worker && !worker->stuck) return;
+    if (worker) stuck.push_back(worker->pid);
+  }
+  stop_timer_->cancel();
+  end_template();
+  if (!core_->context_alive) return;
+  ErrorContext context;
+  context.executor = core_->name;
+  const auto report = stuck.empty() ? std::exception_ptr()
+                                    : std::make_exception_ptr(WorkerStuckError(std::move(stuck), std::move(context)));
+  for (Handler& handler : dismiss_handlers_) {
+    asio::post(core_->io, asio::append(std::move(handler), report, true));
+  }
+  dismiss_handlers_.clear();
+}
+
+void WorkerPool::close() {
+  std::vector<TaskNode*> left;
+  std::vector<Handler> handlers;
+  {
+    const Lock lock(core_->mutex);
+    if (closed_) return;
+    while (TaskNode* node = ready_.pop_front()) {
+      --ready_count_;
+      left.push_back(node);
+    }
+    const auto abandon = [&](TaskNode& node, TaskCancelledError::Stage stage) {
+      node.error = cancelled_error(node, stage, "the executor was destroyed");
+      node.outcome = Outcome::cancelled;
+      node.place.decided = true;
+      left.push_back(&node);
+    };
+    while (QueuedTask* task = dispatcher_.front()) {
+      auto& node = static_cast<TaskNode&>(*task);
+      dispatcher_.remove(node);
+      abandon(node, TaskCancelledError::Stage::queued);
+    }
+    while (TaskNode* node = reporting_.pop_front()) abandon(*node, TaskCancelledError::Stage::running);
+    for (WorkerPtr& worker : workers_) {
+      if (!worker) continue;
+      process::kill_process(worker->pidfd);
+      if (worker->output) worker->output->tail();  // passes on what it has printed
+      worker->buried = true;
+      worker->death.reset();
+      worker->status_timer.reset();
+      worker->limit_timer.reset();
+      worker->tell_timer.reset();
+      for (std::uint32_t sequence = worker->collected; sequence != worker->reserved; ++sequence) {
+        if (TaskNode* node = clear(worker->entry(sequence))) {
+          abandon(*node, TaskCancelledError::Stage::running);
+        }
+      }
+      worker.reset();
+    }
+    closed_ = true;
+    handlers.swap(dismiss_handlers_);
+    deadlines_.clear();
+    doorbell_wait_.reset();
+    backlog_timer_.reset();
+    start_timer_.reset();
+    answer_timer_.reset();
+    stop_timer_.reset();
+    deadline_timer_.reset();
+    dismissal_timer_.reset();
+    head_timer_.reset();
+    progress_timer_.reset();
+    end_template();
+  }
+  for (TaskNode* node : left) {
+    if (!node->place.decided) {
+      node->error = cancelled_error(*node, TaskCancelledError::Stage::running, "the executor was destroyed");
+      node->outcome = Outcome::cancelled;
+    }
+    node->place.area.reset();
+    core_->settle(node, node->outcome, Delivery::initiating);
+  }
+}
+
+void WorkerPool::context_gone() {
+  const Lock lock(core_->mutex);
+  doorbell_wait_.reset();
+  backlog_timer_.reset();
+  dismiss_handlers_.clear();
+  for (const WorkerPtr& worker : workers_) {
+    if (worker && dispatcher_.load(worker->index) > 0) {
+      kill(*worker, Killed::shut_down, "the event loop was destroyed");
+    }
+  }
+}
+
+void WorkerPool::add_metrics(Metrics& metrics) const {
+  metrics.mode = "process";
+  metrics.workers = 0;
+  std::size_t busy = ready_count_;  // answered, and about to be delivered
+  for (const WorkerPtr& worker : workers_) {
+    if (worker && worker->killed != Killed::no) ++metrics.workers_dying;
+    if (!worker || worker->dying || worker->killed != Killed::no) continue;
+    ++metrics.workers;
+    if (!worker->told_to_stop && dispatcher_.load(worker->index) > 0) ++busy;
+  }
+  metrics.running = std::min(busy, core_->open);
+  metrics.pending = core_->open - metrics.running;
+  metrics.workers_started = workers_started_;
+  metrics.workers_crashed = workers_crashed_;
+  metrics.workers_recycled = workers_recycled_;
+}
+
+std::vector<int> WorkerPool::worker_pids() const {
+  const Lock lock(core_->mutex);
+  std::vector<int> pids;
+  for (const WorkerPtr& worker : workers_) {
+    if (worker && worker->pid > 0 && !worker->dying) pids.push_back(worker->pid);
+  }
+  return pids;
+}
+
+}  // namespace bulkhead::detail

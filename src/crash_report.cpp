@@ -19,6 +19,9 @@ bool has_address(int signal) { return signal == SIGSEGV || signal == SIGBUS || s
 // What calls the task's function, and all that called it in turn, is the library's.
 bool is_library_call(const std::string& function) { return function.starts_with("bulkhead::detail::run_encoded("); }
 
+// What notes that a task calls exit.
+bool is_noting_call(const std::string& function) { return function.starts_with("bulkhead::process::"); }
+
 // The template that reads the arguments and makes the call: nearer to the function than that, and no use either.
 bool is_calling_template(const std::string& function) {
   return function.find("bulkhead::detail::Remote<") != std::string::npos;
@@ -41,6 +44,7 @@ std::vector<StackFrame> describe_calls(std::span<const std::uint64_t> addresses)
     frame.address = found.address;
     if (!found.function.empty()) frame.function = demangle(found.function.c_str());
     if (is_library_call(frame.function)) break;
+    if (frames.empty() && is_noting_call(frame.function)) continue;
     frame.offset = found.offset;
     frame.file = std::move(found.file);
     frame.line = found.line;

@@ -119,19 +119,28 @@ std::string say_progress(const WorkerCrashedError::Ending& ending) {
                      last.text.empty() ? "" : ", " + last.text);
 }
 
+std::string say(const StackFrame& frame) {
+  std::string text = frame.function.empty() ? fmt::format("{:#x}", frame.address)
+                                            : fmt::format("{} +{:#x}", frame.function, frame.offset);
+  if (!frame.file.empty()) {
+    text += fmt::format(" at {}:{}", frame.file, frame.line);
+  } else if (!frame.module.empty()) {
+    text += fmt::format(" in {} +{:#x}", frame.module, frame.module_offset);
+  }
+  return text;
+}
+
 std::string say_backtrace(const WorkerCrashedError::Ending& ending) {
-  if (ending.backtrace.empty()) return {};
+  const auto& calls = ending.backtrace;
+  if (calls.empty()) return {};
   std::string text = ending.signal == 0 ? "\n  the calls that led to exit:" : "\n  the calls that led to the crash:";
-  for (std::size_t i = 0; i < ending.backtrace.size(); ++i) {
-    const StackFrame& frame = ending.backtrace[i];
-    text += fmt::format("\n    #{} {}", i,
-                        frame.function.empty() ? fmt::format("{:#x}", frame.address)
-                                               : fmt::format("{} +{:#x}", frame.function, frame.offset));
-    if (!frame.file.empty()) {
-      text += fmt::format(" at {}:{}", frame.file, frame.line);
-    } else if (!frame.module.empty()) {
-      text += fmt::format(" in {} +{:#x}", frame.module, frame.module_offset);
-    }
+  for (std::size_t i = 0; i < calls.size();) {
+    // An endless recursion is the same call over and over.
+    std::size_t end = i + 1;
+    while (end < calls.size() && calls[end].address == calls[i].address) ++end;
+    text += fmt::format("\n    #{} {}", i, say(calls[i]));
+    if (end - i > 1) text += fmt::format(" (and {} times more)", end - i - 1);
+    i = end;
   }
   return text;
 }

@@ -285,6 +285,8 @@ void WorkerPool::publish_filled(Worker& worker) {
   worker.unpublished = 0;
   std::uint32_t end = worker.channel.published();
   while (end != worker.reserved && worker.entry(end).filled) ++end;
+  // We sleep already, and had nothing to expect from this one: before it sees the request it must see that.
+  if (waiting_ && end != worker.channel.published()) worker.channel.arm();
   worker.channel.publish(end);
 }
 

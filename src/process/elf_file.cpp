@@ -129,6 +129,7 @@ std::vector<std::byte> ElfFile::fingerprint() const {
 
 std::vector<std::byte> loaded_fingerprint(std::span<const std::byte> program_headers, std::uintptr_t base) {
   return fingerprint_of(program_headers, [&](const ProgramHeader& note) {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): that is what the dynamic linker tells
     return std::span(reinterpret_cast<const std::byte*>(base + note.p_vaddr), note.p_filesz);
   });
 }

@@ -132,8 +132,9 @@ Frame describe_address(std::uintptr_t address) {
     frame.module = object->path;
     describe(frame, *library_module(*object));
   }
+  const auto* const code = reinterpret_cast<const void*>(address);  // NOLINT(performance-no-int-to-ptr): never followed
   Dl_info info{};
-  if (::dladdr(reinterpret_cast<const void*>(address), &info) == 0) return frame;
+  if (::dladdr(code, &info) == 0) return frame;
   if (frame.module.empty() && info.dli_fname != nullptr) frame.module = info.dli_fname;
   // The dynamic symbols are in memory, also if the file has been replaced or there is none, as for the kernel's code.
   if (object->is_code && frame.function.empty() && info.dli_sname != nullptr) {

@@ -52,6 +52,7 @@ int variable = 1;
 namespace {
 
 using namespace bulkhead::process;
+using namespace std::string_view_literals;
 using Bytes = std::vector<std::byte>;
 using Catch::Matchers::ContainsSubstring;
 
@@ -161,8 +162,8 @@ Bytes tables_of_version_4() {
 
 // The same for DWARF 5, where a compiler repeats the first file as number 0 and says where it ran. Not all that is
 // entered is of interest here, and it has all forms.
-constexpr std::string_view kDirectories("/work\0/usr/include\0src", 23);
-constexpr std::string_view kFiles("main.cpp\0a.hpp\0b.cpp", 21);
+constexpr std::string_view kDirectories = "/work\0/usr/include\0src\0"sv;
+constexpr std::string_view kFiles = "main.cpp\0a.hpp\0b.cpp\0"sv;
 
 Bytes tables_of_version_5(bool is_64_bit) {
   const std::size_t offset_size = is_64_bit ? 8 : 4;
@@ -201,8 +202,10 @@ Bytes program_of(std::size_t address_size) {
   return program.bytes();
 }
 
+constexpr std::string_view kNowhere = "nowhere";
+
 std::string text_of(const SourceLine& line) {
-  return line.file.empty() ? "" : line.file + ":" + std::to_string(line.line);
+  return line.file.empty() ? std::string(kNowhere) : line.file + ":" + std::to_string(line.line);
 }
 
 Bytes whole_unit(const Format& format) {
@@ -362,7 +365,7 @@ TEST_CASE("the start of a function has its name", "[symbols]") {
 
 TEST_CASE("the middle of a function has its name and the distance from its start", "[symbols]") {
   const std::uintptr_t middle = address_of(&symbols_test::add) + 3;
-  CHECK(symbol_name(reinterpret_cast<const void*>(middle)).empty());
+  CHECK(symbol_name(reinterpret_cast<const char*>(&symbols_test::add) + 3).empty());
   const Frame frame = describe_address(middle);
   CHECK(frame.function == "_ZN12symbols_test3addEii");
   CHECK(frame.offset == 3);
@@ -453,6 +456,7 @@ TEST_CASE("threads may ask at the same time", "[symbols]") {
                              reinterpret_cast<std::uintptr_t>(::dlsym(RTLD_DEFAULT, "gnu_get_libc_version"))};
   std::vector<std::vector<std::string>> answers(4);
   std::vector<std::thread> threads;
+  threads.reserve(answers.size());
   for (auto& mine : answers) {
     threads.emplace_back([&mine, &addresses] {
       prepare_symbols();
@@ -517,14 +521,14 @@ TEST_CASE("lines are read from bytes of DWARF 4", "[symbols]") {
       0,    1,    1,                                     // end_sequence: 4010B4
   });
   const auto section = std::as_bytes(std::span(kSection));
-  CHECK(line_at(section, 0x400FFF) == "");
+  CHECK(line_at(section, 0x400FFF) == kNowhere);
   CHECK(line_at(section, 0x401000) == "m.c:5");
   CHECK(line_at(section, 0x401092) == "m.c:5");
   CHECK(line_at(section, 0x401093) == "src/long.h:13");
   CHECK(line_at(section, 0x4010A3) == "src/long.h:13");
   CHECK(line_at(section, 0x4010A4) == "x:13");
   CHECK(line_at(section, 0x4010B3) == "x:13");
-  CHECK(line_at(section, 0x4010B4) == "");
+  CHECK(line_at(section, 0x4010B4) == kNowhere);
 }
 
 TEST_CASE("lines are read from bytes of DWARF 5", "[symbols]") {
@@ -545,13 +549,13 @@ TEST_CASE("lines are read from bytes of DWARF 5", "[symbols]") {
       2,    4,                                           // advance_pc 4
       0,    1,   1,                                      // end_sequence: 401005
   });
-  constexpr std::string_view kNames("a.c\0b.c", 8);
+  constexpr std::string_view kNames = "a.c\0b.c\0"sv;
   const LineTable table({std::as_bytes(std::span(kSection)), text_bytes(kNames), {}});
-  CHECK(text_of(table.find(0x400FFF)) == "");
+  CHECK(text_of(table.find(0x400FFF)) == kNowhere);
   CHECK(text_of(table.find(0x401000)) == "/w/in/b.c:1");
   CHECK(text_of(table.find(0x401001)) == "/w/a.c:3");
   CHECK(text_of(table.find(0x401004)) == "/w/a.c:3");
-  CHECK(text_of(table.find(0x401005)) == "");
+  CHECK(text_of(table.find(0x401005)) == kNowhere);
 }
 
 TEST_CASE("all versions from 2 to 5, in 32 and 64 bits and for addresses of both sizes, tell the same", "[symbols]") {
@@ -562,15 +566,15 @@ TEST_CASE("all versions from 2 to 5, in 32 and 64 bits and for addresses of both
         const Bytes section = whole_unit({version, is_64_bit, address_size});
         const LineTable table(sections_of(section));
         const std::string root = version >= 5 ? "/work/" : "";
-        CHECK(text_of(table.find(0x4007FF)) == "");
+        CHECK(text_of(table.find(0x4007FF)) == kNowhere);
         CHECK(text_of(table.find(0x400800)) == root + "main.cpp:1");
-        CHECK(text_of(table.find(0x400808)) == "");
+        CHECK(text_of(table.find(0x400808)) == kNowhere);
         CHECK(text_of(table.find(0x401000)) == root + "main.cpp:10");
         CHECK(text_of(table.find(0x401004)) == root + "main.cpp:11");
         CHECK(text_of(table.find(0x401014)) == "/usr/include/a.hpp:111");
         CHECK(text_of(table.find(0x401025)) == root + "src/b.cpp:32");
         CHECK(text_of(table.find(0x401044)) == root + "src/b.cpp:32");
-        CHECK(text_of(table.find(0x401045)) == "");
+        CHECK(text_of(table.find(0x401045)) == kNowhere);
       }
     }
   }
@@ -588,7 +592,7 @@ TEST_CASE("an instruction of several operations is of the line that it begins wi
   CHECK(line_at(section, 0x401003) == "main.cpp:1");
   CHECK(line_at(section, 0x401004) == "main.cpp:2");
   CHECK(line_at(section, 0x401007) == "main.cpp:2");
-  CHECK(line_at(section, 0x401008) == "");
+  CHECK(line_at(section, 0x401008) == kNowhere);
 }
 
 TEST_CASE("of several rows for an address, the last one counts", "[symbols]") {
@@ -603,26 +607,41 @@ TEST_CASE("a file that the line program itself enters is known", "[symbols]") {
   program.u8({0x04, 4, 0x01, 0x02, 4, 0x04, 5, 0x01, 0x02, 4}).u8(kEndSequence);
   const Bytes section = unit_with(program);
   CHECK(line_at(section, 0x401000) == "src/gen.h:1");
-  CHECK(line_at(section, 0x401004) == "");  // file 5 is nowhere
+  CHECK(line_at(section, 0x401004) == kNowhere);  // file 5 is nowhere
 }
 
 TEST_CASE("code of no line has a file and line 0, and a line beyond all numbers is none", "[symbols]") {
   Section program;
-  program.u8({0x03, 0x7F, 0x01, 0x02, 4});                                                 // advance_line -1
-  program.u8({0x03, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01, 0x01, 0x02, 4}).u8(kEndSequence);  // advance_line 2^35
+  program.u8({0x03, 0x7F, 0x01, 0x02, 4});                                               // advance_line -1
+  program.u8({0x03, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01, 0x01, 0x02, 4});                 // advance_line 2^35
+  program.u8({0x03, 0x80, 0x80, 0x80, 0x80, 0x80, 0x7F, 0x03, 5, 0x01, 0x02, 4});        // -2^35, then 5
+  program.u8({0x03, 0xFE, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F, 0x01});  // -2 in ten bytes
+  program.u8({0x02, 4}).u8(kEndSequence);
   const Bytes section = unit_with(program);
   CHECK(line_at(section, 0x401000) == "main.cpp:0");
   CHECK(line_at(section, 0x401004) == "main.cpp:0");
+  CHECK(line_at(section, 0x401008) == "main.cpp:5");
+  CHECK(line_at(section, 0x40100C) == "main.cpp:3");
 }
 
 TEST_CASE("functions that the linker has dropped, at address 0 or at the last ones, hide no other", "[symbols]") {
+  const std::initializer_list<unsigned> large{0x01, 0x02, 0xFF, 0xFF, 0xFF, 0x07};  // copy, advance_pc 16 MiB
   Section program;
-  set_address(program, 0).u8({0x01, 0x02, 0xFF, 0xFF, 0xFF, 0x01}).u8(kEndSequence);
-  set_address(program, ~std::uint64_t{0}).u8({0x01, 0x02, 0xFF, 0xFF, 0xFF, 0x01}).u8(kEndSequence);
+  set_address(program, 0).u8(large).u8(kEndSequence);
+  set_address(program, ~std::uint64_t{0}).u8(large).u8(kEndSequence);
+  set_address(program, 0x401000).u8({0x03, 9, 0x01, 0x02, 16}).u8(kEndSequence);
   const Bytes section = unit({}, tables_of_version_4(), program.bytes());
-  CHECK(line_at(section, 0) == "");
-  CHECK(line_at(section, 0x1000) == "");
-  CHECK(line_at(section, ~std::uint64_t{0}) == "");
+  CHECK(line_at(section, 0x401000) == "main.cpp:10");
+  CHECK(line_at(section, 0) == kNowhere);
+  CHECK(line_at(section, 0x1000) == kNowhere);
+  CHECK(line_at(section, ~std::uint64_t{0}) == kNowhere);
+}
+
+TEST_CASE("a sequence without code hides no other", "[symbols]") {
+  Section program;
+  program.u8({0x01, 0x02, 16}).u8(kEndSequence);
+  set_address(program, 0x401008).u8({0x01}).u8(kEndSequence);
+  CHECK(line_at(unit_with(program), 0x401009) == "main.cpp:1");
 }
 
 TEST_CASE("a unit that cannot be understood hides none behind it", "[symbols]") {
@@ -644,26 +663,26 @@ TEST_CASE("a file name in an unknown form or beyond its section is not known", "
     return unit({5}, Section().u8(tables).bytes(), program_of(8));
   };
   CHECK(line_at(section_with({0, 0, 1, 0x01, 0x08, 2, 'a', 0, 'b', 0}), 0x401000) == "b:10");
-  CHECK(line_at(section_with({0, 0, 1, 0x01, 0x7E, 2, 'a', 0, 'b', 0}), 0x401000) == "");
-  CHECK(line_at(section_with({0, 0, 1, 0x01, 0x1F, 2, 0, 0, 0, 0, 21, 0, 0, 0}), 0x401000) == "");
-  CHECK(line_at(section_with({0, 0, 1, 0x01, 0x1F, 2, 0, 0, 0, 0, 255, 255, 255, 255}), 0x401000) == "");
-  CHECK(line_at(section_with({0, 0, 1, 0x01, 0x08, 1, 'a', 0}), 0x401000) == "");
+  CHECK(line_at(section_with({0, 0, 1, 0x01, 0x7E, 2, 'a', 0, 'b', 0}), 0x401000) == kNowhere);
+  CHECK(line_at(section_with({0, 0, 1, 0x01, 0x1F, 2, 0, 0, 0, 0, 21, 0, 0, 0}), 0x401000) == kNowhere);
+  CHECK(line_at(section_with({0, 0, 1, 0x01, 0x1F, 2, 0, 0, 0, 0, 255, 255, 255, 255}), 0x401000) == kNowhere);
+  CHECK(line_at(section_with({0, 0, 1, 0x01, 0x08, 1, 'a', 0}), 0x401000) == kNowhere);
 }
 
 TEST_CASE("numbers beyond all measure neither hang nor overflow", "[symbols]") {
   const std::initializer_list<unsigned> most{0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x01};
   SECTION("a table of 2^64 - 1 entries of nothing") {
     const Section tables = Section().u8({0}).u8(most).u8({0}).u8(most);
-    CHECK(line_at(unit({5}, tables.bytes(), program_of(8)), 0x401000) == "");
+    CHECK(line_at(unit({5}, tables.bytes(), program_of(8)), 0x401000) == kNowhere);
   }
   SECTION("a table that ends long before its 2^64 - 1 entries") {
     const Section tables = Section().u8({1, 0x01, 0x08}).u8(most).text("src");
-    CHECK(line_at(unit({5}, tables.bytes(), program_of(8)), 0x401000) == "");
+    CHECK(line_at(unit({5}, tables.bytes(), program_of(8)), 0x401000) == kNowhere);
   }
   SECTION("advances of 2^64 - 1") {
     Section program;
     program.u8({0x01, 0x02}).u8(most).u8({0x01, 0x03}).u8(most).u8({0x01, 0x04}).u8(most).u8({0x01, 0x02, 8});
-    CHECK(line_at(unit_with(program.u8(kEndSequence)), 0x401000) == "");
+    CHECK(line_at(unit_with(program.u8(kEndSequence)), 0x401000) == kNowhere);
   }
   SECTION("a number of a million bytes") {
     Section program;
@@ -673,14 +692,14 @@ TEST_CASE("numbers beyond all measure neither hang nor overflow", "[symbols]") {
   SECTION("a sequence longer than any code") {
     Section program;
     program.u8({0x01, 0x02, 0x80, 0x80, 0x80, 0x80, 0x10}).u8(kEndSequence);
-    CHECK(line_at(unit_with(program), 0x401000) == "");
+    CHECK(line_at(unit_with(program), 0x401000) == kNowhere);
   }
   SECTION("units of a reserved length or a length beyond the section") {
     for (const std::uint64_t length : {0xFFFFFFF0U, 0xFFFFFFFEU, 0x7FFFFFFFU}) {
-      CHECK(line_at(Section().field(length, 4).append(whole_unit({})).bytes(), 0x401000) == "");
+      CHECK(line_at(Section().field(length, 4).append(whole_unit({})).bytes(), 0x401000) == kNowhere);
     }
     const Section section = Section().field(0xFFFFFFFF, 4).field(~std::uint64_t{0}, 8).append(whole_unit({}));
-    CHECK(line_at(section.bytes(), 0x401000) == "");
+    CHECK(line_at(section.bytes(), 0x401000) == kNowhere);
   }
 }
 
@@ -692,7 +711,7 @@ TEST_CASE("a section that would take too long is not read", "[symbols]") {
   const std::span section(static_cast<std::byte*>(memory), kTooLarge);
   const Bytes bytes = whole_unit({});
   std::copy(bytes.begin(), bytes.end(), section.begin());
-  CHECK(line_at(section, 0x401000) == "");
+  CHECK(line_at(section, 0x401000) == kNowhere);
   CHECK(line_at(section.first(bytes.size()), 0x401000) == "main.cpp:10");
   ::munmap(memory, kTooLarge);
 }
@@ -702,7 +721,7 @@ TEST_CASE("lines cut off anywhere are read up to there and no further", "[symbol
     const Bytes section = whole_unit({version});
     for (std::size_t size = 0; size < section.size(); ++size) {
       ExactCopy copy(std::span<const std::byte>(section).first(size));
-      CHECK(line_at(copy.bytes(), 0x401000) == "");
+      CHECK(line_at(copy.bytes(), 0x401000) == kNowhere);
     }
   }
 }

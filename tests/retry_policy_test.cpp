@@ -1,0 +1,452 @@
+// SPDX-License-Identifier: BSL-1.0
+// Failed runs are followed by others as a policy says, and keys that crash worker after worker are refused.
+#include <bulkhead/retry_policy.hpp>
+
+#include <bulkhead/base_executor.hpp>
+#include <bulkhead/local_executor.hpp>
+#include <bulkhead/this_task.hpp>
+
+#include "quarantine.hpp"
+#include "support/catch.hpp"
+#include "support/outcome.hpp"
+#include "support/processes.hpp"
+#include "support/run.hpp"
+#include "support/shared.hpp"
+
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace asio = boost::asio;
+namespace this_task = bulkhead::this_task;
+using bulkhead::BaseExecutor;
+using bulkhead::Errc;
+using bulkhead::ExecutorOverloadError;
+using bulkhead::LocalExecutor;
+using bulkhead::LocalExecutorOptions;
+using bulkhead::RetryError;
+using bulkhead::RetryOn;
+using bulkhead::RetryPolicy;
+using bulkhead::SerializationError;
+using bulkhead::TaskCancelledError;
+using bulkhead::TaskOptions;
+using bulkhead::TaskQuarantinedError;
+using bulkhead::TaskTimeoutError;
+using bulkhead::WorkerCrashedError;
+using bulkhead::detail::Quarantine;
+using bulkhead::test::adds_up;
+using bulkhead::test::all_over;
+using bulkhead::test::cancelled_stage;
+using bulkhead::test::error_as;
+using bulkhead::test::Gate;
+using bulkhead::test::holds;
+using bulkhead::test::message;
+using bulkhead::test::Outcome;
+using bulkhead::test::run;
+using bulkhead::test::run_until;
+using bulkhead::test::shared_object;
+using bulkhead::test::workers;
+using Catch::Matchers::ContainsSubstring;
+using namespace std::chrono_literals;
+
+namespace {
+
+struct Board {
+  Gate gate;
+  std::atomic<int> runs{0};
+};
+Board& board = shared_object<Board>();
+
+int throw_until(unsigned attempt) {
+  ++board.runs;
+  if (this_task::attempt() < attempt) throw std::out_of_range("run " + std::to_string(this_task::attempt()));
+  return static_cast<int>(this_task::attempt());
+}
+
+int crash_until(unsigned attempt) {
+  ++board.runs;
+  if (this_task::attempt() < attempt) std::raise(SIGKILL);
+  return static_cast<int>(this_task::attempt());
+}
+
+int hang_until(unsigned attempt) {
+  ++board.runs;
+  if (this_task::attempt() < attempt) board.gate.wait();
+  return static_cast<int>(this_task::attempt());
+}
+
+int one(int) { return 1; }
+int wait_at_gate(int value) {
+  board.gate.wait();
+  return value;
+}
+int give_back(int value) { return value; }
+int crash(int value) {
+  if (value != 0) std::raise(SIGKILL);
+  return value;
+}
+
+TaskOptions retried(RetryPolicy policy) { return TaskOptions().retry(std::move(policy)); }
+
+}  // namespace
+
+TEST_CASE("A policy that makes no sense is refused with the setter's name and range", "[retry]") {
+  CHECK_THROWS_WITH(RetryPolicy(0), ContainsSubstring("1 to 1000"));
+  CHECK_THROWS_WITH(RetryPolicy(1001), ContainsSubstring("1 to 1000"));
+  CHECK_THROWS_WITH(RetryPolicy(2).delay(-1ns), ContainsSubstring("delay"));
+  CHECK_THROWS_WITH(RetryPolicy(2).backoff(0.5), ContainsSubstring("backoff"));
+  CHECK_THROWS_WITH(RetryPolicy(2).backoff(1e9), ContainsSubstring("backoff"));
+  CHECK_THROWS_WITH(RetryPolicy(2).backoff(2, 0ns), ContainsSubstring("backoff"));
+  CHECK_THROWS_WITH(RetryPolicy(2).jitter(-0.1), ContainsSubstring("jitter"));
+  CHECK_THROWS_WITH(RetryPolicy(2).jitter(1.1), ContainsSubstring("jitter"));
+  CHECK_THROWS_WITH(RetryPolicy(2).only_on(static_cast<RetryOn>(0)), ContainsSubstring("only_on"));
+  CHECK_THROWS_WITH(RetryPolicy(2).only_on(static_cast<RetryOn>(8)), ContainsSubstring("only_on"));
+}
+
+TEST_CASE("Pauses grow by the factor up to the longest, and jitter makes them shorter or longer", "[retry]") {
+  const auto policy = RetryPolicy(10).delay(100ms).backoff(3, 1s);
+  CHECK(policy.pause_after(1, 0.5) == 100ms);
+  CHECK(policy.pause_after(2, 0.5) == 300ms);
+  CHECK(policy.pause_after(3, 0.5) == 900ms);
+  CHECK(policy.pause_after(4, 0.5) == 1s);
+  CHECK(policy.pause_after(999, 0.5) == 1s);
+  CHECK(RetryPolicy(3).pause_after(1, 0) == 0ns);
+  CHECK(RetryPolicy(3).delay(5min).pause_after(1, 0.5) == 5min);
+  const auto shaken = RetryPolicy(3).delay(100ms).jitter(0.5);
+  CHECK(shaken.pause_after(1, 0) == 50ms);
+  CHECK(shaken.pause_after(1, 0.5) == 100ms);
+  CHECK(shaken.pause_after(1, 0.99) > 148ms);
+  CHECK(shaken.pause_after(1, 0.99) < 150ms);
+  // Longer than 64 bits of nanoseconds can tell.
+  CHECK(
+      RetryPolicy(1000).delay(std::chrono::hours(24 * 365 * 200)).backoff(1000, 250h).jitter(1).pause_after(999, 0.9) >
+      0ns);
+}
+
+TEST_CASE("A run that throws is followed by another until one returns, over workers and in bypass", "[retry]") {
+  const bool bypass = GENERATE(false, true);
+  CAPTURE(bypass);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1, bypass));
+  CHECK(run(context, pool.submit(retried(RetryPolicy(3).delay(1ms)), throw_until, 3U)) == 3);
+  const auto metrics = pool.metrics();
+  CHECK(metrics.submitted == 1);
+  CHECK(metrics.completed == 1);
+  CHECK(metrics.failed == 0);
+  CHECK(metrics.retried == 2);
+  CHECK(metrics.runs == 3);
+  CHECK(adds_up(metrics));
+}
+
+TEST_CASE("A run whose worker crashes, or that times out, is followed by another", "[retry]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  CHECK(run(context, pool.submit(retried(RetryPolicy(3)), crash_until, 3U)) == 3);
+  board.gate.reset();
+  CHECK(run(context, pool.submit(retried(RetryPolicy(3)).timeout(20ms), hang_until, 3U)) == 3);
+  const auto metrics = pool.metrics();
+  CHECK(metrics.completed == 2);
+  CHECK(metrics.timed_out == 0);
+  CHECK(metrics.retried == 4);
+  CHECK(adds_up(metrics));
+}
+
+TEST_CASE("The error of a task that failed for good has all its runs", "[retry]") {
+  const bool bypass = GENERATE(false, true);
+  CAPTURE(bypass);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1, bypass));
+  Outcome<> outcome;
+  pool.async_submit(retried(RetryPolicy(3)), bulkhead::call(throw_until, 9U), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  const auto error = error_as<RetryError>(outcome.error);
+  REQUIRE(error);
+  REQUIRE(error->attempts().size() == 3);
+  CHECK(error->code() == make_error_code(Errc::retries_failed));
+  for (std::size_t i = 0; i < 3; ++i) {
+    CHECK(holds<std::out_of_range>(error->attempts()[i].error));
+    CHECK(message(error->attempts()[i].error) == "run " + std::to_string(i + 1));
+    CHECK(error->attempts()[i].run_time > 0ns);
+  }
+  CHECK_THROWS_AS(error->rethrow_last(), std::out_of_range);
+  CHECK_THAT(error->what(), ContainsSubstring("failed 3 times") && ContainsSubstring("run 2"));
+  CHECK(error->context().executor == "default");
+  CHECK(pool.metrics().failed == 1);
+}
+
+TEST_CASE("A task that may run once only has its own error, and one that is not retried, too", "[retry]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  board.runs = 0;
+  CHECK_THROWS_AS(run(context, pool.submit(retried(RetryPolicy(1)), throw_until, 9U)), std::out_of_range);
+  CHECK_THROWS_AS(run(context, pool.submit(retried(RetryPolicy(5).only_on(RetryOn::crash)), throw_until, 9U)),
+                  std::out_of_range);
+  CHECK_THROWS_AS(run(context, pool.submit(retried(RetryPolicy(5).only_on(RetryOn::exception)), crash_until, 9U)),
+                  WorkerCrashedError);
+  CHECK(board.runs == 3);
+  const auto oversized = [](int) { return std::string(std::size_t{300} << 20, 'x'); };
+  CHECK_THROWS_AS(run(context, pool.submit(retried(RetryPolicy(5)), oversized, 0)), SerializationError);
+  CHECK(pool.metrics().retried == 0);
+}
+
+TEST_CASE("The predicate decides about what the function threw, on a thread of the event loop", "[retry]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  const auto here = std::this_thread::get_id();
+  int asked = 0;
+  const auto policy = RetryPolicy(5).when([&](const std::exception_ptr& error) {
+    CHECK(std::this_thread::get_id() == here);
+    ++asked;
+    return message(error) != "run 2";
+  });
+  Outcome<> outcome;
+  pool.async_submit(retried(policy), bulkhead::call(throw_until, 9U), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  const auto error = error_as<RetryError>(outcome.error);
+  REQUIRE(error);
+  CHECK(error->attempts().size() == 2);
+  CHECK(asked == 2);
+}
+
+TEST_CASE("What the predicate throws is the task's error", "[retry]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  const auto policy =
+      RetryPolicy(5).when([](const std::exception_ptr&) -> bool { throw std::domain_error("no idea"); });
+  CHECK_THROWS_AS(run(context, pool.submit(retried(policy), throw_until, 9U)), std::domain_error);
+  CHECK(adds_up(pool));
+}
+
+TEST_CASE("A task that waits for its next run holds no worker, and keeps its place among max_pending", "[retry]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.max_pending = 2;
+  LocalExecutor pool(context.get_executor(), options);
+  board.runs = 0;
+  asio::cancellation_signal signal;
+  Outcome<> waiting;
+  pool.async_submit(retried(RetryPolicy(2).delay(10min)), bulkhead::call(throw_until, 9U),
+                    asio::bind_cancellation_slot(signal.slot(), waiting.handler()));
+  REQUIRE(run_until(context, [&] { return pool.metrics().retried == 1; }));
+  CHECK(pool.metrics().pending == 1);
+  CHECK(pool.metrics().running == 0);
+  CHECK(run(context, pool.submit(one, 0)) == 1);
+  Outcome<> second;
+  board.gate.reset();
+  pool.async_submit(bulkhead::call(wait_at_gate, 2), second.handler());
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+  CHECK_THROWS_AS(run(context, pool.submit(one, 0)), ExecutorOverloadError);
+  signal.emit(asio::cancellation_type::total);
+  REQUIRE(run_until(context, [&] { return waiting.calls > 0; }));
+  CHECK(cancelled_stage(waiting.error) == TaskCancelledError::Stage::queued);
+  board.gate.open = 1;
+  REQUIRE(run_until(context, [&] { return second.calls > 0; }));
+  CHECK(board.runs == 1);
+  CHECK(adds_up(pool));
+}
+
+TEST_CASE("Many retries in a full executor neither deadlock nor let anybody in beyond the limit", "[retry]") {
+  const bool bypass = GENERATE(false, true);
+  CAPTURE(bypass);
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1, bypass);
+  options.max_pending = 4;
+  options.overload = bulkhead::OverloadPolicy::wait;
+  LocalExecutor pool(context.get_executor(), options);
+  std::vector<Outcome<>> outcomes(60);
+  for (auto& outcome : outcomes) {
+    pool.async_submit(retried(RetryPolicy(3).delay(100us).jitter(1)), bulkhead::call(throw_until, 3U),
+                      outcome.handler());
+  }
+  bool within = true;
+  REQUIRE(run_until(context, [&] {
+    const auto metrics = pool.metrics();
+    within = within && metrics.pending + metrics.running <= 4 && adds_up(metrics);
+    return all_over(outcomes);
+  }));
+  CHECK(within);
+  for (const auto& outcome : outcomes) CHECK(outcome.value == 3);
+  CHECK(pool.metrics().retried == 120);
+}
+
+TEST_CASE("Shutdown ends what waits for its next run with what it failed with", "[retry]") {
+  const bool bypass = GENERATE(false, true);
+  CAPTURE(bypass);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1, bypass));
+  Outcome<> outcome;
+  pool.async_submit(retried(RetryPolicy(9).delay(10min)), bulkhead::call(throw_until, 9U), outcome.handler());
+  REQUIRE(run_until(context, [&] { return pool.metrics().retried == 1; }));
+  run(context, pool.shutdown());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  CHECK(holds<std::out_of_range>(outcome.error));
+  CHECK(pool.metrics().failed == 1);
+  CHECK(adds_up(pool));
+}
+
+TEST_CASE("An executor or event loop that is destroyed takes what waits for its next run with it", "[retry]") {
+  const bool context_first = GENERATE(false, true);
+  CAPTURE(context_first);
+  auto context = std::make_unique<asio::io_context>();
+  auto pool = std::make_unique<LocalExecutor>(context->get_executor(), workers(1));
+  auto alive = std::make_shared<int>(0);
+  std::exception_ptr ended;
+  pool->async_submit(retried(RetryPolicy(9).delay(10min)), bulkhead::call(throw_until, 9U),
+                     [alive, &ended](std::exception_ptr error, int) { ended = error; });
+  REQUIRE(run_until(*context, [&] { return pool->metrics().retried == 1; }));
+  if (context_first) {
+    context.reset();
+    pool.reset();
+    CHECK_FALSE(ended);
+  } else {
+    pool.reset();
+    bulkhead::test::settle(*context);
+    CHECK(ended);
+  }
+  CHECK(alive.use_count() == 1);
+}
+
+namespace {
+
+// Ten lines that run tasks on the event loop, as a user would write them.
+class LoopExecutor final : public BaseExecutor {
+ public:
+  explicit LoopExecutor(asio::any_io_executor io) : BaseExecutor(std::move(io), {.name = "loop"}) {}
+  ~LoopExecutor() override { close(); }
+
+ protected:
+  void execute(bulkhead::Task task) override {
+    asio::post(get_executor(), [task = std::move(task)]() mutable { task.run(); });
+  }
+};
+
+}  // namespace
+
+TEST_CASE("An executor of the user's own retries, too; arguments that cannot be kept make it one run", "[retry]") {
+  asio::io_context context;
+  LoopExecutor loop(context.get_executor());
+  CHECK(run(context, loop.submit(retried(RetryPolicy(3)), throw_until, 3U)) == 3);
+  int runs = 0;
+  const auto take = [&runs](std::unique_ptr<int>) {
+    ++runs;
+    throw std::out_of_range("gone");
+  };
+  CHECK_THROWS_AS(run(context, loop.submit(retried(RetryPolicy(3)), take, std::make_unique<int>(1))),
+                  std::out_of_range);
+  CHECK(runs == 1);
+  CHECK(adds_up(loop));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Quarantine.
+
+TEST_CASE("A key is refused after so many crashes in a row, for so long, and one good run clears it", "[quarantine]") {
+  Quarantine quarantine(3, 10s);
+  CHECK(quarantine.empty());
+  quarantine.crashed("a", 1s);
+  quarantine.crashed("a", 2s);
+  CHECK_FALSE(quarantine.refused("a", 2s));
+  quarantine.survived("a");
+  CHECK(quarantine.empty());
+  for (int i = 0; i < 3; ++i) quarantine.crashed("a", 5s);
+  quarantine.crashed("b", 5s);
+  const auto refusal = quarantine.refused("a", 7s);
+  REQUIRE(refusal);
+  CHECK(refusal->crashes == 3);
+  CHECK(refusal->remaining == 8s);
+  CHECK_FALSE(quarantine.refused("b", 7s));
+  CHECK(quarantine.count(7s) == 1);
+  // Let in again, it has one chance.
+  CHECK_FALSE(quarantine.refused("a", 15s));
+  quarantine.crashed("a", 16s);
+  CHECK(quarantine.refused("a", 25s));
+  CHECK_FALSE(quarantine.refused("a", 26s));
+}
+
+TEST_CASE("A flood of keys that crash does not fill the memory", "[quarantine]") {
+  Quarantine quarantine(1, 1s);
+  for (int i = 0; i < 30000; ++i) quarantine.crashed(std::to_string(i), 1s);
+  CHECK(quarantine.count(1s) == 10000);
+  CHECK(quarantine.refused("29999", 1s));
+}
+
+TEST_CASE("A function that crashed workers in a row is refused for a while, and no other", "[quarantine]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.quarantine_after = 2;
+  options.quarantine_time = 10min;
+  LocalExecutor pool(context.get_executor(), options);
+  CHECK_THROWS_AS(run(context, pool.submit(crash, 1)), WorkerCrashedError);
+  CHECK(run(context, pool.submit(crash, 0)) == 0);
+  CHECK_THROWS_AS(run(context, pool.submit(crash, 1)), WorkerCrashedError);
+  CHECK_THROWS_AS(run(context, pool.submit(crash, 1)), WorkerCrashedError);
+  Outcome<> outcome;
+  pool.async_submit(bulkhead::call(crash, 0), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  const auto error = error_as<TaskQuarantinedError>(outcome.error);
+  REQUIRE(error);
+  CHECK_THAT(error->key(), ContainsSubstring("crash"));
+  CHECK(error->crashes() == 2);
+  CHECK(error->remaining() > 9min);
+  CHECK(error->code() == make_error_code(Errc::quarantined));
+  CHECK(run(context, pool.submit(one, 0)) == 1);
+  CHECK(run(context, pool.submit(TaskOptions().quarantine_key("other input"), crash, 0)) == 0);
+  const auto metrics = pool.metrics();
+  CHECK(metrics.quarantined == 1);
+  CHECK(metrics.rejected == 1);
+  CHECK(adds_up(metrics));
+}
+
+TEST_CASE("Keys are counted apart, and queued tasks of a refused key fail when their turn comes", "[quarantine]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.quarantine_after = 2;
+  LocalExecutor pool(context.get_executor(), options);
+  std::vector<Outcome<>> bad(20);
+  std::vector<Outcome<>> good(20);
+  for (std::size_t i = 0; i < bad.size(); ++i) {
+    pool.async_submit(TaskOptions().quarantine_key("bad"), bulkhead::call(crash, 1), bad[i].handler());
+    pool.async_submit(TaskOptions().quarantine_key("good"), bulkhead::call(give_back, 7), good[i].handler());
+  }
+  REQUIRE(run_until(context, [&] { return all_over(bad) && all_over(good); }));
+  int crashed = 0;
+  int refused = 0;
+  for (const auto& outcome : bad) {
+    crashed += holds<WorkerCrashedError>(outcome.error) ? 1 : 0;
+    refused += holds<TaskQuarantinedError>(outcome.error) ? 1 : 0;
+  }
+  CHECK(crashed == 2);
+  CHECK(refused == 18);
+  for (const auto& outcome : good) CHECK(outcome.value == 7);
+  CHECK(pool.metrics().quarantined == 18);
+  CHECK(adds_up(pool));
+}
+
+TEST_CASE("A retry into quarantine ends the task with all its runs", "[quarantine]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.quarantine_after = 2;
+  LocalExecutor pool(context.get_executor(), options);
+  Outcome<> outcome;
+  pool.async_submit(retried(RetryPolicy(9)), bulkhead::call(crash, 1), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  const auto error = error_as<RetryError>(outcome.error);
+  REQUIRE(error);
+  REQUIRE(error->attempts().size() == 3);
+  CHECK(holds<WorkerCrashedError>(error->attempts()[1].error));
+  CHECK(holds<TaskQuarantinedError>(error->last()));
+}

@@ -123,7 +123,8 @@ std::string say(const StackFrame& frame) {
   std::string text = frame.function.empty() ? fmt::format("{:#x}", frame.address)
                                             : fmt::format("{} +{:#x}", frame.function, frame.offset);
   if (!frame.file.empty()) {
-    text += fmt::format(" at {}:{}", frame.file, frame.line);
+    // Line 0: the compiler made the code for no line of its own.
+    text += frame.line > 0 ? fmt::format(" at {}:{}", frame.file, frame.line) : fmt::format(" in {}", frame.file);
   } else if (!frame.module.empty()) {
     text += fmt::format(" in {} +{:#x}", frame.module, frame.module_offset);
   }

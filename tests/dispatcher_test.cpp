@@ -794,3 +794,146 @@ TEST_CASE("after each of 200,000 random events every decision is the one that th
   REQUIRE(model.end() == "");
   REQUIRE(model.submitted() > 10'000);
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Workers that come and go.
+
+namespace {
+
+// Starts all workers that are wanted; returns their numbers.
+Workers start_all(Dispatcher& dispatcher, Dispatcher::Time now, std::uint64_t most_tasks = 0) {
+  Workers started;
+  while (const auto worker = dispatcher.worker_to_start(now)) {
+    dispatcher.worker_added(*worker, most_tasks);
+    dispatcher.worker_ready(*worker, now);
+    started.push_back(*worker);
+  }
+  return started;
+}
+
+}  // namespace
+
+TEST_CASE("spare workers are started beyond the others, and are given tasks only in place of one that is gone",
+          "[dispatcher]") {
+  auto made = limits(2);
+  made.spare_workers = 1;
+  Dispatcher dispatcher(made);
+  CHECK(start_all(dispatcher, 0ns) == Workers{0, 1, 2});
+  set_average(dispatcher, 0, 1s);
+  for (int i = 0; i < 2; ++i) dispatcher.placed(*dispatcher.choose_worker());
+  CHECK_FALSE(dispatcher.choose_worker());
+  CHECK_FALSE(dispatcher.lacks_workers());
+  dispatcher.worker_removed(0);
+  CHECK(dispatcher.choose_worker() == 2U);
+  CHECK(dispatcher.lacks_workers());
+  CHECK(start_all(dispatcher, 0ns) == Workers{0});
+}
+
+TEST_CASE("a worker leaves after its last task, and its replacement is wanted when it is given that", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  REQUIRE(start_all(dispatcher, 0ns, 2) == Workers{0});
+  dispatcher.placed(0);
+  dispatcher.left(0, 1us);
+  CHECK_FALSE(dispatcher.leaving(0));
+  CHECK_FALSE(dispatcher.lacks_workers());
+  dispatcher.placed(0);
+  CHECK(dispatcher.leaving(0));
+  CHECK(dispatcher.lacks_workers());
+  CHECK(start_all(dispatcher, 0ns) == Workers{1});
+  // Never more tasks at once than there may be workers.
+  CHECK_FALSE(dispatcher.choose_worker());
+  dispatcher.left(0, 1us);
+  CHECK(dispatcher.choose_worker() == 1U);
+  dispatcher.worker_removed(0);
+  CHECK(dispatcher.staying() == 1);
+  CHECK_FALSE(dispatcher.lacks_workers());
+}
+
+TEST_CASE("a killed worker is replaced at once, and what it had does not count as running", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  start_all(dispatcher, 0ns);
+  dispatcher.placed(0);
+  CHECK_FALSE(dispatcher.lacks_workers());
+  dispatcher.worker_killed(0);
+  dispatcher.worker_killed(0);
+  CHECK(dispatcher.lacks_workers());
+  CHECK(start_all(dispatcher, 0ns) == Workers{1});
+  CHECK(dispatcher.choose_worker() == 1U);
+  dispatcher.placed(1);
+  dispatcher.worker_removed(0);
+  CHECK(dispatcher.load(1) == 1);
+  CHECK_FALSE(dispatcher.lacks_workers());
+  // As many may be dying as are wanted.
+  dispatcher.worker_killed(1);
+  CHECK(start_all(dispatcher, 0ns) == Workers{0});
+  dispatcher.worker_killed(0);
+  CHECK(dispatcher.lacks_workers());
+  CHECK_FALSE(dispatcher.worker_to_start(0ns));
+}
+
+TEST_CASE("workers beyond the smallest number come with the tasks that wait, and go when they were idle for so long",
+          "[dispatcher]") {
+  auto made = limits(4);
+  made.min_workers = 1;
+  made.idle_timeout = 10s;
+  Dispatcher dispatcher(made);
+  CHECK(start_all(dispatcher, 0s) == Workers{0});
+  CHECK_FALSE(dispatcher.next_dismissal(0s));
+  std::vector<std::unique_ptr<Work>> tasks;
+  for (int i = 0; i < 3; ++i) {
+    tasks.push_back(std::make_unique<Work>(i));
+    dispatcher.enqueue(*tasks.back());
+  }
+  CHECK(start_all(dispatcher, 0s) == Workers{1, 2});
+  for (unsigned i = 0; i < 3; ++i) {
+    dispatcher.remove(*dispatcher.front());
+    dispatcher.placed(*dispatcher.choose_worker());
+  }
+  CHECK_FALSE(dispatcher.lacks_workers());
+  CHECK_FALSE(dispatcher.worker_to_dismiss(100s));
+  dispatcher.left(1, 1s, 20s);
+  dispatcher.left(2, 1s, 22s);
+  CHECK_FALSE(dispatcher.worker_to_dismiss(29s));
+  CHECK(dispatcher.next_dismissal(29s) == Dispatcher::Time(30s));
+  CHECK(dispatcher.worker_to_dismiss(30s) == 1U);
+  dispatcher.leave(1);
+  CHECK_FALSE(dispatcher.worker_to_dismiss(31s));
+  CHECK(dispatcher.next_dismissal(31s) == Dispatcher::Time(32s));
+  CHECK(dispatcher.worker_to_dismiss(32s) == 2U);
+  dispatcher.leave(2);
+  dispatcher.left(0, 1s, 40s);
+  CHECK_FALSE(dispatcher.worker_to_dismiss(1h));
+  CHECK_FALSE(dispatcher.next_dismissal(1h));
+}
+
+TEST_CASE("a pool that keeps no workers starts one for a task, and lets it go again", "[dispatcher]") {
+  auto made = limits(2);
+  made.min_workers = 0;
+  made.idle_timeout = 1s;
+  Dispatcher dispatcher(made);
+  CHECK_FALSE(dispatcher.lacks_workers());
+  Work task(1);
+  dispatcher.enqueue(task);
+  CHECK(dispatcher.worker_to_start(0s) == 0U);
+  dispatcher.worker_added(0);
+  // Not a second one for the same task.
+  CHECK_FALSE(dispatcher.worker_to_start(0s));
+  dispatcher.remove(task);
+  dispatcher.placed(0);
+  CHECK_FALSE(dispatcher.worker_to_start(0s));
+  dispatcher.worker_ready(0, 0s);
+  dispatcher.left(0, 1us, 5s);
+  CHECK_FALSE(dispatcher.worker_to_dismiss(5s));
+  CHECK(dispatcher.worker_to_dismiss(6s) == 0U);
+  dispatcher.leave(0);
+  CHECK(dispatcher.staying() == 0);
+}
+
+TEST_CASE("a worker that takes nothing up gets nothing more until it is heard of", "[dispatcher]") {
+  Dispatcher dispatcher = with_ready_workers(2);
+  dispatcher.placed(0);
+  dispatcher.stall(0);
+  CHECK(dispatcher.choose_worker() == 1U);
+  dispatcher.left(0, std::nullopt);
+  CHECK(dispatcher.choose_worker() == 0U);
+}

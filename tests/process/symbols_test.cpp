@@ -300,8 +300,7 @@ Bytes elf_file(std::uint32_t symbol_table_type, bool many_sections) {
   add(".symtab", symbol_table_type, 0, symbols.bytes());
   add(".strtab", SHT_STRTAB, 0, names.bytes());
   add(".compressed", SHT_PROGBITS, SHF_COMPRESSED, Bytes(0x20));
-  section_names.text(".shstrtab");
-  add("", SHT_STRTAB, 0, Bytes(section_names.bytes()));
+  add("", SHT_STRTAB, 0, Bytes(section_names.bytes()));  // needs no name itself
 
   ElfW(Ehdr) header{};
   std::memcpy(header.e_ident, ELFMAG, SELFMAG);

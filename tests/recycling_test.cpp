@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: BSL-1.0
+// Workers that are replaced in time, come and go with the load, stand by, and what they print.
+#include <bulkhead/local_executor.hpp>
+
+#include "support/catch.hpp"
+#include "support/outcome.hpp"
+#include "support/processes.hpp"
+#include "support/run.hpp"
+#include "support/shared.hpp"
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstddef>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <new>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define WITH_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define WITH_SANITIZER 1
+#endif
+#endif
+#ifndef WITH_SANITIZER
+#define WITH_SANITIZER 0
+#endif
+
+namespace asio = boost::asio;
+using bulkhead::CaptureOutput;
+using bulkhead::LocalExecutor;
+using bulkhead::LocalExecutorOptions;
+using bulkhead::WorkerCrashedError;
+using bulkhead::WorkerStartError;
+using bulkhead::test::adds_up;
+using bulkhead::test::all_over;
+using bulkhead::test::error_as;
+using bulkhead::test::Gate;
+using bulkhead::test::kGone;
+using bulkhead::test::message;
+using bulkhead::test::Outcome;
+using bulkhead::test::Process;
+using bulkhead::test::processes_of;
+using bulkhead::test::run;
+using bulkhead::test::run_until;
+using bulkhead::test::shared_object;
+using bulkhead::test::workers;
+using Catch::Matchers::ContainsSubstring;
+using namespace std::chrono_literals;
+
+namespace {
+
+struct Board {
+  Gate gate;
+  std::atomic<int> starts{0};
+  std::atomic<int> most_at_once{0};
+  std::atomic<int> at_once{0};
+};
+Board& board = shared_object<Board>();
+
+// Functions of the tasks. None of them asserts.
+
+int my_pid(int) { return static_cast<int>(::getpid()); }
+
+// A value of each worker's own, which its first task chooses.
+int own_number(int) {
+  static int number = 0;
+  if (number == 0) number = ++board.starts;
+  return number;
+}
+
+int count_at_once(int) {
+  const int now = ++board.at_once;
+  int most = board.most_at_once;
+  while (now > most && !board.most_at_once.compare_exchange_weak(most, now)) {
+  }
+  ::usleep(200);
+  --board.at_once;
+  return own_number(0);
+}
+
+int wait_at_gate(int value) {
+  board.gate.wait();
+  return value;
+}
+
+std::size_t leak(std::size_t size) {
+  auto* memory = new char[size];
+  std::memset(memory, 1, size);
+  asm volatile("" : : "r"(memory) : "memory");
+  return size;
+}
+
+// Free again at its end.
+std::size_t allocate(std::size_t size) {
+  std::vector<char> memory(size, 'x');
+  asm volatile("" : : "r"(memory.data()) : "memory");
+  return memory.size();
+}
+
+int print(const std::string& text) {
+  if (::write(STDERR_FILENO, text.data(), text.size()) < 0) return -1;
+  std::printf("printed to standard output\n");
+  std::fflush(stdout);
+  return 1;
+}
+
+int print_and_die(const std::string& text) {
+  print(text);
+  std::raise(SIGKILL);
+  return 0;
+}
+
+int print_for_ever(int) {
+  const std::string line(1000, 'y');
+  for (;;) {
+    if (::write(STDERR_FILENO, line.data(), line.size()) < 0) return -1;
+  }
+}
+
+void count_start() { ++board.starts; }
+
+// While it lives, standard error is this pipe.
+class CapturedError {
+ public:
+  CapturedError() : saved_(::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10)) {
+    if (::pipe2(pipe_.data(), O_CLOEXEC) != 0) throw std::runtime_error("no pipe");
+    ::fcntl(pipe_[0], F_SETFL, O_NONBLOCK);
+    ::dup2(pipe_[1], STDERR_FILENO);
+  }
+  ~CapturedError() {
+    ::dup2(saved_, STDERR_FILENO);
+    for (const int fd : {saved_, pipe_[0], pipe_[1]}) ::close(fd);
+  }
+  const std::string& text() {
+    std::array<char, 4096> buffer;
+    for (ssize_t size; (size = ::read(pipe_[0], buffer.data(), buffer.size())) > 0;) {
+      text_.append(buffer.data(), static_cast<std::size_t>(size));
+    }
+    return text_;
+  }
+
+ private:
+  int saved_;
+  std::array<int, 2> pipe_{};
+  std::string text_;
+};
+
+}  // namespace
+
+TEST_CASE("Options for recycling that make no sense are refused with the option's name", "[recycling]") {
+  asio::io_context context;
+  const auto refused = [&](const auto& change, const std::string& name) {
+    LocalExecutorOptions options = workers(2);
+    change(options);
+    CHECK_THROWS_WITH(LocalExecutor(context.get_executor(), options), ContainsSubstring("'" + name + "'"));
+  };
+  refused([](auto& o) { o.min_workers = 3; }, "min_workers");
+  refused([](auto& o) { o.idle_timeout = 0ns; }, "idle_timeout");
+  refused([](auto& o) { o.spare_workers = 65; }, "spare_workers");
+  refused([](auto& o) { o.cancel_grace = -1ns; }, "cancel_grace");
+  refused([](auto& o) { o.quarantine_time = 0ns; }, "quarantine_time");
+  refused([](auto& o) { o.capture_output = static_cast<CaptureOutput>(7); }, "capture_output");
+}
+
+TEST_CASE("A worker is replaced after max_tasks_per_worker, no task is lost, and no more run at once", "[recycling]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(2);
+  options.max_pending = 1000;
+  options.max_tasks_per_worker = 20;
+  LocalExecutor pool(context.get_executor(), options);
+  board.starts = 0;
+  board.at_once = 0;
+  board.most_at_once = 0;
+  std::vector<Outcome<>> outcomes(500);
+  for (auto& outcome : outcomes) pool.async_submit(bulkhead::call(count_at_once, 0), outcome.handler());
+  REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+  std::map<int, int> tasks_of;
+  for (const auto& outcome : outcomes) {
+    REQUIRE(outcome.value);
+    ++tasks_of[*outcome.value];
+  }
+  for (const auto& [worker, tasks] : tasks_of) CHECK(tasks <= 20);
+  CHECK(tasks_of.size() >= 25);
+  CHECK(board.most_at_once <= 2);
+  REQUIRE(run_until(context, [&] { return pool.metrics().workers_recycled >= 23 && pool.metrics().workers == 2; }));
+  const auto metrics = pool.metrics();
+  CHECK(metrics.completed == 500);
+  CHECK(metrics.workers_crashed == 0);
+  CHECK(adds_up(metrics));
+}
+
+TEST_CASE("With max_tasks_per_worker = 1 every task has a worker of its own", "[recycling]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(2);
+  options.max_tasks_per_worker = 1;
+  options.max_pending = 100;
+  LocalExecutor pool(context.get_executor(), options);
+  board.starts = 0;
+  std::vector<Outcome<>> outcomes(60);
+  for (auto& outcome : outcomes) pool.async_submit(bulkhead::call(own_number, 0), outcome.handler());
+  REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+  std::set<int> numbers;
+  for (const auto& outcome : outcomes) numbers.insert(outcome.value.value_or(-1));
+  CHECK(numbers.size() == 60);
+}
+
+TEST_CASE("A worker that leaks is replaced when it is over max_worker_memory, and one that only used it is not",
+          "[recycling]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.max_worker_memory = std::size_t{WITH_SANITIZER ? 2000 : 100} << 20;
+  LocalExecutor pool(context.get_executor(), options);
+  board.starts = 0;
+  CHECK(run(context, pool.submit(own_number, 0)) == 1);
+  CHECK(run(context, pool.submit(allocate, options.max_worker_memory / 2)) == options.max_worker_memory / 2);
+  CHECK(run(context, pool.submit(own_number, 0)) == 1);
+  CHECK(run(context, pool.submit(leak, options.max_worker_memory)) == options.max_worker_memory);
+  CHECK(run(context, pool.submit(own_number, 0)) == 2);
+  REQUIRE(run_until(context, [&] { return pool.metrics().workers_recycled == 1; }));
+  CHECK(pool.metrics().workers_crashed == 0);
+}
+
+TEST_CASE("A max_worker_memory that a fresh worker exceeds is a WorkerStartError that says so", "[recycling]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.max_worker_memory = 1000;
+  LocalExecutor pool(context.get_executor(), options);
+  Outcome<> outcome;
+  pool.async_submit(bulkhead::call(my_pid, 0), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  CHECK(error_as<WorkerStartError>(outcome.error));
+  CHECK_THAT(message(outcome.error), ContainsSubstring("max_worker_memory is 1000 bytes"));
+}
+
+TEST_CASE("6: beyond memory_limit an allocation fails as bad_alloc, and the worker goes on", "[recycling]") {
+#if WITH_SANITIZER
+  // A sanitizer's shadow memory is larger than any limit.
+  return;
+#endif
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.memory_limit = std::size_t{256} << 20;
+  LocalExecutor pool(context.get_executor(), options);
+  board.starts = 0;
+  CHECK(run(context, pool.submit(own_number, 0)) == 1);
+  CHECK_THROWS_AS(run(context, pool.submit(allocate, std::size_t{300} << 20)), std::bad_alloc);
+  CHECK(run(context, pool.submit(allocate, std::size_t{100} << 20)) == std::size_t{100} << 20);
+  CHECK(run(context, pool.submit(own_number, 0)) == 1);
+  CHECK(pool.metrics().workers_crashed == 0);
+}
+
+TEST_CASE("A memory_limit that a fresh worker exceeds is a WorkerStartError that says so", "[recycling]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.memory_limit = 1000;
+  LocalExecutor pool(context.get_executor(), options);
+  Outcome<> outcome;
+  pool.async_submit(bulkhead::call(my_pid, 0), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  CHECK_THAT(message(outcome.error), ContainsSubstring("memory_limit is 1000 bytes"));
+}
+
+TEST_CASE("Workers come with the load and leave when they were idle for idle_timeout", "[recycling]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(4);
+  options.min_workers = GENERATE(0U, 1U);
+  options.idle_timeout = 50ms;
+  LocalExecutor pool(context.get_executor(), options);
+  CAPTURE(*options.min_workers);
+  REQUIRE(run_until(context, [&] { return pool.metrics().workers == *options.min_workers; }));
+  for (int round = 0; round < 2; ++round) {
+    board.gate.reset();
+    std::array<Outcome<>, 6> outcomes;
+    for (auto& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 3), outcome.handler());
+    REQUIRE(run_until(context, [] { return board.gate.waiting == 4; }));
+    CHECK(pool.metrics().workers == 4);
+    CHECK(pool.metrics().pending == 2);
+    board.gate.open = 1;
+    REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+    for (const auto& outcome : outcomes) CHECK(outcome.value == 3);
+    REQUIRE(run_until(context, [&] { return pool.metrics().workers == *options.min_workers; }));
+  }
+  CHECK(pool.metrics().workers_crashed == 0);
+  CHECK(run(context, pool.submit(my_pid, 0)) > 0);
+}
+
+TEST_CASE("A spare worker takes the place of one that dies, without a start in between", "[recycling]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.spare_workers = 1;
+  options.initializer = bulkhead::call(count_start);
+  board.starts = 0;
+  LocalExecutor pool(context.get_executor(), options);
+  REQUIRE(run_until(context, [&] { return pool.metrics().workers == 2 && board.starts == 2; }));
+  const int first = run(context, pool.submit(my_pid, 0));
+  // No third worker can come before this is over.
+  const auto second = run(context, [](LocalExecutor& executor) -> asio::awaitable<int> {
+    try {
+      co_await executor.submit(print_and_die, std::string());
+    } catch (const WorkerCrashedError&) {
+    }
+    co_return co_await executor.submit(my_pid, 0);
+  }(pool));
+  CHECK(second != first);
+  REQUIRE(run_until(context, [&] { return pool.metrics().workers == 2 && board.starts == 3; }));
+}
+
+TEST_CASE("A pool that recycles all the time under load shuts down like any other", "[recycling]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(3);
+  options.max_tasks_per_worker = 3;
+  options.min_workers = 1;
+  options.idle_timeout = 1ms;
+  options.max_pending = 1000;
+  LocalExecutor pool(context.get_executor(), options);
+  std::vector<Outcome<>> outcomes(300);
+  for (auto& outcome : outcomes) pool.async_submit(bulkhead::call(own_number, 0), outcome.handler());
+  run(context, pool.shutdown());
+  CHECK(all_over(outcomes));
+  for (const auto& outcome : outcomes) CHECK(outcome.value);
+  CHECK(pool.metrics().workers == 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What workers print.
+
+TEST_CASE("What a worker prints to standard error appears on the host's, and the end of it in the error of a crash",
+          "[output]") {
+  CapturedError captured;
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  CHECK(run(context, pool.submit(print, std::string("first words\n"))) == 1);
+  REQUIRE(run_until(context, [&] { return captured.text().find("first words\n") != std::string::npos; }));
+  Outcome<> outcome;
+  const std::string last = std::string(5000, 'z') + "\x1b[31mlast words\n";
+  pool.async_submit(bulkhead::call(print_and_die, last), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  const auto crash = error_as<WorkerCrashedError>(outcome.error);
+  REQUIRE(crash);
+  const std::string& tail = crash->ending().error_output;
+  CHECK(tail.size() == 4096);
+  CHECK(tail.ends_with("z?[31mlast words\n"));
+  CHECK_THAT(message(outcome.error), ContainsSubstring("| zzz") && ContainsSubstring("last words"));
+  REQUIRE(run_until(context, [&] { return captured.text().find("last words\n") != std::string::npos; }));
+}
+
+TEST_CASE("With capture and discard nothing that workers print appears, and with capture the error has it",
+          "[output]") {
+  const auto policy = GENERATE(CaptureOutput::capture, CaptureOutput::discard);
+  CapturedError captured;
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.capture_output = policy;
+  Outcome<> outcome;
+  {
+    LocalExecutor pool(context.get_executor(), options);
+    pool.async_submit(bulkhead::call(print_and_die, std::string("secret words\n")), outcome.handler());
+    REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  }
+  const auto crash = error_as<WorkerCrashedError>(outcome.error);
+  REQUIRE(crash);
+  CHECK(crash->ending().error_output ==
+        (policy == CaptureOutput::capture ? "secret words\nprinted to standard output\n" : ""));
+  CHECK(captured.text() == "");
+}
+
+TEST_CASE(
+    "37: a worker that prints without end, to a host whose standard error nobody reads, stops neither host nor others",
+    "[output]") {
+  CapturedError captured;  // 64 KiB, and nobody reads it
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(3));
+  std::array<Outcome<>, 2> floods;
+  for (auto& flood : floods) {
+    pool.async_submit(bulkhead::TaskOptions().timeout(300ms), bulkhead::call(print_for_ever, 0), flood.handler());
+  }
+  int answered = 0;
+  REQUIRE(run_until(context, [&] {
+    if (all_over(floods)) return true;
+    answered += run(context, pool.submit(my_pid, 0)) > 0 ? 1 : 0;
+    return false;
+  }));
+  CHECK(answered > 10);
+  for (const auto& flood : floods) CHECK(error_as<bulkhead::TaskTimeoutError>(flood.error));
+  CHECK(run(context, pool.submit(my_pid, 0)) > 0);
+}
+
+TEST_CASE("A host whose standard error nobody reads any more goes on when its workers print", "[output]") {
+  CapturedError captured;
+  std::array<int, 2> broken{};
+  REQUIRE(::pipe2(broken.data(), O_CLOEXEC) == 0);
+  ::close(broken[0]);
+  ::dup2(broken[1], STDERR_FILENO);
+  ::close(broken[1]);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  for (int i = 0; i < 20; ++i) CHECK(run(context, pool.submit(print, std::string("into the void\n"))) == 1);
+  CHECK(pool.metrics().workers_crashed == 0);
+}

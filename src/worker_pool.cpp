@@ -111,7 +111,13 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
     if (node->options.queue_timeout()) watch_limits(*node);
     pump(lock);
   }
-  if (!waiting_) schedule_drain();
+  if (waiting_) {
+    // No drain comes before an answer does, and this task may lie behind a long one.
+    watch_backlog();
+    watch_heads();
+  } else {
+    schedule_drain();
+  }
   ask_for_workers();
   lock.unlock();
 }
@@ -218,7 +224,8 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
   }
 
   if (!lock.owns_lock()) lock.lock();
-  const bool usable = !worker.buried && !error && !no_room && !node.place.cancel_requested && !closed_;
+  // What a worker that was killed is shown now it could still take up, and die with.
+  const bool usable = worker.killed == Killed::no && !worker.buried && !error && !no_room && !node.place.cancel_requested && !closed_;
   if (!usable && block) worker.channel.release(*block, size);
   if (usable) {
     entry.node = &node;
@@ -367,7 +374,8 @@ void WorkerPool::wait_for_answers() {
   watch_heads();
   bool answered = false;
   for (const WorkerPtr& worker : workers_) {
-    if (!worker || dispatcher_.load(worker->index) == 0) continue;
+    // Of one that was killed the background thread tells.
+    if (!worker || dispatcher_.load(worker->index) == 0 || worker->killed != Killed::no) continue;
     worker->channel.arm();
     // Whatever was answered before the worker could see that we sleep, we must see now.
     try {
@@ -425,6 +433,7 @@ void WorkerPool::collect() {
 }
 
 void WorkerPool::collect_from(Worker& worker) {
+  if (worker.killed == Killed::protocol) return;
   try {
     const std::uint32_t committed = worker.channel.committed();
     if (committed == worker.collected) return;
@@ -467,6 +476,7 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
     if (node == nullptr) return;
     // We and the worker saw each other: it had taken the task up when we looked, and then found it taken back.
     free_entry(worker, entry);
+    worker.doomed.erase(node);
     if (node->place.cancel_requested) {
       decide(*node, cancelled_error(*node, TaskCancelledError::Stage::queued, {}), Outcome::cancelled);
     } else {

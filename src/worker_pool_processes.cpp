@@ -484,6 +484,7 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
   const WorkerPtr worker = worker_reference;  // the pool's own pointer is about to go
   if (worker->buried) return;
   const bool was_ready = worker->channel.state() == process::WorkerState::ready;
+  const bool dead = worker->dying;
   // One last look: what was committed before the death counts, rung or not.
   collect_all(*worker);
   worker->buried = true;
@@ -502,17 +503,17 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
     dispatcher_.start_succeeded();
   }
   if (was_ready && !worker->told_to_stop && worker->killed == Killed::no) ++workers_crashed_;
-  // Only the first request without an answer can have been taken up: it is to blame, and nothing behind it.
-  const bool blamed = worker->collected != worker->reserved && worker->entry(worker->collected).node != nullptr &&
-                      worker->collected != worker->channel.published() && worker->channel.begun(worker->collected);
+  // Only the first request without an answer can have been taken up by a worker that is dead: it is to blame, and nothing
+  // behind it. One that still lives, of which we know no more than that it must go, is kept from taking up the others.
+  bool blamed = false;
   for (std::uint32_t sequence = worker->collected; sequence != worker->reserved; ++sequence) {
-    Entry& entry = worker->entry(sequence);
     --in_rings_;
-    TaskNode* const held = clear(entry);
-    if (held == nullptr) continue;
-    TaskNode& node = *held;
+    TaskNode* const node = clear(worker->entry(sequence));
     const bool published = static_cast<std::int32_t>(sequence - worker->channel.published()) < 0;
-    judge(*worker, node, published && sequence == worker->collected && worker->channel.begun(sequence), blamed);
+    const bool begun = published && !worker->channel.take_back(sequence) && node != nullptr &&
+                       (!dead || sequence == worker->collected);
+    blamed = blamed || begun;
+    if (node != nullptr) judge(*worker, *node, begun, blamed);
   }
   ::epoll_ctl(doorbells_.get(), EPOLL_CTL_DEL, worker->channel.doorbell().get(), nullptr);
   worker->death.reset();

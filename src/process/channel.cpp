@@ -174,6 +174,7 @@ void HostChannel::consume(std::uint32_t end) noexcept {
   if (end == consumed_) return;
   consumed_ = end;
   request().consumed.store(end, std::memory_order_release);
+  full_barrier();
   if (response_area().sleeping.load(std::memory_order_relaxed) == static_cast<std::uint32_t>(Sleep::for_space)) {
     futex_wake(request().consumed);
   }

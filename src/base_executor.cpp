@@ -58,27 +58,38 @@ void BaseExecutor::close() noexcept { core_->disown(); }
 const std::string& BaseExecutor::name() const noexcept { return core_->name; }
 asio::any_io_executor BaseExecutor::get_executor() const noexcept { return core_->io; }
 
-asio::awaitable<void> BaseExecutor::shutdown(ShutdownOptions options) {
+asio::awaitable<void> BaseExecutor::shutdown(ShutdownOptions options) { return shut_down(core_, options); }
+
+// Holds the core and not the executor: a coroutine begins when it is awaited, and the executor may be gone by then.
+asio::awaitable<void> BaseExecutor::shut_down(std::shared_ptr<detail::ExecutorCore> core, ShutdownOptions options) {
   if (options.timeout && *options.timeout < std::chrono::nanoseconds::zero()) {
     throw std::invalid_argument(
         fmt::format("option 'timeout' of shutdown must not be negative, and is {} ns", options.timeout->count()));
   }
-  core_->stop_accepting();
-  co_await stop(options);
+  core->stop_accepting();
+  BaseExecutor* owner = nullptr;
+  {
+    const std::lock_guard lock(core->mutex);
+    owner = core->owner;
+  }
+  if (owner != nullptr) co_await owner->stop(options);
 }
 
 asio::awaitable<void> BaseExecutor::stop(ShutdownOptions options) {
-  if (options.cancel_pending) core_->cancel_open(false, "the executor was shut down");
+  // The executor may be destroyed while somebody waits for it to end.
+  const auto core = core_;
+  if (options.cancel_pending) core->cancel_open(false, "the executor was shut down");
   if (!options.wait) co_return;
-  const bool idle = co_await wait_until_idle(options.timeout);
-  if (!idle) core_->cancel_open(true, "it had not ended when the time for the shutdown was over");
+  const bool idle = co_await wait_until_idle(core, options.timeout);
+  if (!idle) core->cancel_open(true, "it had not ended when the time for the shutdown was over");
 }
 
-asio::awaitable<bool> BaseExecutor::wait_until_idle(std::optional<std::chrono::nanoseconds> timeout) {
+asio::awaitable<bool> BaseExecutor::wait_until_idle(std::shared_ptr<detail::ExecutorCore> core,
+                                                    std::optional<std::chrono::nanoseconds> timeout) {
   // A named token: async_initiate wants an lvalue.
   auto token = asio::use_awaitable;
   return asio::async_initiate<asio::use_awaitable_t<>, void(std::exception_ptr, bool)>(
-      [core = core_, timeout](auto&& handler) {
+      [core = std::move(core), timeout](auto&& handler) {
         core->wait_idle(timeout, asio::any_completion_handler<void(std::exception_ptr, bool)>(
                                      std::forward<decltype(handler)>(handler)));
       },

@@ -141,6 +141,7 @@ void ExecutorCore::submit(TaskNode* node) {
   }
   if (accepting && overload == OverloadPolicy::wait) {
     waiting.push_back(*node);
+    node->waiting = true;
     ++waiting_count;
     if (node->options.queue_timeout()) arm_queue_deadline(*node);
     return;
@@ -249,6 +250,7 @@ void ExecutorCore::admit_waiting(Admitted& admitted) {
       forget(*node);
       node->cancellable = cancellable;
     }
+    node->waiting = false;
     node->admitted = true;
     ++in_flight;
     ++open;
@@ -418,8 +420,7 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
     const auto found = cancellable_.find(id);
     if (found == cancellable_.end()) return;
     TaskNode& node = *found->second;
-    if (!node.admitted) {
-      if (!static_cast<QueuedTask&>(node).linked()) return;  // Not submitted yet: its initiation is under way.
+    if (node.waiting) {
       static_cast<QueuedTask&>(node).unlink();
       --waiting_count;
       // It never became one of the tasks in flight, yet its caller gets an outcome: both sides of the sum count it.
@@ -428,6 +429,8 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
       forget(node);
       node.error = std::make_exception_ptr(TaskCancelledError(TaskCancelledError::Stage::waiting, context_of(node)));
       finished = &node;
+    } else if (!static_cast<OpenLink&>(node).linked()) {
+      return;  // Not submitted yet: its initiation is under way.
     } else if (node.retry_at_ns != 0) {
       retries_->remove(node);
       not_retried = &node;

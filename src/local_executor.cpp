@@ -257,7 +257,9 @@ asio::awaitable<void> LocalExecutor::stop(ShutdownOptions options) {
     throw ExecutorNotRunningError(context,
                                   "the executor belongs to the process that made it, and this is a fork of it");
   }
+  // Both outlive the executor, should it be destroyed while somebody waits for it to end.
   const auto pool = engine_->pool;
+  const auto tasks = core();
   if (!pool) {
     co_await BaseExecutor::stop(options);
     co_return;
@@ -267,11 +269,11 @@ asio::awaitable<void> LocalExecutor::stop(ShutdownOptions options) {
     pool->dismiss_when_idle();
     co_return;
   }
-  bool idle = co_await wait_until_idle(options.timeout);
+  bool idle = co_await wait_until_idle(tasks, options.timeout);
   if (!idle) {
     pool->kill_all("it had not ended when the time for the shutdown was over");
-    idle = co_await wait_until_idle(kKillPatience);
-    if (!idle) core()->cancel_open(true, "its worker could not be killed");
+    idle = co_await wait_until_idle(tasks, kKillPatience);
+    if (!idle) tasks->cancel_open(true, "its worker could not be killed");
   }
   co_await dismissed(pool);
 }

@@ -225,7 +225,8 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
 
   if (!lock.owns_lock()) lock.lock();
   // What a worker that was killed is shown now it could still take up, and die with.
-  const bool usable = worker.killed == Killed::no && !worker.buried && !error && !no_room && !node.place.cancel_requested && !closed_;
+  const bool usable =
+      worker.killed == Killed::no && !worker.buried && !error && !no_room && !node.place.cancel_requested && !closed_;
   if (!usable && block) worker.channel.release(*block, size);
   if (usable) {
     entry.node = &node;

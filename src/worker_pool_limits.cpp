@@ -316,7 +316,8 @@ void WorkerPool::deadlines_passed() {
     TaskNode& node = *deadlines_.begin()->second;
     disarm_deadline(node);
     // While its arguments are being encoded nothing can be done; what comes then looks again.
-    if (node.place.stage != TaskNode::Stage::encoding) watch_limits(node);
+    const bool here = node.place.stage == TaskNode::Stage::queued || node.place.stage == TaskNode::Stage::in_ring;
+    if (here) watch_limits(node);
   }
   if (deadlines_.empty()) return;
   deadline_timer_->expires_after(std::chrono::nanoseconds(deadlines_.begin()->first - now));

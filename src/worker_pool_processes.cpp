@@ -503,8 +503,9 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
     dispatcher_.start_succeeded();
   }
   if (was_ready && !worker->told_to_stop && worker->killed == Killed::no) ++workers_crashed_;
-  // Only the first request without an answer can have been taken up by a worker that is dead: it is to blame, and nothing
-  // behind it. One that still lives, of which we know no more than that it must go, is kept from taking up the others.
+  // Only the first request without an answer can have been taken up by a worker that is dead: it is to blame, and
+  // nothing behind it. One that still lives, of which we know no more than that it must go, is kept from taking up the
+  // others.
   bool blamed = false;
   for (std::uint32_t sequence = worker->collected; sequence != worker->reserved; ++sequence) {
     --in_rings_;
@@ -590,6 +591,7 @@ void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun, bool other_be
 // Reading symbols takes its time: neither the event loop nor other tasks' limits wait for it.
 template <class MakeError>
 void WorkerPool::report_crash(TaskNode& node, MakeError make_error) {
+  disarm_deadline(node);
   node.place.stage = TaskNode::Stage::none;
   reporting_.push_back(node);
   asio::post(slow_, [weak = weak_from_this(), &node, make_error = std::move(make_error)]() mutable {

@@ -164,7 +164,8 @@ class BULKHEAD_EXPORT BaseExecutor {
   ///
   /// Resumes: on the awaiting coroutine's executor, once everything is over (`wait`) or at once. Never blocks a thread.
   /// Cancellation: terminal stops the waiting, not the shutdown. Any number of calls, also at the same time and after
-  /// the end; each waits by its own options. The executor cannot be used again afterwards: make a new one.
+  /// the end; each waits by its own options, and may wait on while the executor is destroyed. It cannot be used again
+  /// afterwards: make a new one, of the same name if you like.
   asio::awaitable<void> shutdown(ShutdownOptions options = {});
 
   /// What the executor has done and is doing, at one instant.
@@ -188,8 +189,10 @@ class BULKHEAD_EXPORT BaseExecutor {
   /// Adds what only this executor knows: mode, workers, running.
   virtual void add_metrics(Metrics& metrics) const;
 
-  /// Completes with true once no task is left, with false after the timeout.
-  asio::awaitable<bool> wait_until_idle(std::optional<std::chrono::nanoseconds> timeout);
+  /// Completes with true once no task is left, with false after the timeout. Needs the executor's core only, so that
+  /// the executor may be destroyed meanwhile.
+  static asio::awaitable<bool> wait_until_idle(std::shared_ptr<detail::ExecutorCore> core,
+                                               std::optional<std::chrono::nanoseconds> timeout);
 
   /// For a derived class's destructor: no hook is called any more, and further submits are refused.
   void close() noexcept;
@@ -203,6 +206,8 @@ class BULKHEAD_EXPORT BaseExecutor {
 
  private:
   friend class detail::ExecutorCore;
+
+  static asio::awaitable<void> shut_down(std::shared_ptr<detail::ExecutorCore> core, ShutdownOptions options);
 
   template <class F, class... Args>
   auto submit_call(TaskOptions options, Call<F, Args...> call)

@@ -88,6 +88,7 @@ class TaskNode : public OpenLink, public QueuedTask {
   // What the running task may look at, where it runs in this process.
   std::atomic<std::uint32_t> stop_requested{0};
   Outcome outcome = Outcome::completed;
+  bool waiting = false;    // for admission
   bool admitted = false;   // holds one of `max_pending` slots
   bool settled = false;    // has its outcome; nobody waits any more
   bool runs_here = false;  // is counted in the core's `running`

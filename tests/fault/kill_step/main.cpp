@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: BSL-1.0
+// Kills a worker after each single instruction, and wakes it after each single instruction.
+//
+//   kill_step [--stride N] [--start-stride N] [--expect-violation]
+//
+// death     An idle worker is given a task, makes k steps towards its answer, and is killed: for k = 0, 1, 2, ... until
+//           it is idle again. The task is run elsewhere, or fails with WorkerCrashedError, or has its result; and from
+//           the step on at which the answer is complete, it has its result.
+// wake-up   The same steps, but then the worker is given a second task, and let go. Both tasks have their results.
+// start     A new worker makes k steps and is killed; the task that waits for it is run by the next. A start is some
+//           ten thousand instructions long, so that it is done in strides.
+//
+// Never are there two outcomes, two runs, another error, or a hang. Exit code 0: all is so; 1: a violation, or with
+// --expect-violation none; 2: the tool itself does not work here.
+#include <bulkhead/local_executor.hpp>
+
+#include "process/arena.hpp"
+#include "support/outcome.hpp"
+#include "support/run.hpp"
+#include "support/shared.hpp"
+
+#include <boost/asio/io_context.hpp>
+
+#include <elf.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <vector>
+
+namespace {
+
+namespace asio = boost::asio;
+using bulkhead::LocalExecutor;
+using bulkhead::LocalExecutorOptions;
+using bulkhead::Started;
+using bulkhead::WorkerCrashedError;
+using bulkhead::process::ResponseHeader;
+using bulkhead::test::error_as;
+using bulkhead::test::message;
+using bulkhead::test::Outcome;
+using bulkhead::test::run_until;
+using bulkhead::test::shared_object;
+using namespace std::chrono_literals;
+
+// A task takes microseconds, a new worker a millisecond: what has not come after so long hangs.
+constexpr std::chrono::seconds kHang{10};
+
+struct Board {
+  std::atomic<int> runs{0};
+};
+Board& board = shared_object<Board>();
+
+int add_one(int x) {
+  ++board.runs;
+  return x + 1;
+}
+
+// The rule that was broken.
+class Violation : public std::runtime_error {
+  using runtime_error::runtime_error;
+};
+
+[[noreturn]] void fail(const char* what) { throw std::system_error(errno, std::system_category(), what); }
+
+// A process under ptrace, by this thread.
+class Traced {
+ public:
+  // Stops it, wherever it is.
+  explicit Traced(pid_t pid, unsigned long options = 0) : pid_(pid) {
+    if (::ptrace(PTRACE_SEIZE, pid_, nullptr, options) != 0) fail("cannot trace a worker");
+    if (::ptrace(PTRACE_INTERRUPT, pid_, nullptr, nullptr) != 0) fail("cannot stop a worker");
+    wait();
+  }
+  // One that was traced from its birth, and is stopped.
+  struct Born {};
+  Traced(pid_t pid, Born) : pid_(pid) { wait(); }
+  ~Traced() {
+    if (traced_) ::ptrace(PTRACE_DETACH, pid_, nullptr, nullptr);
+  }
+  Traced(const Traced&) = delete;
+  Traced& operator=(const Traced&) = delete;
+
+  // False: it has come to where it sleeps for work, and has not gone to sleep.
+  bool step() {
+    if (about_to_sleep()) return false;
+    if (::ptrace(PTRACE_SINGLESTEP, pid_, nullptr, nullptr) != 0) fail("cannot step");
+    wait();
+    return true;
+  }
+  void go_on() {
+    traced_ = false;
+    if (::ptrace(PTRACE_DETACH, pid_, nullptr, nullptr) != 0) fail("cannot let go of a worker");
+  }
+  void resume() {
+    if (::ptrace(PTRACE_CONT, pid_, nullptr, nullptr) != 0) fail("cannot go on");
+  }
+  // The new process, once it has forked one.
+  pid_t wait_for_fork() {
+    for (int status = 0;;) {
+      if (::waitpid(pid_, &status, __WALL) != pid_ || !WIFSTOPPED(status)) fail("cannot wait for a new worker");
+      if (status >> 8 == (SIGTRAP | (PTRACE_EVENT_FORK << 8))) break;
+      // A signal on its way: that of its child's death.
+      const long number = status >> 16 == 0 ? WSTOPSIG(status) : 0;
+      if (::ptrace(PTRACE_CONT, pid_, nullptr, number) != 0) fail("cannot go on");
+    }
+    unsigned long child = 0;
+    ::ptrace(PTRACE_GETEVENTMSG, pid_, nullptr, &child);
+    return static_cast<pid_t>(child);
+  }
+  void kill() {
+    traced_ = false;
+    ::kill(pid_, SIGKILL);
+    // Its parent hears of its death only after its tracer.
+    int status = 0;
+    while (::waitpid(pid_, &status, __WALL) == pid_ && !WIFSIGNALED(status) && !WIFEXITED(status)) {
+    }
+  }
+  bool alive() const { return alive_; }
+
+  // How many requests it has begun, and how many it has answered, as its response area has it.
+  struct Progress {
+    std::uint32_t begun;
+    std::uint32_t committed;
+  };
+  Progress progress() const {
+    const unsigned long area = response_area();
+    if (area == 0) return {0, 0};  // not mapped yet
+    const auto word = [&](std::size_t offset) {
+      errno = 0;
+      const long value = ::ptrace(PTRACE_PEEKDATA, pid_, reinterpret_cast<void*>(area + offset), nullptr);
+      if (errno != 0) fail("cannot read a worker's area");
+      return static_cast<std::uint32_t>(value);
+    };
+    return {word(offsetof(ResponseHeader, begun)), word(offsetof(ResponseHeader, committed))};
+  }
+
+ private:
+  unsigned long response_area() const {
+    std::ifstream maps("/proc/" + std::to_string(pid_) + "/maps");
+    for (std::string line; std::getline(maps, line);) {
+      if (line.find("/memfd:bulkhead-response") != std::string::npos) return std::stoul(line, nullptr, 16);
+    }
+    return 0;
+  }
+
+  void wait() {
+    int status = 0;
+    if (::waitpid(pid_, &status, __WALL) != pid_) fail("cannot wait for a worker");
+    if (WIFEXITED(status) || WIFSIGNALED(status)) {
+      alive_ = false;
+      traced_ = false;
+    }
+  }
+
+  bool about_to_sleep() const {
+    user_regs_struct registers{};
+    iovec area{&registers, sizeof(registers)};
+    if (::ptrace(PTRACE_GETREGSET, pid_, reinterpret_cast<void*>(NT_PRSTATUS), &area) != 0) fail("cannot look");
+#if defined(__x86_64__)
+    if (registers.rax != SYS_futex) return false;
+    return (instruction_at(registers.rip) & 0xffff) == 0x050f;  // syscall
+#elif defined(__aarch64__)
+    if (registers.regs[8] != SYS_futex) return false;
+    return (instruction_at(registers.pc) & 0xffffffff) == 0xd4000001;  // svc #0
+#endif
+  }
+  unsigned long instruction_at(unsigned long address) const {
+    errno = 0;
+    return static_cast<unsigned long>(::ptrace(PTRACE_PEEKTEXT, pid_, reinterpret_cast<void*>(address), nullptr));
+  }
+
+  const pid_t pid_;
+  bool traced_ = true;
+  bool alive_ = true;
+};
+
+struct Pool {
+  asio::io_context context;
+  LocalExecutor executor{context.get_executor(), [] {
+                           LocalExecutorOptions options;
+                           options.max_workers = 1;
+                           options.spin = bulkhead::SpinPolicy::never;
+                           return options;
+                         }()};
+
+  int result_of_warm_up() {
+    Outcome<> outcome;
+    executor.async_submit(bulkhead::call(add_one, 0), outcome.handler());
+    if (!run_until(
+            context, [&] { return outcome.calls > 0; }, kHang))
+      throw Violation("a plain task hangs");
+    return outcome.value.value_or(-1);
+  }
+
+  // The worker, once it sleeps.
+  pid_t idle_worker() {
+    if (result_of_warm_up() != 1) throw Violation("a plain task has a wrong result");
+    const auto end = std::chrono::steady_clock::now() + kHang;
+    // A new worker may answer before the host has heard what its number is.
+    if (!run_until(
+            context, [&] { return executor.worker_pids().size() == 1; }, kHang)) {
+      throw Violation("there is no worker");
+    }
+    const pid_t pid = executor.worker_pids().front();
+    while (state_of(pid) != 'S') {
+      if (std::chrono::steady_clock::now() > end) throw Violation("a worker does not fall asleep");
+      ::usleep(50);
+    }
+    return pid;
+  }
+
+  static char state_of(pid_t pid) {
+    std::ifstream stat("/proc/" + std::to_string(pid) + "/stat");
+    std::string text;
+    std::getline(stat, text);
+    const auto name_end = text.rfind(')');
+    return name_end == std::string::npos ? '?' : text.at(name_end + 2);
+  }
+};
+
+enum class Ending { elsewhere, crashed, result };
+
+const char* name_of(Ending ending) {
+  switch (ending) {
+    case Ending::elsewhere:
+      return "it had not begun, and must run elsewhere";
+    case Ending::crashed:
+      return "it had begun, and must fail";
+    case Ending::result:
+      return "its answer was complete, and must arrive";
+  }
+  return "";
+}
+
+// How the task that the worker was given between the two must end, if the worker is killed now.
+Ending ending_after(const Traced::Progress& before, const Traced::Progress& now) {
+  if (now.committed != before.committed) return Ending::result;
+  return now.begun != before.begun ? Ending::crashed : Ending::elsewhere;
+}
+
+// Whether a task of a worker that was killed ended as it must.
+void check(const Outcome<>& outcome, Ending expected, int runs_before) {
+  const std::string rule = std::string(": ") + name_of(expected);
+  if (outcome.calls != 1) throw Violation("the task has " + std::to_string(outcome.calls) + " outcomes" + rule);
+  const int runs = board.runs;
+  if (expected == Ending::crashed) {
+    const auto crash = error_as<WorkerCrashedError>(outcome.error);
+    if (!crash) throw Violation("the task ended with: " + message(outcome.error) + rule);
+    if (crash->signal() != SIGKILL || crash->started() != Started::maybe) {
+      throw Violation("the death is told wrongly: " + message(outcome.error) + rule);
+    }
+    if (runs != runs_before) throw Violation("the task ran again" + rule);
+    return;
+  }
+  if (outcome.error) throw Violation("the task failed with: " + message(outcome.error) + rule);
+  if (outcome.value != 42) throw Violation("the task has a wrong result" + rule);
+  if (runs != 1) throw Violation("the task ran " + std::to_string(runs) + " times" + rule);
+}
+
+void kill_after_each_step(Pool& pool, unsigned stride) {
+  std::array<unsigned, 3> endings{};
+  bool idle_again = false;
+  unsigned steps = 0;
+  for (; !idle_again; steps += stride) {
+    const pid_t pid = pool.idle_worker();
+    Traced worker(pid);
+    const Traced::Progress before = worker.progress();
+    board.runs = 0;
+    Outcome<> outcome;
+    pool.executor.async_submit(bulkhead::call(add_one, 41), outcome.handler());
+    bulkhead::test::settle(pool.context);  // The host sleeps, too: only the worker can wake it.
+    unsigned done = 0;
+    // The first steps lead out of the sleep that was interrupted.
+    while (done < steps && (worker.step() || done < 8)) ++done;
+    idle_again = done < steps;
+    const Ending expected = ending_after(before, worker.progress());
+    const int runs = board.runs;
+    worker.kill();
+    if (!run_until(
+            pool.context, [&] { return outcome.calls > 0; }, kHang)) {
+      throw Violation("killed after " + std::to_string(done) + " steps: the task hangs");
+    }
+    bulkhead::test::settle(pool.context);
+    try {
+      check(outcome, expected, runs);
+    } catch (const Violation& violation) {
+      throw Violation("killed after " + std::to_string(done) + " steps: " + violation.what());
+    }
+    ++endings[static_cast<std::size_t>(expected)];
+  }
+  std::printf("death: %u points; run elsewhere after %u of them, crashed after %u, result after %u\n",
+              endings[0] + endings[1] + endings[2], endings[0], endings[1], endings[2]);
+  if (endings[0] == 0 || endings[1] == 0 || endings[2] == 0) {
+    throw std::runtime_error("the steps did not lead through a task's whole way");
+  }
+}
+
+// A worker that sleeps on although it has a task is found out after 0.1 s, and the task is taken back and given to it
+// once more: so it comes to three requests for two tasks. An overloaded machine may look like that once.
+constexpr int kAttempts = 3;
+
+void wake_after_each_step(Pool& pool, unsigned stride) {
+  bool idle_again = false;
+  unsigned points = 0;
+  int attempt = 1;
+  for (unsigned steps = 0; !idle_again || attempt > 1; ++points) {
+    Outcome<> first;
+    Outcome<> second;
+    unsigned done = 0;
+    const pid_t pid = pool.idle_worker();
+    std::uint32_t begun = 0;
+    {
+      Traced worker(pid);
+      begun = worker.progress().begun;
+      board.runs = 0;
+      pool.executor.async_submit(bulkhead::call(add_one, 41), first.handler());
+      bulkhead::test::settle(pool.context);
+      while (done < steps && (worker.step() || done < 8)) ++done;
+      idle_again = done < steps;
+      // If the worker has rung for the first answer, it is read now, and the second task goes into the ring at once,
+      // however long the steps have taken.
+      bulkhead::test::settle(pool.context);
+      pool.executor.async_submit(bulkhead::call(add_one, 42), second.handler());
+      worker.go_on();
+    }
+    if (!run_until(
+            pool.context, [&] { return first.calls > 0 && second.calls > 0; }, kHang)) {
+      throw Violation("given a task after " + std::to_string(done) + " steps, the worker sleeps on");
+    }
+    if (first.value != 42 || second.value != 43 || board.runs != 2) {
+      throw Violation("given a task after " + std::to_string(done) + " steps: wrong results");
+    }
+    const bool woken =
+        pool.executor.worker_pids() == std::vector<int>{pid} && Traced(pid).progress().begun == begun + 2;
+    if (woken) {
+      attempt = 1;
+      steps += stride;
+    } else if (++attempt > kAttempts) {
+      throw Violation("given a task after " + std::to_string(done) + " steps, the worker sleeps on until it is found");
+    }
+  }
+  std::printf("wake-up: %u points\n", points);
+}
+
+void kill_at_start(Pool& pool, unsigned stride) {
+  unsigned points = 0;
+  bool started = false;
+  for (unsigned steps = 0; !started; steps += stride, ++points) {
+    const pid_t old = pool.idle_worker();
+    const pid_t parent = [old] {
+      std::ifstream stat("/proc/" + std::to_string(old) + "/stat");
+      std::string text;
+      std::getline(stat, text);
+      return static_cast<pid_t>(std::stol(text.substr(text.rfind(')') + 4)));
+    }();
+    Traced parent_trace(parent, PTRACE_O_TRACEFORK);
+    parent_trace.resume();
+    ::kill(old, SIGKILL);
+    const pid_t born = parent_trace.wait_for_fork();
+    Traced worker(born, Traced::Born());
+    board.runs = 0;
+    Outcome<> outcome;
+    pool.executor.async_submit(bulkhead::call(add_one, 41), outcome.handler());
+    unsigned done = 0;
+    while (done < steps && worker.alive() && worker.step()) ++done;
+    started = done < steps;
+    const Ending expected = worker.alive() ? ending_after({0, 0}, worker.progress()) : Ending::elsewhere;
+    const int runs = board.runs;
+    parent_trace.go_on();
+    worker.kill();
+    if (!run_until(
+            pool.context, [&] { return outcome.calls > 0; }, kHang)) {
+      throw Violation("a worker was killed after " + std::to_string(done) + " steps of its start: the task hangs");
+    }
+    try {
+      check(outcome, expected, runs);
+    } catch (const Violation& violation) {
+      throw Violation("a worker was killed after " + std::to_string(done) + " steps of its start: " + violation.what());
+    }
+  }
+  std::printf("start: %u points, %u instructions apart\n", points, stride);
+}
+
+unsigned number_after(int argc, char** argv, std::string_view option, unsigned otherwise) {
+  for (int i = 1; i + 1 < argc; ++i) {
+    if (argv[i] == option) return static_cast<unsigned>(std::strtoul(argv[i + 1], nullptr, 10));
+  }
+  return otherwise;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  bool expects_violation = false;
+  for (int i = 1; i < argc; ++i)
+    expects_violation = expects_violation || argv[i] == std::string_view("--expect-violation");
+  const unsigned stride = number_after(argc, argv, "--stride", 1);
+  // A prime, so that the points differ from one part of the code to the next.
+  const unsigned start_stride = number_after(argc, argv, "--start-stride", 397);
+  try {
+    bulkhead::start_fork_server();
+    Pool pool;
+    kill_after_each_step(pool, stride);
+    wake_after_each_step(pool, stride);
+    kill_at_start(pool, start_stride);
+  } catch (const Violation& violation) {
+    std::printf("violation: %s\n", violation.what());
+    return expects_violation ? 0 : 1;
+  } catch (const std::exception& error) {
+    std::printf("kill_step does not work here: %s\n", error.what());
+    return 2;
+  }
+  if (expects_violation) std::printf("no violation was found, and there is one\n");
+  return expects_violation ? 1 : 0;
+}

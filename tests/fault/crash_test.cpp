@@ -257,7 +257,7 @@ WorkerCrashedError crash_one_of_100(Death death) {
 // ---------------------------------------------------------------------------------------------------------------------
 // One of many.
 
-TEST_CASE("of 100 tasks the one that dereferences null fails with SIGSEGV and no other", "[fault]") {
+TEST_CASE("1: of 100 tasks the one that dereferences null fails with SIGSEGV and no other", "[fault]") {
   const WorkerCrashedError crash = crash_one_of_100(Death::null);
   CHECK(crash.signal() == SIGSEGV);
   CHECK_FALSE(crash.exit_code());
@@ -266,19 +266,19 @@ TEST_CASE("of 100 tasks the one that dereferences null fails with SIGSEGV and no
   CHECK(crash.context().worker_pid);
 }
 
-TEST_CASE("of 100 tasks the one that aborts fails with SIGABRT and no other", "[fault]") {
+TEST_CASE("2: of 100 tasks the one that aborts fails with SIGABRT and no other", "[fault]") {
   const WorkerCrashedError crash = crash_one_of_100(Death::abort);
   CHECK(crash.signal() == SIGABRT);
   CHECK_FALSE(crash.exit_code());
 }
 
-TEST_CASE("of 100 tasks the one that calls _exit(0) fails with exit code 0, never with success", "[fault]") {
+TEST_CASE("3: of 100 tasks the one that calls _exit(0) fails with exit code 0, never with success", "[fault]") {
   const WorkerCrashedError crash = crash_one_of_100(Death::exit_0);
   CHECK(crash.signal() == 0);
   CHECK(crash.exit_code() == 0);
 }
 
-TEST_CASE("of 100 tasks the one that calls exit(3) fails with it, and nothing of the host ends in the worker",
+TEST_CASE("3: of 100 tasks the one that calls exit(3) fails with it, and nothing of the host ends in the worker",
           "[fault]") {
   const int ends = board.host_ends;
   const WorkerCrashedError crash = crash_one_of_100(Death::exit_3);
@@ -294,7 +294,7 @@ TEST_CASE("of 100 tasks the one whose worker is killed from outside fails with S
   CHECK(crash.context().worker_pid == board.victim);
 }
 
-TEST_CASE("of 100 tasks the one that overflows its stack fails with SIGSEGV and no other", "[fault]") {
+TEST_CASE("4: of 100 tasks the one that overflows its stack fails with SIGSEGV and no other", "[fault]") {
   const WorkerCrashedError crash = crash_one_of_100(Death::stack);
   CHECK(crash.signal() == SIGSEGV);
 }
@@ -339,7 +339,7 @@ TEST_CASE("half of 100 tasks crash one worker after another, and the other half 
 // ---------------------------------------------------------------------------------------------------------------------
 // Deaths without a task.
 
-TEST_CASE("idle workers killed from outside are replaced and no task fails", "[fault]") {
+TEST_CASE("7: idle workers killed from outside are replaced and no task fails", "[fault]") {
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(3));
   for (int i = 0; i < 10; ++i) CHECK(run(context, pool.submit(twice, i)) == 2 * i);
@@ -363,7 +363,7 @@ TEST_CASE("idle workers killed from outside are replaced and no task fails", "[f
   CHECK(adds_up(metrics));
 }
 
-TEST_CASE("a task submitted the moment an idle worker is killed does not fail", "[fault]") {
+TEST_CASE("7: a task submitted the moment an idle worker is killed does not fail", "[fault]") {
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
   for (int i = 0; i < 20; ++i) {
@@ -392,7 +392,7 @@ int leave_thread_beside_another(int) {
 
 }  // namespace
 
-TEST_CASE("a worker that calls pthread_exit fails its task, and nothing of the host is unwound in it", "[fault]") {
+TEST_CASE("13: a worker that calls pthread_exit fails its task, and nothing of the host is unwound in it", "[fault]") {
   const int ends = board.host_ends;
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
@@ -407,7 +407,7 @@ TEST_CASE("a worker that calls pthread_exit fails its task, and nothing of the h
 
 #if !WITH_SANITIZER
 // The sanitizers' runtimes do not support threads started in a process forked beside threads of theirs.
-TEST_CASE("a worker whose main thread ends beside another thread fails its task, at the latest by its timeout",
+TEST_CASE("13: a worker whose main thread ends beside another thread fails its task, at the latest by its timeout",
           "[fault]") {
   const int ends = board.host_ends;
   asio::io_context context;
@@ -453,7 +453,7 @@ constexpr int kAlways = 1'000'000'000;
 
 }  // namespace
 
-TEST_CASE("an initializer that crashes each time fails the tasks with WorkerStartError and makes no fork storm",
+TEST_CASE("11: an initializer that crashes each time fails the tasks with WorkerStartError and makes no fork storm",
           "[fault]") {
   const Death death = GENERATE(Death::null, Death::abort, Death::exit_status_3, Death::exit_3);
   reset_board();
@@ -480,7 +480,7 @@ TEST_CASE("an initializer that crashes each time fails the tasks with WorkerStar
   run(context, pool.shutdown());
 }
 
-TEST_CASE("an initializer that throws fails the tasks with its words", "[fault]") {
+TEST_CASE("11: an initializer that throws fails the tasks with its words", "[fault]") {
   reset_board();
   asio::io_context context;
   LocalExecutorOptions options = workers(1);
@@ -821,19 +821,19 @@ void check_part(const std::string& part) {
 
 }  // namespace
 
-TEST_CASE("a fork server killed under load fails the tasks clearly, and later submits do not hang", "[fault]") {
+TEST_CASE("46: a fork server killed under load fails the tasks clearly, and later submits do not hang", "[fault]") {
   check_part("fork_server_killed_under_load");
 }
 
-TEST_CASE("a fork server killed while idle takes its workers along, and later submits do not hang", "[fault]") {
+TEST_CASE("46: a fork server killed while idle takes its workers along, and later submits do not hang", "[fault]") {
   check_part("fork_server_killed_idle");
 }
 
-TEST_CASE("a fork server that is stopped fails what needs it within a bounded time", "[fault]") {
+TEST_CASE("47: a fork server that is stopped fails what needs it within a bounded time", "[fault]") {
   check_part("fork_server_stopped");
 }
 
-TEST_CASE("a template that is stopped fails what needs it within a bounded time", "[fault]") {
+TEST_CASE("47: a template that is stopped fails what needs it within a bounded time", "[fault]") {
   check_part("template_stopped");
 }
 
@@ -899,7 +899,7 @@ Tally run_many(asio::io_context& context, LocalExecutor& pool, int tasks) {
 
 }  // namespace
 
-TEST_CASE("100,000 tasks with 1 % crashes leave no descriptor, process or memory behind", "[fault]") {
+TEST_CASE("43: 100,000 tasks with 1 % crashes leave no descriptor, process or memory behind", "[fault]") {
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(2));
   const auto settle = [&] {

@@ -465,8 +465,10 @@ void check_closes_at_once(asio::io_context& context, Service& service) {
 
 }  // namespace
 
-TEST_CASE("no process of the pool sees the host's sockets, and what the host closes ends at once while workers run",
-          "[fault]") {
+TEST_CASE(
+    "38, 39, 40: no process of the pool sees the host's sockets, and what the host closes ends at once while workers "
+    "run",
+    "[fault]") {
   reset_board();
   asio::io_context context;
   REQUIRE(early.listener >= 0);
@@ -525,7 +527,7 @@ class DescriptorShortage {
 
 }  // namespace
 
-TEST_CASE("a host without descriptors left when a worker must be replaced gets a clear error, and recovers",
+TEST_CASE("42: a host without descriptors left when a worker must be replaced gets a clear error, and recovers",
           "[fault]") {
   // A worker's start needs four: with fewer, each step of it fails once.
   const std::size_t left = GENERATE(0U, 1U, 2U, 3U, 4U, 5U);
@@ -647,7 +649,7 @@ int host_to_be_killed(std::string_view state) {
 
 }  // namespace
 
-TEST_CASE("a host killed by SIGKILL leaves no process and no shared memory, whatever it was doing", "[fault]") {
+TEST_CASE("44: a host killed by SIGKILL leaves no process and no shared memory, whatever it was doing", "[fault]") {
   const std::string state = GENERATE("idle", "load", "spawn", "running", "shutdown", "stopped", "daemon");
   CAPTURE(state);
   const std::set<std::string> files = shared_memory_files();
@@ -674,7 +676,7 @@ TEST_CASE("a host killed by SIGKILL leaves no process and no shared memory, what
   CHECK(shared_memory_files() == files);
 }
 
-TEST_CASE("the thread that made an executor may end, and its workers go on", "[fault]") {
+TEST_CASE("45: the thread that made an executor may end, and its workers go on", "[fault]") {
   asio::io_context context;
   std::unique_ptr<LocalExecutor> pool;
   std::thread([&] { pool = std::make_unique<LocalExecutor>(context.get_executor(), workers(2)); }).join();
@@ -861,17 +863,17 @@ void check_part(const std::string& part) {
 
 }  // namespace
 
-TEST_CASE("a host that calls waitpid(-1) all the time gets its own children and sees all deaths", "[fault]") {
+TEST_CASE("57: a host that calls waitpid(-1) all the time gets its own children and sees all deaths", "[fault]") {
   check_part("host_waits_for_any_child");
 }
 
-TEST_CASE("a host that ignores SIGCHLD sees all deaths", "[fault]") { check_part("host_ignores_sigchld"); }
+TEST_CASE("57: a host that ignores SIGCHLD sees all deaths", "[fault]") { check_part("host_ignores_sigchld"); }
 
-TEST_CASE("a host's signal_set sees its own children's SIGCHLD and its own SIGTERM only", "[fault]") {
+TEST_CASE("57, 59: a host's signal_set sees its own children's SIGCHLD and its own SIGTERM only", "[fault]") {
   check_part("host_has_a_signal_set");
 }
 
-TEST_CASE("SIGINT, SIGHUP and SIGTERM to the host's process group leave the workers alone", "[fault]") {
+TEST_CASE("58: SIGINT, SIGHUP and SIGTERM to the host's process group leave the workers alone", "[fault]") {
   check_part("host_is_interrupted");
 }
 
@@ -882,7 +884,7 @@ TEST_CASE("a worker has default signals though the host ignores, blocks and hand
 // ---------------------------------------------------------------------------------------------------------------------
 // Copies.
 
-TEST_CASE("workers draw different random numbers, also those that replace others", "[fault]") {
+TEST_CASE("56: workers draw different random numbers, also those that replace others", "[fault]") {
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(2));
   std::vector<std::array<long, 5>> draws;
@@ -959,7 +961,8 @@ int exit_code_of(pid_t child) {
 
 }  // namespace
 
-TEST_CASE("in a forked copy of the host a submit fails with ExecutorNotRunningError, and the host goes on", "[fault]") {
+TEST_CASE("51: in a forked copy of the host a submit fails with ExecutorNotRunningError, and the host goes on",
+          "[fault]") {
   reset_board();
   asio::io_context context;
   auto pool = std::make_unique<LocalExecutor>(context.get_executor(), workers(2));
@@ -1010,7 +1013,7 @@ TEST_CASE("in a forked copy of the host a submit fails with ExecutorNotRunningEr
   CHECK(pool->worker_pids() == before);
 }
 
-TEST_CASE("destroying the executor in a forked copy of the host disturbs neither its workers nor its event loop",
+TEST_CASE("51: destroying the executor in a forked copy of the host disturbs neither its workers nor its event loop",
           "[fault]") {
   reset_board();
   asio::io_context context;

@@ -1,0 +1,487 @@
+// SPDX-License-Identifier: BSL-1.0
+// Deadlines and cancellation against tasks that do what they can to live on, and deaths at inconvenient moments. The
+// numbers are those of the fault list in docs/fault-tests.md.
+#include <bulkhead/local_executor.hpp>
+#include <bulkhead/this_task.hpp>
+
+#include "support/catch.hpp"
+#include "support/outcome.hpp"
+#include "support/processes.hpp"
+#include "support/run.hpp"
+#include "support/shared.hpp"
+
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <csetjmp>
+#include <csignal>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define WITH_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define WITH_SANITIZER 1
+#endif
+#endif
+#ifndef WITH_SANITIZER
+#define WITH_SANITIZER 0
+#endif
+
+namespace asio = boost::asio;
+using bulkhead::LocalExecutor;
+using bulkhead::LocalExecutorOptions;
+using bulkhead::Started;
+using bulkhead::TaskCancelledError;
+using bulkhead::TaskOptions;
+using bulkhead::TaskTimeoutError;
+using bulkhead::WorkerCrashedError;
+using bulkhead::test::adds_up;
+using bulkhead::test::all_over;
+using bulkhead::test::cancelled_stage;
+using bulkhead::test::error_as;
+using bulkhead::test::Gate;
+using bulkhead::test::holds;
+using bulkhead::test::kGone;
+using bulkhead::test::message;
+using bulkhead::test::Outcome;
+using bulkhead::test::Process;
+using bulkhead::test::processes_of;
+using bulkhead::test::run;
+using bulkhead::test::run_until;
+using bulkhead::test::shared_object;
+using bulkhead::test::workers;
+using Catch::Matchers::ContainsSubstring;
+using namespace std::chrono_literals;
+
+namespace {
+
+struct Board {
+  Gate gate;
+  std::array<std::atomic<std::uint8_t>, 65536> runs{};
+};
+Board& board = shared_object<Board>();
+
+// Functions of the tasks. None of them asserts.
+
+int one(int) { return 1; }
+
+int spin(int x) {
+  volatile int turns = x;
+  for (;;) turns = turns + 1;
+}
+
+int spin_deaf(int x) {
+  sigset_t all;
+  ::sigfillset(&all);
+  ::sigprocmask(SIG_BLOCK, &all, nullptr);
+  for (int signal = 1; signal < NSIG; ++signal) ::signal(signal, SIG_IGN);
+  return spin(x);
+}
+
+int block_in_read(int) {
+  int ends[2];
+  char byte;
+  if (::pipe(ends) != 0) return -1;
+  return static_cast<int>(::read(ends[0], &byte, 1));
+}
+
+int block_in_sleep(int) {
+  for (;;) ::sleep(1000);
+}
+
+int block_in_futex(int) {
+  int word = 0;
+  for (;;) ::syscall(SYS_futex, &word, FUTEX_WAIT, 0, nullptr, nullptr, 0);
+}
+
+int block_in_flock(int) {
+  const int file = ::open("/proc/self/exe", O_RDONLY);
+  const int same = ::open("/proc/self/exe", O_RDONLY);
+  if (::flock(file, LOCK_EX) != 0) return -1;
+  return ::flock(same, LOCK_EX);
+}
+
+int stop_myself(int) {
+  std::raise(SIGSTOP);
+  return 0;
+}
+
+int dirty_much_memory(int megabytes) {
+  const std::size_t size = static_cast<std::size_t>(megabytes) << 20;
+  auto* memory = new char[size];
+  std::memset(memory, 1, size);
+  asm volatile("" : : "r"(memory) : "memory");
+  board.gate.wait();
+  return 1;
+}
+
+// Takes about as long as it is given, and notes that it ran.
+int take_time(std::uint32_t id, int microseconds) {
+  ++board.runs[id];
+  for (const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(microseconds);
+       std::chrono::steady_clock::now() < end;) {
+  }
+  return static_cast<int>(id);
+}
+
+int throw_it(int value) {
+  if (value != 0) throw std::runtime_error("nobody may catch this");
+  return value;
+}
+int throw_out_of_noexcept(int value) noexcept { return throw_it(value); }
+
+int jump_out(int value) {
+  static std::jmp_buf target;
+  if (value != 0) {
+    // Back to a frame that is gone: whatever happens, it is not a result.
+    [] { (void)setjmp(target); }();
+    std::longjmp(target, 1);
+  }
+  return value;
+}
+
+int core_limit(int) {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_CORE, &limit);
+  return static_cast<int>(limit.rlim_max);
+}
+
+// Dies when it is destroyed, in a worker: after the result was sent.
+struct DiesLate {
+  int value = 0;
+  DiesLate() = default;
+  explicit DiesLate(int given) : value(given) {}
+  DiesLate(const DiesLate&) = default;
+  DiesLate(DiesLate&& other) noexcept : value(std::exchange(other.value, 0)) {}
+  DiesLate& operator=(const DiesLate&) = default;
+  template <class Archive>
+  void serialize(Archive& archive) {
+    archive(value);
+  }
+  ~DiesLate() {
+    if (value == 7 && bulkhead::this_task::is_running()) std::raise(SIGKILL);
+  }
+};
+int crash(int value) {
+  if (value != 0) std::raise(SIGKILL);
+  return value;
+}
+
+}  // namespace
+
+TEST_CASE("5: an exception that leaves a noexcept function is SIGABRT, with what the worker said of it", "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  Outcome<> outcome;
+  pool.async_submit(bulkhead::call(throw_out_of_noexcept, 1), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  const auto error = error_as<WorkerCrashedError>(outcome.error);
+  REQUIRE(error);
+  CHECK(error->signal() == SIGABRT);
+  CHECK_THAT(error->ending().error_output, ContainsSubstring("nobody may catch this"));
+  CHECK(run(context, pool.submit(one, 0)) == 1);
+}
+
+TEST_CASE("10: a crash after the result was committed costs the worker and not the result", "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  const auto before = processes_of(pool);
+  for (int i = 0; i < 20; ++i) {
+    CHECK(run(context, pool.submit([](const DiesLate& object) { return object.value; }, DiesLate(7))) == 7);
+  }
+  REQUIRE(run_until(context, [&] { return pool.metrics().workers_crashed == 20; }));
+  CHECK(pool.metrics().failed == 0);
+  CHECK(run(context, pool.submit(one, 0)) == 1);
+}
+
+TEST_CASE("12: a task that always crashes, thousands of times, harms no other, and nothing is left behind", "[fault]") {
+  constexpr int kCrashes = WITH_SANITIZER ? 300 : 10000;
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  run(context, pool.submit(one, 0));
+  const std::size_t descriptors = bulkhead::test::open_descriptors();
+  const auto flood = [](LocalExecutor& executor, int times) -> asio::awaitable<int> {
+    int crashed = 0;
+    for (int i = 0; i < times; ++i) {
+      try {
+        co_await executor.submit(crash, 1);
+      } catch (const WorkerCrashedError&) {
+        ++crashed;
+      }
+    }
+    co_return crashed;
+  };
+  std::optional<int> crashed;
+  asio::co_spawn(context, flood(pool, kCrashes), [&](std::exception_ptr, int count) { crashed = count; });
+  int answered = 0;
+  REQUIRE(run_until(
+      context,
+      [&] {
+        if (crashed) return true;
+        answered += run(context, pool.submit(crash, 0)) == 0 ? 1 : 0;
+        return false;
+      },
+      200s));
+  CHECK(*crashed == kCrashes);
+  CHECK(answered > 10);
+  REQUIRE(run_until(context, [&] { return bulkhead::test::whole(pool); }));
+  CHECK(pool.metrics().workers_crashed == kCrashes);
+  REQUIRE(bulkhead::test::poll_until([&] { return bulkhead::test::open_descriptors() <= descriptors; }, kGone));
+}
+
+TEST_CASE("13: a task that jumps out of itself costs its worker at most, and has no result", "[fault]") {
+#if WITH_SANITIZER
+  return;  // The sanitizers see the jump and end the worker in their own way.
+#endif
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  Outcome<> outcome;
+  pool.async_submit(TaskOptions().timeout(2s), bulkhead::call(jump_out, 1), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  CHECK(outcome.error);
+  CHECK(run(context, pool.submit(one, 0)) == 1);
+}
+
+TEST_CASE(
+    "14, 16, 17, 18: a task that spins, is deaf, blocks or has stopped is over at its deadline, and its process gone",
+    "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  for (const auto function :
+       {stop_myself, spin, spin_deaf, block_in_read, block_in_sleep, block_in_futex, block_in_flock}) {
+    run(context, pool.submit(one, 0));
+    const auto before = processes_of(pool);
+    Outcome<> outcome;
+    pool.async_submit(TaskOptions().timeout(50ms), bulkhead::call(function, 0), outcome.handler());
+    REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+    const auto error = error_as<TaskTimeoutError>(outcome.error);
+    REQUIRE(error);
+    CHECK(error->which() == TaskTimeoutError::Which::run);
+    CHECK(error->limit() == 50ms);
+    for (const Process& process : before) CHECK(process.gone_within(kGone));
+  }
+  const auto metrics = pool.metrics();
+  CHECK(metrics.timed_out == 7);
+  CHECK(metrics.workers_crashed == 0);
+  CHECK(adds_up(metrics));
+}
+
+TEST_CASE("15: workers write no cores, so that none keeps its slot while it does", "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  CHECK(run(context, pool.submit(core_limit, 0)) == 0);
+}
+
+TEST_CASE("19: when result and deadline come at the same moment, there is one of them, and the next task is not hit",
+          "[fault]") {
+  constexpr std::uint32_t kTasks = WITH_SANITIZER ? 500 : 5000;
+  const std::uint64_t seed = std::random_device()();
+  INFO("seed " << seed);
+  std::mt19937_64 random(seed);
+  for (auto& runs : board.runs) runs = 0;
+  asio::io_context context;
+  LocalExecutorOptions options = workers(2);
+  options.max_pending = 64;
+  options.overload = bulkhead::OverloadPolicy::wait;
+  LocalExecutor pool(context.get_executor(), options);
+  std::vector<Outcome<>> outcomes(kTasks);
+  for (std::uint32_t i = 0; i < kTasks; ++i) {
+    const int length = std::uniform_int_distribution<int>(400, 600)(random);
+    // Every third has no limit: it must not be killed for another's.
+    TaskOptions limits;
+    if (i % 3 != 0) limits.timeout(500us);
+    pool.async_submit(std::move(limits), bulkhead::call(take_time, i, length), outcomes[i].handler());
+  }
+  REQUIRE(run_until(
+      context, [&] { return all_over(outcomes); }, 200s));
+  std::uint32_t in_time = 0;
+  std::uint32_t late = 0;
+  for (std::uint32_t i = 0; i < kTasks; ++i) {
+    CHECK(outcomes[i].calls == 1);
+    CHECK(board.runs[i] <= 1);
+    if (!outcomes[i].error) {
+      CHECK(outcomes[i].value == static_cast<int>(i));
+      ++in_time;
+    } else {
+      CHECK(i % 3 != 0);
+      CHECK(holds<TaskTimeoutError>(outcomes[i].error));
+      ++late;
+    }
+  }
+  CHECK(in_time > 0);
+  CHECK(late > 0);
+  const auto metrics = pool.metrics();
+  CHECK(metrics.completed == in_time);
+  CHECK(metrics.timed_out == late);
+  CHECK(metrics.workers_crashed == 0);
+}
+
+TEST_CASE("20: a worker with much memory takes its time to die; its caller is told, and its place is taken",
+          "[fault]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.max_pending = 1;
+  LocalExecutor pool(context.get_executor(), options);
+  board.gate.reset();
+  Outcome<> outcome;
+  pool.async_submit(TaskOptions().timeout(WITH_SANITIZER ? 5s : 600ms), bulkhead::call(dirty_much_memory, 512),
+                    outcome.handler());
+  const auto before = processes_of(pool);
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  CHECK(holds<TaskTimeoutError>(outcome.error));
+  // The task's place is its own until the worker is gone; then another may have it.
+  REQUIRE(run_until(context, [&] {
+    Outcome<> next;
+    pool.async_submit(bulkhead::call(one, 0), next.handler());
+    REQUIRE(run_until(context, [&] { return next.calls > 0; }));
+    if (next.error) CHECK(holds<bulkhead::ExecutorOverloadError>(next.error));
+    return next.value == 1;
+  }));
+  for (const Process& process : before) CHECK(process.gone());
+  CHECK(adds_up(pool));
+}
+
+TEST_CASE("22: cancelling before, during and after a task aborts it, ends it, and does nothing", "[fault]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.cancel_grace = 0ns;
+  LocalExecutor pool(context.get_executor(), options);
+  board.gate.reset();
+  std::array<asio::cancellation_signal, 3> signals;
+  std::array<Outcome<>, 3> outcomes;
+  const auto submit = [&](std::size_t i, int (*function)(int)) {
+    pool.async_submit(bulkhead::call(function, 0),
+                      asio::bind_cancellation_slot(signals[i].slot(), outcomes[i].handler()));
+  };
+  submit(0, [](int) {
+    board.gate.wait();
+    return 0;
+  });
+  submit(1, one);
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+  signals[1].emit(asio::cancellation_type::total);
+  signals[0].emit(asio::cancellation_type::terminal);
+  REQUIRE(run_until(context, [&] { return outcomes[0].calls + outcomes[1].calls == 2; }));
+  CHECK(cancelled_stage(outcomes[0].error) == TaskCancelledError::Stage::running);
+  CHECK(cancelled_stage(outcomes[1].error) == TaskCancelledError::Stage::queued);
+  submit(2, one);
+  REQUIRE(run_until(context, [&] { return outcomes[2].calls > 0; }));
+  signals[2].emit(asio::cancellation_type::terminal);
+  bulkhead::test::settle(context);
+  CHECK(outcomes[2].value == 1);
+  CHECK(run(context, pool.submit(one, 0)) == 1);
+}
+
+TEST_CASE(
+    "23: whoever goes first, event loop or executor, with tasks in flight: no process is left, no handler runs late",
+    "[fault]") {
+  for (const bool context_first : {false, true}) {
+    CAPTURE(context_first);
+    auto context = std::make_unique<asio::io_context>();
+    auto pool = std::make_unique<LocalExecutor>(context->get_executor(), workers(2));
+    run(*context, pool->submit(one, 0));
+    const auto processes = processes_of(*pool);
+    std::array<Outcome<>, 4> outcomes;
+    for (auto& outcome : outcomes) pool->async_submit(bulkhead::call(spin, 0), outcome.handler());
+    context->run_for(5ms);
+    context->stop();
+    if (context_first) {
+      context.reset();
+      pool.reset();
+    } else {
+      pool.reset();
+      context.reset();
+    }
+    for (const auto& outcome : outcomes) CHECK(outcome.calls == 0);
+    for (const Process& process : processes) CHECK(process.gone_within(kGone));
+  }
+}
+
+TEST_CASE("23: a handler that throws leaves through run, and nothing else is lost", "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  pool.async_submit(bulkhead::call(one, 0), [](std::exception_ptr, int) { throw std::runtime_error("mine"); });
+  Outcome<> other;
+  pool.async_submit(bulkhead::call(one, 0), other.handler());
+  CHECK_THROWS_WITH(context.run(), "mine");
+  REQUIRE(run_until(context, [&] { return other.calls > 0; }));
+  CHECK(other.value == 1);
+  CHECK(adds_up(pool));
+}
+
+TEST_CASE("24: limits of nothing, less than nothing and centuries have defined results", "[fault]") {
+  CHECK_THROWS_AS(TaskOptions().timeout(0ns), std::invalid_argument);
+  CHECK_THROWS_AS(TaskOptions().timeout(-1s), std::invalid_argument);
+  CHECK_THROWS_AS(TaskOptions().cpu_timeout(0ns), std::invalid_argument);
+  CHECK_THROWS_AS(TaskOptions().queue_timeout(-1ns), std::invalid_argument);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  constexpr auto kHuge = std::chrono::nanoseconds::max();
+  CHECK(run(context, pool.submit(TaskOptions().timeout(kHuge).queue_timeout(kHuge).cpu_timeout(kHuge), one, 0)) == 1);
+  Outcome<> outcome;
+  pool.async_submit(TaskOptions().timeout(1ns), bulkhead::call(spin, 0), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  CHECK(holds<TaskTimeoutError>(outcome.error));
+}
+
+TEST_CASE("A task that takes too much CPU time is over, and one that only waits is not", "[fault]") {
+  const bool bypass = GENERATE(false, true);
+  CAPTURE(bypass);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1, bypass));
+  Outcome<> outcome;
+  pool.async_submit(TaskOptions().cpu_timeout(30ms), bulkhead::call(take_time, 1U, bypass ? 60'000 : 60'000'000),
+                    outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  const auto error = error_as<TaskTimeoutError>(outcome.error);
+  REQUIRE(error);
+  CHECK(error->which() == TaskTimeoutError::Which::cpu);
+  CHECK(error->limit() == 30ms);
+  CHECK_THAT(error->what(), ContainsSubstring("cpu_timeout"));
+  // The worker's earlier tasks do not count.
+  CHECK(run(context, pool.submit(take_time, 2U, 20'000)) == 2);
+  const auto wait = [](int) {
+    ::usleep(60'000);
+    return 1;
+  };
+  CHECK(run(context, pool.submit(TaskOptions().cpu_timeout(30ms), wait, 0)) == 1);
+}
+
+TEST_CASE("A worker that is stopped while it is idle keeps no task: it runs elsewhere", "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  run(context, pool.submit(one, 0));
+  const auto processes = processes_of(pool);
+  REQUIRE(processes.size() == 2);
+  REQUIRE(processes[0].signal(SIGSTOP));
+  for (int i = 0; i < 3; ++i) CHECK(run(context, pool.submit(one, 0)) == 1);
+  REQUIRE(processes[0].signal(SIGCONT));
+  CHECK(pool.metrics().workers_crashed == 0);
+}

@@ -192,8 +192,8 @@ TEST_CASE("A task's own threads know it in a worker", "[this_task]") {
 
 TEST_CASE("What is no W3C trace parent is refused when the option is set", "[this_task]") {
   for (const std::string& text : {std::string(), std::string("00"), kTrace + "0", kTrace.substr(1),
-                                 std::string("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01"),
-                                 std::string("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7_01")}) {
+                                  std::string("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01"),
+                                  std::string("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7_01")}) {
     CHECK_THROWS_AS(TaskOptions().trace_parent(text), std::invalid_argument);
   }
 }

@@ -358,7 +358,8 @@ class Episode {
     } else {
       const bool refused = holds<ExecutorOverloadError>(error) || holds<ExecutorNotRunningError>(error) ||
                            holds<bulkhead::TaskQuarantinedError>(error);
-      rule(refused, "has an error that nothing explains");
+      // Workers may be killed in their start, three times in a row.
+      rule(refused || (disturbed_ && holds<bulkhead::WorkerStartError>(error)), "has an error that nothing explains");
       rule(runs == 0 || task.retried, "ran although it was refused");
     }
   }

@@ -370,6 +370,12 @@ void WorkerPool::start_worker(unsigned index, Lock& lock) {
   } catch (const std::exception& error) {
     failure = error.what();
     if (!lock.owns_lock()) lock.lock();
+    if (template_socket_ && !closed_) {
+      // A template that does not take the record any more may have told why.
+      last_start_error_.clear();
+      read_template();
+      if (!template_socket_ && !last_start_error_.empty()) failure = last_start_error_;
+    }
   }
   if (!failure.empty()) {
     start_failed(failure);

@@ -225,6 +225,7 @@ TEST_CASE("12: a task that always crashes, thousands of times, harms no other, a
   constexpr int kCrashes = WITH_SANITIZER ? 300 : 10000;
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(2));
+  REQUIRE(run_until(context, [&] { return bulkhead::test::whole(pool); }));
   run(context, pool.submit(one, 0));
   const std::size_t descriptors = bulkhead::test::open_descriptors();
   const auto flood = [](LocalExecutor& executor, int times) -> asio::awaitable<int> {

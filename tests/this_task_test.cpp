@@ -218,7 +218,8 @@ struct Cancelled {
     board.gate.reset();
     board.stopped = 0;
     pool.async_submit(bulkhead::call(function, 5), asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
-    REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+    // A worker may begin before the host has heard what its number is.
+    REQUIRE(run_until(context, [&] { return board.gate.waiting == 1 && bulkhead::test::whole(pool); }));
   }
   void finish() {
     REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));

@@ -98,7 +98,8 @@ class Template {
     try {
       send_record(host_, bytes_of(record), fd < 0 ? std::span<const int>() : std::span<const int>(&fd, 1));
     } catch (const std::system_error& error) {
-      if (error.code() == std::errc::broken_pipe) leave(0);  // The executor is gone: nobody is left to be told.
+      // The executor is gone: nobody is left to be told.
+      if (error.code() == std::errc::broken_pipe || error.code() == std::errc::connection_reset) leave(0);
       throw;
     }
   }

@@ -474,6 +474,7 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
     entry.answered = true;
     --in_rings_;
     dispatcher_.left(worker.index, std::nullopt, time_of(now));
+    if (dispatcher_.leaving(worker.index) && dispatcher_.load(worker.index) == 0) ask_maintenance();
     if (node == nullptr) return;
     // We and the worker saw each other: it had taken the task up when we looked, and then found it taken back.
     free_entry(worker, entry);
@@ -496,6 +497,8 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
   free_entry(worker, entry);
   --in_rings_;
   dispatcher_.left(worker.index, std::chrono::nanoseconds(node->ended_ns - node->began_ns), time_of(now));
+  // It has ended what it had, and can go.
+  if (dispatcher_.leaving(worker.index) && dispatcher_.load(worker.index) == 0) ask_maintenance();
   disarm_deadline(*node);
   node->place.stage = TaskNode::Stage::answered;
   node->place.worker_pid = worker.pid;

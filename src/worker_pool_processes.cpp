@@ -2,6 +2,7 @@
 #include "worker_pool.hpp"
 
 #include "crash_report.hpp"
+#include "process/printable.hpp"
 
 #include <boost/asio/append.hpp>
 #include <boost/asio/post.hpp>
@@ -47,14 +48,6 @@ constexpr unsigned kMostRestarts = 3;
 
 // Room beside the largest message for its own encoding and for small messages of other tasks.
 constexpr std::size_t kHeapMargin = std::size_t{1} << 20;
-
-// What a worker has printed is shown on terminals and in logs.
-std::string printable(std::string text) {
-  for (char& c : text) {
-    if ((static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') || c == 0x7f) c = '?';
-  }
-  return text;
-}
 
 std::string describe(const process::ExitStatus& status) {
   if (status.signal == 0) return fmt::format("it left with exit code {}", status.code);
@@ -577,7 +570,10 @@ void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun, bool other_be
       ending.progress = Progress{last->done, last->total, std::move(last->text)};
     }
   }
-  if (worker.output) ending.error_output = printable(worker.output->tail());
+  if (worker.output) {
+    ending.error_output = worker.output->tail();
+    process::replace_control_characters(ending.error_output);
+  }
   std::string reason = worker.killed == Killed::stopped ? worker.reason : "";
   if (!template_socket_) reason = last_start_error_;
   if (!begun) reason = fmt::format("{} workers in a row died before they began the task", kMostRestarts + 1);

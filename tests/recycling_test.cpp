@@ -6,6 +6,7 @@
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
+#include "support/sanitizer.hpp"
 #include "support/shared.hpp"
 
 #include <boost/asio/io_context.hpp>
@@ -28,17 +29,6 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define WITH_SANITIZER 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define WITH_SANITIZER 1
-#endif
-#endif
-#ifndef WITH_SANITIZER
-#define WITH_SANITIZER 0
-#endif
 
 namespace asio = boost::asio;
 using bulkhead::CaptureOutput;

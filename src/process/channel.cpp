@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "channel.hpp"
 
+#include "printable.hpp"
+
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <sys/mman.h>
@@ -40,13 +42,6 @@ void pause() noexcept {
 [[noreturn]] void leave_for_good(const char* reason) noexcept {
   std::fprintf(stderr, "bulkhead: process %d ends: %s\n", static_cast<int>(::getpid()), reason);
   ::_exit(kMisusedExitCode);
-}
-
-// What a worker writes is shown on terminals and in logs.
-void replace_control_characters(std::string& text) noexcept {
-  for (char& c : text) {
-    if ((static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') || c == 0x7f) c = '?';
-  }
 }
 
 // Store, then load what the other side stored before it loaded ours: needs a full barrier on every machine.

@@ -162,7 +162,7 @@ Bytes tables_of_version_4() {
 
 // The same for DWARF 5, where a compiler repeats the first file as number 0 and says where it ran. Not all that is
 // entered is of interest here, and it has all forms.
-constexpr std::string_view kDirectories = "/work\0/usr/include\0src\0"sv;
+constexpr std::string_view kDirectories = "/home\0/usr/include\0src\0"sv;
 constexpr std::string_view kFiles = "main.cpp\0a.hpp\0b.cpp\0"sv;
 
 Bytes tables_of_version_5(bool is_64_bit) {
@@ -564,7 +564,7 @@ TEST_CASE("all versions from 2 to 5, in 32 and 64 bits and for addresses of both
         INFO("version " << version << ", 64-bit " << is_64_bit << ", addresses of " << address_size);
         const Bytes section = whole_unit({version, is_64_bit, address_size});
         const LineTable table(sections_of(section));
-        const std::string root = version >= 5 ? "/work/" : "";
+        const std::string root = version >= 5 ? "/home/" : "";
         CHECK(text_of(table.find(0x4007FF)) == kNowhere);
         CHECK(text_of(table.find(0x400800)) == root + "main.cpp:1");
         CHECK(text_of(table.find(0x400808)) == kNowhere);

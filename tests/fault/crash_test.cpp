@@ -5,6 +5,7 @@
 #include "support/catch.hpp"
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
+#include "support/program.hpp"
 #include "support/run.hpp"
 #include "support/run_tests.hpp"
 #include "support/sanitizer.hpp"
@@ -65,6 +66,8 @@ using bulkhead::test::open_descriptors;
 using bulkhead::test::Outcome;
 using bulkhead::test::parent_of;
 using bulkhead::test::Process;
+using bulkhead::test::Program;
+using bulkhead::test::Report;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
 using bulkhead::test::whole;
@@ -586,78 +589,6 @@ TEST_CASE("a template killed from outside fails the running tasks and is replace
 
 namespace {
 
-// A program that reports what it sees: this one, called with the name of a part. 0: as it should be.
-class Program {
- public:
-  explicit Program(const std::string& part) {
-    std::array<int, 2> pipe{};
-    if (::pipe2(pipe.data(), O_CLOEXEC) != 0) throw std::runtime_error("no pipe");
-    posix_spawn_file_actions_t actions;
-    ::posix_spawn_file_actions_init(&actions);
-    ::posix_spawn_file_actions_adddup2(&actions, pipe[1], STDOUT_FILENO);
-    std::string self = "/proc/self/exe";
-    std::string argument = "--part=" + part;
-    std::array<char*, 3> arguments{self.data(), argument.data(), nullptr};
-    const int result = ::posix_spawn(&pid_, self.c_str(), &actions, nullptr, arguments.data(), environ);
-    ::posix_spawn_file_actions_destroy(&actions);
-    ::close(pipe[1]);
-    output_ = pipe[0];
-    if (result != 0) throw std::runtime_error("cannot start the program");
-    pidfd_ = static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0));
-  }
-  Program(const Program&) = delete;
-  Program& operator=(const Program&) = delete;
-  ~Program() {
-    ::syscall(SYS_pidfd_send_signal, pidfd_, SIGKILL, nullptr, 0);
-    ::close(pidfd_);
-    ::close(output_);
-    if (pid_ > 0) ::waitpid(pid_, nullptr, 0);
-  }
-
-  // Its exit code, or -1 if it is not over in time or was killed; and what it said.
-  std::pair<int, std::string> finish() {
-    std::string said;
-    const auto end = std::chrono::steady_clock::now() + kDeadline;
-    for (;;) {
-      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
-      pollfd polled{output_, POLLIN, 0};
-      if (left.count() <= 0 || ::poll(&polled, 1, static_cast<int>(left.count())) != 1) return {-1, said + "(hangs)"};
-      std::array<char, 4096> buffer;
-      const auto size = ::read(output_, buffer.data(), buffer.size());
-      if (size <= 0) break;
-      said.append(buffer.data(), static_cast<std::size_t>(size));
-    }
-    int status = 0;
-    ::waitpid(pid_, &status, 0);
-    pid_ = -1;
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, said};
-  }
-
- private:
-  pid_t pid_ = -1;
-  int pidfd_ = -1;
-  int output_ = -1;
-};
-
-// For programs: says what is wrong, and counts it.
-class Report {
- public:
-  bool expect(bool holds, const std::string& what) {
-    if (!holds) {
-      ++wrong_;
-      std::printf("not so: %s\n", what.c_str());
-    }
-    return holds;
-  }
-  int exit_code() const {
-    std::fflush(stdout);
-    return wrong_ == 0 ? 0 : 1;
-  }
-
- private:
-  int wrong_ = 0;
-};
-
 int fork_server_of(const LocalExecutor& pool) { return parent_of(parent_of(pool.worker_pids().front())); }
 
 constexpr std::chrono::seconds kProgramDeadline{30};
@@ -941,9 +872,6 @@ int main(int argc, char** argv) {
   // Must not be unwound in a worker.
   const CountsItsEnd frame;
   bulkhead::start_fork_server();
-  constexpr std::string_view kPart = "--part=";
-  if (argc == 2 && std::string_view(argv[1]).substr(0, kPart.size()) == kPart) {
-    return run_part(std::string_view(argv[1]).substr(kPart.size()));
-  }
-  return run_tests(argc, argv);
+  const std::string_view part = bulkhead::test::part_of(argc, argv);
+  return part.empty() ? run_tests(argc, argv) : run_part(part);
 }

@@ -5,6 +5,7 @@
 #include "support/catch.hpp"
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
+#include "support/program.hpp"
 #include "support/run.hpp"
 #include "support/run_tests.hpp"
 
@@ -88,7 +89,9 @@ using bulkhead::test::open_descriptors;
 using bulkhead::test::Outcome;
 using bulkhead::test::poll_until;
 using bulkhead::test::Process;
+using bulkhead::test::Program;
 using bulkhead::test::read_file;
+using bulkhead::test::Report;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
 using bulkhead::test::whole;
@@ -253,99 +256,6 @@ bool replace_worker(asio::io_context& context, const LocalExecutor& pool) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Programs of their own: this one, called with the name of a part.
-
-class Program {
- public:
-  explicit Program(const std::string& part) : marker_("--marker=" + std::to_string(::getpid()) + "-" + part) {
-    std::array<int, 2> pipe{};
-    if (::pipe2(pipe.data(), O_CLOEXEC) != 0) throw std::runtime_error("no pipe");
-    posix_spawn_file_actions_t actions;
-    ::posix_spawn_file_actions_init(&actions);
-    ::posix_spawn_file_actions_adddup2(&actions, pipe[1], STDOUT_FILENO);
-    std::string self = "/proc/self/exe";
-    std::string argument = "--part=" + part;
-    std::array<char*, 4> arguments{self.data(), argument.data(), marker_.data(), nullptr};
-    const int result = ::posix_spawn(&pid_, self.c_str(), &actions, nullptr, arguments.data(), environ);
-    ::posix_spawn_file_actions_destroy(&actions);
-    ::close(pipe[1]);
-    output_ = pipe[0];
-    if (result != 0) throw std::runtime_error("cannot start the program");
-    process_.emplace(pid_);
-  }
-  Program(const Program&) = delete;
-  Program& operator=(const Program&) = delete;
-  ~Program() {
-    kill();
-    ::close(output_);
-  }
-
-  // What all its processes have on their command line.
-  const std::string& marker() const { return marker_; }
-
-  // Whether it says the word within the deadline.
-  bool says(const std::string& word) {
-    const auto end = std::chrono::steady_clock::now() + kDeadline;
-    while (said_.find(word) == std::string::npos) {
-      if (!read_until(end)) return false;
-    }
-    return true;
-  }
-
-  // Its exit code, or -1 if it is not over in time or was killed; and what it said.
-  std::pair<int, std::string> finish() {
-    const auto end = std::chrono::steady_clock::now() + kDeadline;
-    while (read_until(end)) {
-    }
-    if (std::chrono::steady_clock::now() >= end) return {-1, said_ + "(hangs)"};
-    int status = 0;
-    ::waitpid(std::exchange(pid_, -1), &status, 0);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, said_};
-  }
-
-  void kill() {
-    if (pid_ < 0) return;
-    process_->signal(SIGKILL);
-    ::waitpid(std::exchange(pid_, -1), nullptr, 0);
-  }
-
- private:
-  // False at the end of its output, or of the time.
-  bool read_until(std::chrono::steady_clock::time_point end) {
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
-    pollfd polled{output_, POLLIN, 0};
-    if (left.count() <= 0 || ::poll(&polled, 1, static_cast<int>(left.count())) != 1) return false;
-    std::array<char, 4096> buffer;
-    const auto size = ::read(output_, buffer.data(), buffer.size());
-    if (size <= 0) return false;
-    said_.append(buffer.data(), static_cast<std::size_t>(size));
-    return true;
-  }
-
-  std::string marker_;
-  std::string said_;
-  pid_t pid_ = -1;
-  std::optional<Process> process_;
-  int output_ = -1;
-};
-
-// For programs: says what is wrong, and counts it.
-class Report {
- public:
-  bool expect(bool holds, const std::string& what) {
-    if (!holds) {
-      ++wrong_;
-      std::printf("not so: %s\n", what.c_str());
-    }
-    return holds;
-  }
-  int exit_code() const {
-    std::fflush(stdout);
-    return wrong_ == 0 ? 0 : 1;
-  }
-
- private:
-  int wrong_ = 0;
-};
 
 // A child of the host's own: a shell that leaves with the code.
 pid_t start_own_child(int code) {
@@ -1168,11 +1078,7 @@ void prepare(std::string_view part) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  constexpr std::string_view kPart = "--part=";
-  std::string_view part;
-  if (argc > 1 && std::string_view(argv[1]).substr(0, kPart.size()) == kPart) {
-    part = std::string_view(argv[1]).substr(kPart.size());
-  }
+  const std::string_view part = bulkhead::test::part_of(argc, argv);
   prepare(part);
   bulkhead::start_fork_server();
   return part.empty() ? run_tests(argc, argv) : run_part(part);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "background.hpp"
 
-#include "process/fork_server.hpp"
 #include "process/symbols.hpp"
 
 #include <boost/asio/post.hpp>
@@ -17,8 +16,8 @@ std::shared_ptr<Background> Background::get() {
   static auto& mutex = *new std::mutex;
   static auto& shared = *new std::weak_ptr<Background>;
   const std::lock_guard lock(mutex);
-  auto background = process::is_forked_copy() ? nullptr : shared.lock();
-  if (!background) {
+  auto background = shared.lock();
+  if (!background || background->made_here_.is_forked_copy()) {
     background = std::make_shared<Background>();
     shared = background;
   }
@@ -45,7 +44,7 @@ Background::Thread::Thread(const char* name) {
 }
 
 Background::Thread::~Thread() {
-  if (process::is_forked_copy()) {
+  if (made_here.is_forked_copy()) {
     // The thread exists in the parent only; waiting for it would last for ever.
     thread.detach();
     return;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include "process/fork_server.hpp"
+
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 
@@ -31,11 +33,13 @@ class Background {
   struct Thread {
     explicit Thread(const char* name);
     ~Thread();
+    process::MadeHere made_here;
     boost::asio::io_context context{1};
     boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work{context.get_executor()};
     std::thread thread;
   };
 
+  process::MadeHere made_here_;
   Thread prompt_;
   Thread slow_;
 };

@@ -47,6 +47,7 @@ QueuedTask* Dispatcher::front() {
 void Dispatcher::worker_added(unsigned worker, std::uint64_t most_tasks) {
   workers_[worker] = Worker{};
   workers_[worker].present = true;
+  workers_[worker].limited = most_tasks > 0;
   workers_[worker].tasks_left = most_tasks;
   ++starting_;
   ++staying_;
@@ -58,11 +59,24 @@ void Dispatcher::worker_ready(unsigned worker, Time now) {
   workers_[worker].stalled = false;
   workers_[worker].idle_since = now;
   --starting_;
+  if (workers_[worker].limited && workers_[worker].tasks_left == 0) begin_leaving(workers_[worker]);
+}
+
+void Dispatcher::begin_leaving(Worker& worker) noexcept {
+  if (!worker.leaving) --staying_;
+  worker.leaving = true;
 }
 
 void Dispatcher::leave(unsigned worker) {
-  if (!workers_[worker].leaving) --staying_;
-  workers_[worker].leaving = true;
+  workers_[worker].limited = false;  // whatever is taken back, it leaves
+  begin_leaving(workers_[worker]);
+}
+
+void Dispatcher::taken_back(unsigned worker) {
+  Worker& state = workers_[worker];
+  if (!state.limited) return;
+  ++state.tasks_left;
+  if (std::exchange(state.leaving, false)) ++staying_;
 }
 
 void Dispatcher::worker_killed(unsigned worker) {

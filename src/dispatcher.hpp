@@ -89,6 +89,8 @@ class Dispatcher {
   std::optional<unsigned> choose_worker() const;
   /// A task was put into the worker's ring.
   void placed(unsigned worker);
+  /// A task that it was given was taken back: it does not count among its `most_tasks`.
+  void taken_back(unsigned worker);
   /// A request left the worker's ring: its task ended (`run_time`), or it was taken back.
   void left(unsigned worker, std::optional<Duration> run_time, Time now = Time(0));
   std::size_t load(unsigned worker) const { return workers_[worker].load; }
@@ -134,11 +136,13 @@ class Dispatcher {
     bool leaving = false;
     bool killed = false;
     std::size_t load = 0;
-    std::uint64_t tasks_left = 0;  // 0: no limit
+    bool limited = false;  // leaves after some tasks
+    std::uint64_t tasks_left = 0;
     Time idle_since{0};
   };
   using Queue = IntrusiveList<QueuedTask, ListLink>;
 
+  void begin_leaving(Worker& worker) noexcept;
   unsigned wanted_workers() const noexcept;
   unsigned kept_workers() const noexcept;
 
@@ -168,7 +172,8 @@ inline bool Dispatcher::has_room(std::size_t load) const noexcept {
 inline void Dispatcher::placed(unsigned worker) {
   Worker& state = workers_[worker];
   if (state.load++ == 0) ++loaded_;
-  if (state.tasks_left != 0 && --state.tasks_left == 0) leave(worker);
+  // One that is still starting may yet have its task taken back.
+  if (state.limited && --state.tasks_left == 0 && state.ready) begin_leaving(state);
 }
 
 inline void Dispatcher::left(unsigned worker, std::optional<Duration> run_time, Time now) {

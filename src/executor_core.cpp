@@ -434,9 +434,13 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
     } else if (node.retry_at_ns != 0) {
       retries_->remove(node);
       not_retried = &node;
-    } else if (owner == nullptr || !owner->cancel_in_flight(node, type)) {
+    } else {
       constexpr auto stopping = asio::cancellation_type::terminal | asio::cancellation_type::partial;
-      if ((type & stopping) != asio::cancellation_type::none) node.stop_requested.store(1, std::memory_order_release);
+      const bool stop = (type & stopping) != asio::cancellation_type::none;
+      // It may have failed already, and be about to wait for another run.
+      if (stop) node.last_run = true;
+      if (owner != nullptr && owner->cancel_in_flight(node, type)) return;
+      if (stop) node.stop_requested.store(1, std::memory_order_release);
       if (node.runs_here && (type & asio::cancellation_type::terminal) == asio::cancellation_type::none) return;
       cancel_early(node, {}, lock);
     }

@@ -79,7 +79,7 @@ void ExecutorCore::note_crashes(const TaskNode& node, Outcome outcome) {
 bool ExecutorCore::would_retry(const TaskNode& node, RetryOn kind) const noexcept {
   const RetryPolicy* const policy = node.options.retry();
   return policy != nullptr && policy->covers(kind) && node.attempt() < policy->attempts() && accepting &&
-         owner != nullptr && context_alive && !node.settled && node.repeatable();
+         owner != nullptr && context_alive && !node.settled && !node.last_run && node.repeatable();
 }
 
 // With the mutex, which it gives back while it asks the policy's predicate. True: the task waits for its next run.

@@ -93,19 +93,24 @@ unsigned take_spinning_workers(unsigned wanted) {
   return granted;
 }
 
+// "For ever" as `nanoseconds::max()` could not be added to any time of the clock; a century can.
+std::chrono::nanoseconds at_most_a_century(std::chrono::nanoseconds time) {
+  return std::min<std::chrono::nanoseconds>(time, std::chrono::hours(24 * 365 * 100));
+}
+
 detail::WorkerPool::Settings pool_settings(const LocalExecutorOptions& options) {
   detail::WorkerPool::Settings settings;
   settings.max_workers = options.max_workers;
   settings.max_message_size = options.max_message_size;
   settings.min_workers = options.min_workers;
   settings.spare_workers = options.spare_workers;
-  settings.idle_timeout = options.idle_timeout;
+  settings.idle_timeout = at_most_a_century(options.idle_timeout);
   settings.max_tasks_per_worker = options.max_tasks_per_worker;
   settings.max_worker_memory = options.max_worker_memory;
   settings.memory_limit = options.memory_limit;
-  settings.cancel_grace = options.cancel_grace;
+  settings.cancel_grace = at_most_a_century(options.cancel_grace);
   settings.capture_output = options.capture_output;
-  settings.start_timeout = options.start_timeout;
+  settings.start_timeout = at_most_a_century(options.start_timeout);
   settings.preload = options.preload.encoded();
   settings.initializer = options.initializer.encoded();
   switch (options.spin) {
@@ -180,7 +185,8 @@ LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOpt
       options_(checked(std::move(options))),
       engine_(std::make_unique<Engine>()) {
   if (options_.quarantine_after > 0) {
-    core()->quarantine = std::make_unique<detail::Quarantine>(options_.quarantine_after, options_.quarantine_time);
+    core()->quarantine =
+        std::make_unique<detail::Quarantine>(options_.quarantine_after, at_most_a_century(options_.quarantine_time));
   }
   if (options_.bypass) {
     detail::Bypass::Settings settings;
@@ -217,7 +223,7 @@ LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOpt
 
 LocalExecutor::~LocalExecutor() {
   close();
-  if (process::is_forked_copy()) {
+  if (engine_->pool && engine_->pool->is_forked_copy()) {
     // Workers, thread and event loop are the parent's; closing the copy of a descriptor would disturb them.
     static_cast<void>(engine_.release());
     return;
@@ -251,7 +257,7 @@ void LocalExecutor::execute_locked(detail::TaskNode* node, detail::ExecutorCore:
 }
 
 asio::awaitable<void> LocalExecutor::stop(ShutdownOptions options) {
-  if (process::is_forked_copy()) {
+  if (engine_->pool && engine_->pool->is_forked_copy()) {
     ErrorContext context;
     context.executor = name();
     throw ExecutorNotRunningError(context,

@@ -92,7 +92,7 @@ void WorkerPool::open() {
 // The program's threads: tasks go in.
 
 void WorkerPool::execute(TaskNode* node, Lock& lock) {
-  if (closed_ || process::is_forked_copy() || forsaken_) {
+  if (closed_ || is_forked_copy() || forsaken_) {
     auto refusal = forsaken_ ? std::make_exception_ptr(WorkerStartError(last_start_error_, 1, core_->context_of(*node)))
                              : std::make_exception_ptr(ExecutorNotRunningError(
                                    core_->context_of(*node),
@@ -314,7 +314,7 @@ void WorkerPool::schedule_drain() {
 }
 
 void WorkerPool::drain(Lock& lock) {
-  if (process::is_forked_copy()) return;  // The areas are not mapped here, and the tasks are the parent's.
+  if (is_forked_copy()) return;  // The areas are not mapped here, and the tasks are the parent's.
   // A handler that throws leaves through here: the rest must still be delivered.
   struct Guard {
     WorkerPool& pool;
@@ -395,7 +395,7 @@ void WorkerPool::wait_for_answers() {
     Lock lock(self->core_->mutex);
     self->waiting_ = false;
     // A forked copy shares the doorbells: what it took note of, its parent would never hear of.
-    if (self->closed_ || process::is_forked_copy()) return;
+    if (self->closed_ || self->is_forked_copy()) return;
     self->clear_doorbells();
     self->drain(lock);
   });
@@ -417,7 +417,7 @@ void WorkerPool::watch_backlog() {
   backlog_timer_->async_wait([self = shared_from_this()](boost::system::error_code error) {
     Lock lock(self->core_->mutex);
     self->watching_backlog_ = false;
-    if (error || self->closed_ || process::is_forked_copy()) return;
+    if (error || self->closed_ || self->is_forked_copy()) return;
     for (const unsigned index : self->dispatcher_.stalled_workers()) {
       // All that has no answer, but for what it runs.
       if (const WorkerPtr& worker = self->workers_[index]) self->take_back_behind(*worker, worker->collected - 1);
@@ -473,6 +473,7 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
     }
     entry.answered = true;
     --in_rings_;
+    if (node != nullptr) dispatcher_.taken_back(worker.index);
     dispatcher_.left(worker.index, std::nullopt, time_of(now));
     if (dispatcher_.leaving(worker.index) && dispatcher_.load(worker.index) == 0) ask_maintenance();
     if (node == nullptr) return;

@@ -83,6 +83,9 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   /// The Asio context is being destroyed.
   void context_gone();
 
+  /// Whether this process is a fork of the one that made the pool: then it is not its own to use.
+  bool is_forked_copy() const noexcept { return made_here_.is_forked_copy(); }
+
   /// With the mutex.
   void add_metrics(Metrics& metrics) const;
   std::vector<int> worker_pids() const;
@@ -222,6 +225,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void look_at_head(Worker& worker, std::uint64_t now);
   void stop_workers();
   void all_gone_if_so();
+  void complete_dismissals(const std::exception_ptr& report);
   Worker* find_worker(std::uint64_t generation);
 
   template <class F>
@@ -253,6 +257,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   bool closed_ = false;
   bool forsaken_ = false;  // the fork server is gone: no worker ever again
   bool stopping_ = false;
+  process::MadeHere made_here_;
   bool dismissing_ = false;
   std::uint64_t last_generation_ = 0;
   std::uint64_t workers_started_ = 0;

@@ -57,6 +57,7 @@ bool WorkerPool::take_back(Worker& worker, std::uint32_t sequence) {
   const bool taken_back = worker.channel.take_back(sequence);
   const bool published = static_cast<std::int32_t>(sequence - worker.channel.published()) < 0;
   if (published && !taken_back) return false;
+  if (entry.node != nullptr) dispatcher_.taken_back(worker.index);
   free_entry(worker, entry);
   return true;
 }
@@ -118,7 +119,7 @@ void WorkerPool::look_at_head(Worker& worker, std::uint64_t now) {
 // Cancelling.
 
 void WorkerPool::cancel(TaskNode& node, asio::cancellation_type type) {
-  if (process::is_forked_copy()) return;
+  if (is_forked_copy()) return;
   using Stage = TaskNode::Stage;
   switch (node.place.stage) {
     case Stage::none:

@@ -256,7 +256,7 @@ void WorkerPool::maintain() {
   Lock lock(core_->mutex);
   maintenance_asked_ = false;
   start_pending_ = false;
-  if (closed_ || process::is_forked_copy()) return;
+  if (closed_ || is_forked_copy()) return;
   while (!closed_ && !stopping_ && !forsaken_) {
     notice_ready_workers();
     const auto now = time_now();
@@ -433,17 +433,19 @@ void WorkerPool::worker_spawned(Worker& worker, process::FileDescriptor pidfd) {
   });
 }
 
-// An initializer that does not end must not keep tasks waiting for ever.
+// An initializer that does not end must not keep tasks waiting for ever, nor a worker that was stopped too soon.
 void WorkerPool::limit_start(Worker& worker) {
-  if (settings_.initializer.empty()) return;
-  worker.limit_timer = std::make_unique<asio::steady_timer>(background_, settings_.start_timeout);
+  const std::chrono::nanoseconds limit = settings_.initializer.empty() ? kStartPatience : settings_.start_timeout;
+  worker.limit_timer = std::make_unique<asio::steady_timer>(background_, limit);
   worker.limit_timer->async_wait(
       in_background([generation = worker.generation](WorkerPool& self, Lock&, boost::system::error_code error) {
         Worker* const late = error ? nullptr : self.find_worker(generation);
         if (late == nullptr || late->channel.state() != process::WorkerState::starting) return;
         self.kill(*late, Killed::start_timeout,
-                  fmt::format("the initializer did not end within start_timeout = {} s",
-                              std::chrono::duration<double>(self.settings_.start_timeout).count()));
+                  self.settings_.initializer.empty()
+                      ? "it did not begin to work: it was stopped"
+                      : fmt::format("the initializer did not end within start_timeout = {} s",
+                                    std::chrono::duration<double>(self.settings_.start_timeout).count()));
       }));
 }
 

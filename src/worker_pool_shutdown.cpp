@@ -19,7 +19,7 @@ constexpr auto kStopPatience = std::chrono::seconds(1);
 }  // namespace
 
 void WorkerPool::cancel_pending() {
-  if (process::is_forked_copy()) return;
+  if (is_forked_copy()) return;
   const Lock lock(core_->mutex);
   while (QueuedTask* task = dispatcher_.front()) {
     auto& node = static_cast<TaskNode&>(*task);
@@ -60,6 +60,10 @@ void WorkerPool::kill_all(const std::string& reason) {
 void WorkerPool::dismiss(Handler handler) {
   const Lock lock(core_->mutex);
   dismiss_handlers_.push_back(std::move(handler));
+  if (closed_) {
+    complete_dismissals(nullptr);
+    return;
+  }
   asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.stop_workers(); }));
 }
 
@@ -102,11 +106,15 @@ void WorkerPool::all_gone_if_so() {
   }
   stop_timer_->cancel();
   end_template();
-  if (!core_->context_alive) return;
   ErrorContext context;
   context.executor = core_->name;
   const auto report = stuck.empty() ? std::exception_ptr()
                                     : std::make_exception_ptr(WorkerStuckError(std::move(stuck), std::move(context)));
+  complete_dismissals(report);
+}
+
+void WorkerPool::complete_dismissals(const std::exception_ptr& report) {
+  if (!core_->context_alive) return;
   for (Handler& handler : dismiss_handlers_) {
     asio::post(core_->io, asio::append(std::move(handler), report, true));
   }
@@ -152,6 +160,8 @@ void WorkerPool::close() {
       worker.reset();
     }
     closed_ = true;
+    // Whoever waits for the workers' end need not wait any longer.
+    complete_dismissals(nullptr);
     handlers.swap(dismiss_handlers_);
     deadlines_.clear();
     doorbell_wait_.reset();

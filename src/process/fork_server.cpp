@@ -205,6 +205,8 @@ void serve_create_template(Received& received) {
 
 // One byte that the kernel clears in every forked copy.
 std::atomic<std::byte*> owner_mark{nullptr};
+// How many processes in the line of forks that led here have had a fork server.
+std::atomic<unsigned> incarnation{0};
 
 }  // namespace
 
@@ -292,8 +294,9 @@ FileDescriptor ForkServer::create_template(TemplateConfiguration configuration, 
 }
 
 bool ForkServer::gone() const noexcept {
-  pollfd polled{state_->pidfd.get(), POLLIN, 0};
-  return ::poll(&polled, 1, 0) > 0;
+  // Dying, it closes its socket before the kernel ends its descendants, and is dead only after that.
+  std::array<pollfd, 2> polled{pollfd{state_->pidfd.get(), POLLIN, 0}, pollfd{state_->control.get(), 0, 0}};
+  return ::poll(polled.data(), polled.size(), 0) > 0;
 }
 
 std::optional<CodeRange> ForkServer::code_around(const void* address) const noexcept {
@@ -312,7 +315,14 @@ bool is_forked_copy() noexcept {
   return mark != nullptr && *mark == std::byte{0};
 }
 
+MadeHere::MadeHere() noexcept : incarnation_(incarnation.load(std::memory_order_relaxed)) {}
+
+bool MadeHere::is_forked_copy() const noexcept {
+  return incarnation_ != incarnation.load(std::memory_order_relaxed) || process::is_forked_copy();
+}
+
 void mark_owner_process() {
+  ++incarnation;
   if (std::byte* mark = owner_mark.load()) {
     *mark = std::byte{1};
     return;

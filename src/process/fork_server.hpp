@@ -60,6 +60,17 @@ class ForkServer {
 bool is_forked_copy() noexcept;
 void mark_owner_process();
 
+/// Remembers in which process an object was made: a fork has a copy of it, which is not the fork's own; also not after
+/// the fork has called `mark_owner_process` for what it makes itself.
+class MadeHere {
+ public:
+  MadeHere() noexcept;
+  bool is_forked_copy() const noexcept;
+
+ private:
+  unsigned incarnation_;
+};
+
 /// Ends the calling process as a fork server's child must end: nothing of the host's is destroyed or flushed.
 [[noreturn]] void leave(int code) noexcept;
 

@@ -91,6 +91,7 @@ class TaskNode : public OpenLink, public QueuedTask {
   bool waiting = false;    // for admission
   bool admitted = false;   // holds one of `max_pending` slots
   bool settled = false;    // has its outcome; nobody waits any more
+  bool last_run = false;   // its caller has asked for its end: it is not run again
   bool runs_here = false;  // is counted in the core's `running`
   // Whether encoding the call, or decoding its result, runs library code only, and is quick: it may be done under the
   // mutex.

@@ -1,0 +1,832 @@
+// SPDX-License-Identifier: BSL-1.0
+// What can go wrong where processes are made and ended: forks that fail or are interrupted, hosts that exec, daemonise,
+// start late or are huge, numbers of processes that come again, and workers that cannot be killed.
+#include <bulkhead/local_executor.hpp>
+
+#include "support/catch.hpp"
+#include "support/outcome.hpp"
+#include "support/processes.hpp"
+#include "support/program.hpp"
+#include "support/run.hpp"
+#include "support/run_tests.hpp"
+#include "support/sanitizer.hpp"
+#include "support/shared.hpp"
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <netdb.h>
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <clocale>
+#include <csignal>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <locale>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <random>
+#include <set>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace asio = boost::asio;
+using bulkhead::ExecutorNotRunningError;
+using bulkhead::LocalExecutor;
+using bulkhead::LocalExecutorOptions;
+using bulkhead::TaskOptions;
+using bulkhead::TaskTimeoutError;
+using bulkhead::WorkerStartError;
+using bulkhead::WorkerStuckError;
+using bulkhead::test::adds_up;
+using bulkhead::test::all_over;
+using bulkhead::test::descendants;
+using bulkhead::test::error_as;
+using bulkhead::test::Gate;
+using bulkhead::test::kGone;
+using bulkhead::test::message;
+using bulkhead::test::open_descriptors;
+using bulkhead::test::Outcome;
+using bulkhead::test::parent_of;
+using bulkhead::test::Process;
+using bulkhead::test::processes_of;
+using bulkhead::test::Program;
+using bulkhead::test::read_file;
+using bulkhead::test::Report;
+using bulkhead::test::run;
+using bulkhead::test::run_until;
+using bulkhead::test::whole;
+using bulkhead::test::workers;
+using namespace std::chrono_literals;
+
+namespace {
+
+Gate& gate = bulkhead::test::shared_object<Gate>();
+
+int twice(int value) { return 2 * value; }
+
+int wait_at_gate(int value) {
+  gate.wait();
+  return value;
+}
+
+void spin() {
+  for (volatile bool on = true; on;) {
+  }
+}
+
+int leave_by_exit(int code) { std::exit(code); }
+
+// The number behind a field of /proc/self/status; -1 if there is none.
+long own_status(std::string field) {
+  std::istringstream status(read_file("/proc/self/status"));
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with(field + ":")) return std::stol(line.substr(field.size() + 1));
+  }
+  return -1;
+}
+
+int own_descriptors() { return static_cast<int>(open_descriptors()); }
+
+// Whether there is such a process, and it is not dead and only waited for.
+bool runs(int pid) {
+  const std::string state = read_file("/proc/" + std::to_string(pid) + "/stat");
+  const std::size_t end = state.rfind(") ");
+  return end != std::string::npos && state[end + 2] != 'Z' && state[end + 2] != 'X';
+}
+
+int template_of(const LocalExecutor& pool) { return parent_of(pool.worker_pids().front()); }
+
+void check_part(const std::string& part) {
+  Program program(part);
+  const auto [code, said] = program.finish();
+  INFO(said);
+  CHECK(code == 0);
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 21: workers that cannot be killed.
+
+namespace {
+
+// A killed process that its tracer keeps from dying is for everybody else one that the kernel does not let go: in a
+// frozen cgroup of version 1, or in a system call that hangs.
+class Undying {
+ public:
+  explicit Undying(int pid) : pid_(pid) { held_ = ::ptrace(PTRACE_SEIZE, pid_, nullptr, PTRACE_O_TRACEEXIT) == 0; }
+  Undying(const Undying&) = delete;
+  Undying& operator=(const Undying&) = delete;
+  ~Undying() { let_go(); }
+
+  bool held() const { return held_; }
+  void let_go() {
+    if (!std::exchange(held_, false)) return;
+    // It has been killed: this waits for its stop on the way out, which is at hand.
+    ::waitpid(pid_, nullptr, __WALL);
+    ::ptrace(PTRACE_DETACH, pid_, nullptr, nullptr);
+  }
+
+ private:
+  int pid_;
+  bool held_ = false;
+};
+
+// The same by a frozen cgroup; see frozen_worker.
+class Frozen {
+ public:
+  Frozen(const std::string& freezer, int pid) : directory_(freezer + "/bulkhead-test-" + std::to_string(::getpid())) {
+    std::filesystem::create_directory(directory_);
+    std::ofstream(directory_ + "/tasks") << pid << std::flush;
+    std::ofstream(directory_ + "/freezer.state") << "FROZEN" << std::flush;
+    held_ =
+        bulkhead::test::poll_until([&] { return read_file(directory_ + "/freezer.state").starts_with("FROZEN"); }, 10s);
+  }
+  Frozen(const Frozen&) = delete;
+  Frozen& operator=(const Frozen&) = delete;
+  ~Frozen() {
+    let_go();
+    bulkhead::test::poll_until([&] { return ::rmdir(directory_.c_str()) == 0; }, kGone);
+  }
+
+  bool held() const { return held_; }
+  void let_go() {
+    if (std::exchange(held_, false)) std::ofstream(directory_ + "/freezer.state") << "THAWED" << std::flush;
+  }
+
+ private:
+  std::string directory_;
+  bool held_ = false;
+};
+
+template <class Hold>
+void expect_undying_worker_is_survived(const std::function<std::unique_ptr<Hold>(int pid)>& hold) {
+  gate.reset();
+  asio::io_context context;
+  auto options = workers(1);
+  options.name = "pool with an undying worker";
+  std::optional<LocalExecutor> pool(std::in_place, context.get_executor(), options);
+  Outcome<> task;
+  pool->async_submit(TaskOptions().name("caught").timeout(100ms), bulkhead::call(wait_at_gate, 1), task.handler());
+  REQUIRE(run_until(context, [&] { return gate.waiting == 1 && whole(*pool); }));
+  const int pid = pool->worker_pids().front();
+  const Process worker(pid);
+  const std::unique_ptr<Hold> held = hold(pid);
+  REQUIRE(held->held());
+
+  // The caller is told; the worker is not gone, and is counted.
+  REQUIRE(run_until(context, [&] { return task.calls > 0; }));
+  CHECK(bulkhead::test::holds<TaskTimeoutError>(task.error));
+  CHECK_FALSE(worker.gone());
+  CHECK(pool->metrics().workers_dying == 1);
+  // Another works in its place.
+  CHECK(run(context, pool->submit(twice, 21)) == 42);
+  CHECK(pool->metrics().workers == 1);
+  CHECK(pool->metrics().workers_dying == 1);
+  CHECK_FALSE(worker.gone());
+
+  // The shutdown waits for it, but not for ever, and says which one it is.
+  std::exception_ptr error;
+  try {
+    run(context, pool->shutdown());
+  } catch (...) {
+    error = std::current_exception();
+  }
+  INFO(message(error));
+  const auto stuck = error_as<WorkerStuckError>(error);
+  REQUIRE(stuck);
+  CHECK(stuck->pids() == std::vector<int>{pid});
+  CHECK(std::string(stuck->what()).find(std::to_string(pid)) != std::string::npos);
+  CHECK(stuck->context().executor == "pool with an undying worker");
+  CHECK_FALSE(worker.gone());
+  CHECK(adds_up(*pool));
+  pool.reset();
+
+  // As soon as it can, it dies: it was killed long ago.
+  held->let_go();
+  CHECK(worker.gone_within(kGone));
+  CHECK(task.calls == 1);
+}
+
+}  // namespace
+
+TEST_CASE("21: a worker that cannot be killed is counted and replaced, and the shutdown reports it after its bound",
+          "[fault]") {
+  expect_undying_worker_is_survived<Undying>([](int pid) { return std::make_unique<Undying>(pid); });
+}
+
+TEST_CASE("21: a worker in a frozen cgroup is counted and replaced, and the shutdown reports it after its bound",
+          "[fault]") {
+  // Needs a freezer of version 1 and the right to use it: the script frozen_worker says how.
+  const char* freezer = std::getenv("BULKHEAD_FREEZER");
+  if (freezer == nullptr) return;
+  expect_undying_worker_is_survived<Frozen>([&](int pid) { return std::make_unique<Frozen>(freezer, pid); });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 48: no more processes.
+
+namespace {
+
+constexpr int kNobody = 65'534;
+
+// Limits of the number of processes do not hold for root.
+void become_nobody() {
+  if (::geteuid() == 0 && ::setresuid(kNobody, kNobody, kNobody) != 0) throw std::runtime_error("cannot become nobody");
+}
+
+// In a child of the same user, since root in a container may not do it to others.
+bool limit_processes(int pid, rlim_t number) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    rlimit limit{};
+    if (::geteuid() == 0 && ::setresuid(kNobody, kNobody, kNobody) != 0) ::_exit(1);
+    if (::prlimit(pid, RLIMIT_NPROC, nullptr, &limit) != 0) ::_exit(2);
+    limit.rlim_cur = std::min(number, limit.rlim_max);
+    ::_exit(::prlimit(pid, RLIMIT_NPROC, &limit, nullptr) == 0 ? 0 : 3);
+  }
+  int status = 0;
+  return ::waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+}  // namespace
+
+TEST_CASE("48: where a fork fails, workers that are there serve, tasks without any fail clearly, and it recovers",
+          "[fault]") {
+  asio::io_context context;
+  auto options = workers(2);
+  options.preload = become_nobody;
+  LocalExecutor pool(context.get_executor(), options);
+  REQUIRE(run(context, pool.submit(twice, 21)) == 42);
+  REQUIRE(run_until(context, [&] { return whole(pool); }));
+  const int worker_template = template_of(pool);
+  REQUIRE(limit_processes(worker_template, 1));
+  const auto kill_one = [&] {
+    const Process worker(pool.worker_pids().front());
+    return worker.signal(SIGKILL) && run_until(context, [&] {
+             const std::vector<int> pids = pool.worker_pids();
+             return std::count(pids.begin(), pids.end(), worker.pid()) == 0;
+           });
+  };
+  REQUIRE(kill_one());
+  for (int i = 0; i < 20; ++i) CHECK(run(context, pool.submit(twice, i)) == 2 * i);
+  CHECK(pool.metrics().workers == 1);
+  REQUIRE(kill_one());
+  std::exception_ptr error;
+  try {
+    run(context, pool.submit(twice, 21));
+  } catch (...) {
+    error = std::current_exception();
+  }
+  INFO(message(error));
+  CHECK(bulkhead::test::holds<WorkerStartError>(error));
+  CHECK(message(error).find("fork") != std::string::npos);
+  CHECK(message(error).find(std::strerror(EAGAIN)) != std::string::npos);
+  // No storm: what was started are the first two, and a handful of attempts, each after a longer pause.
+  CHECK(pool.metrics().workers_started < 20);
+
+  REQUIRE(limit_processes(worker_template, RLIM_INFINITY));
+  REQUIRE(run_until(context, [&] { return whole(pool); }));
+  CHECK(run(context, pool.submit(twice, 21)) == 42);
+  CHECK(adds_up(pool));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 49: signals in the midst of a fork.
+
+namespace {
+
+#if WITH_SANITIZER
+constexpr int kInterruptions = 40;  // a fork of a process with shadow memory takes tens of times longer
+#else
+constexpr int kInterruptions = 300;
+#endif
+
+// All processes below this one that run or will.
+std::set<int> living_descendants() {
+  std::set<int> living = descendants();
+  std::erase_if(living, [](int pid) { return !runs(pid); });
+  return living;
+}
+
+}  // namespace
+
+TEST_CASE("49: signals to template and fork server in the midst of forks leave no worker that the pool does not know",
+          "[fault]") {
+  const auto seed = std::random_device()();
+  std::mt19937 random(seed);
+  CAPTURE(seed);
+  const std::set<int> before = living_descendants();
+  asio::io_context context;
+  std::optional<LocalExecutor> pool(std::in_place, context.get_executor(), workers(2));
+  REQUIRE(run(context, pool->submit(twice, 21)) == 42);
+  std::array<int, 3> done{};
+  for (int round = 0; round < kInterruptions; ++round) {
+    CAPTURE(round);
+    REQUIRE(run_until(context, [&] { return whole(*pool); }));
+    const Process worker_template(template_of(*pool));
+    const Process fork_server(parent_of(worker_template.pid()));
+    const Process victim(pool->worker_pids().front());
+    victim.signal(SIGKILL);  // unless it died with its template a moment ago
+    // Somewhere in the 0.5 ms or so in which the pool hears of it, the template forks and tells: no sleep hits that.
+    const auto moment = std::chrono::steady_clock::now() + std::chrono::microseconds(random() % 1000);
+    while (std::chrono::steady_clock::now() < moment) context.poll(), context.restart();
+    const std::size_t kind = std::array<std::size_t, 8>{0, 0, 0, 1, 1, 1, 1, 2}[random() % 8];
+    ++done[kind];
+    const Process& target = random() % 4 == 0 && kind != 2 ? fork_server : worker_template;
+    switch (kind) {
+      case 0:
+        target.signal(SIGCHLD);
+        break;
+      case 1:
+        target.signal(SIGSTOP);
+        context.poll();
+        target.signal(SIGCONT);
+        break;
+      default:
+        target.signal(SIGKILL);
+    }
+    context.restart();
+    CHECK(run(context, pool->submit(twice, round)) == 2 * round);
+  }
+  CAPTURE(done);
+  REQUIRE(run_until(context, [&] { return whole(*pool); }));
+  // Whoever lives is known: the pool's two workers and their template.
+  const auto expected = [&] {
+    std::set<int> known = before;
+    for (const int pid : pool->worker_pids()) known.insert(pid);
+    known.insert(template_of(*pool));
+    return known;
+  };
+  CHECK(run_until(context, [&] { return living_descendants() == expected(); }));
+  CHECK(adds_up(*pool));
+  pool.reset();
+  CHECK(run_until(context, [&] { return living_descendants() == before; }));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 50: hosts that become another program, or another process.
+
+namespace {
+
+std::vector<int> all_of(const LocalExecutor& pool) {
+  std::vector<int> pids = pool.worker_pids();
+  pids.push_back(template_of(pool));
+  pids.push_back(parent_of(template_of(pool)));
+  return pids;
+}
+
+int host_that_execs(std::size_t descriptors_before) {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  Report report;
+  report.expect(run(context, pool.submit(twice, 21)) == 42, "a task returns before");
+  report.expect(run_until(context, [&] { return whole(pool); }), "the pool is whole");
+  Outcome<> running;
+  pool.async_submit(bulkhead::call(wait_at_gate, 1), running.handler());
+  report.expect(run_until(context, [] { return gate.waiting == 1; }), "a task runs");
+  std::string part = "--part=after_exec_" + std::to_string(descriptors_before);
+  for (const int pid : all_of(pool)) part += "_" + std::to_string(pid);
+  std::fflush(stdout);
+  std::string self = "/proc/self/exe";
+  std::array<char*, 3> arguments{self.data(), part.data(), nullptr};
+  ::execv(self.c_str(), arguments.data());
+  return 3;
+}
+
+int after_exec(std::string_view found) {
+  Report report;
+  std::istringstream numbers{std::string(found)};
+  std::string number;
+  std::getline(numbers, number, '_');
+  report.expect(
+      number == std::to_string(open_descriptors()),
+      "nothing of the pool is open: " + std::to_string(open_descriptors()) + " descriptors, before " + number);
+  int count = 0;
+  while (std::getline(numbers, number, '_')) {
+    ++count;
+    // The fork server was the old program's child, and stays its heir's zombie: exec does not tell who waits for it.
+    report.expect(bulkhead::test::poll_until([&] { return !runs(std::stoi(number)); }, kGone),
+                  "process " + number + " of the old program's pool is gone");
+  }
+  report.expect(count == 4, "the processes' numbers were handed over");
+  bulkhead::start_fork_server();
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  report.expect(run(context, pool.submit(twice, 21)) == 42, "the new program has a pool of its own");
+  return report.exit_code();
+}
+
+int host_that_becomes_a_daemon() {
+  asio::io_context context;
+  std::optional<LocalExecutor> pool(std::in_place, context.get_executor(), workers(2));
+  if (run(context, pool->submit(twice, 21)) != 42) return 3;
+  if (!run_until(context, [&] { return whole(*pool); })) return 4;
+  const std::vector<Process> processes = processes_of(*pool);
+  // As daemon(3), and twice as the books have it: what called it ends, and its copy goes on.
+  if (::daemon(1, 1) != 0) return 5;
+  if (const pid_t again = ::fork(); again != 0) ::_exit(0);
+  Report report;
+  Outcome<> outcome;
+  pool->async_submit(bulkhead::call(twice, 21), outcome.handler());
+  report.expect(run_until(context, [&] { return outcome.calls > 0; }), "a submit in the daemon ends");
+  report.expect(bulkhead::test::holds<ExecutorNotRunningError>(outcome.error),
+                "with a clear error: " + message(outcome.error));
+  report.expect(message(outcome.error).find("fork") != std::string::npos, "that says why: " + message(outcome.error));
+  for (const Process& process : processes) report.expect(process.gone_within(kGone), "the old workers are gone");
+  pool.reset();
+  bulkhead::start_fork_server();
+  asio::io_context own_context;
+  LocalExecutor own(own_context.get_executor(), workers(1));
+  report.expect(run(own_context, own.submit(twice, 21)) == 42, "the daemon has a pool of its own");
+  if (report.exit_code() == 0) std::puts("the daemon is well");
+  return report.exit_code();
+}
+
+}  // namespace
+
+TEST_CASE("50: a host that calls exec leaves no worker behind, and the new program can have a pool", "[fault]") {
+  check_part("host_that_execs");
+}
+
+TEST_CASE("50: a host that becomes a daemon gets a clear error from its old pool, and can have a new one", "[fault]") {
+  Program program("host_that_becomes_a_daemon");
+  const auto [code, said] = program.finish();
+  INFO(said);
+  CHECK(code == 0);
+  CHECK(said.find("the daemon is well") != std::string::npos);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 52: hosts with threads.
+
+namespace {
+
+// Eight threads that do nothing but take locks that a fork would copy locked.
+class BusyThreads {
+ public:
+  BusyThreads() {
+    for (int i = 0; i < 8; ++i) threads_.emplace_back([this, i] { work(i); });
+    while (started_ < 8) std::this_thread::yield();
+  }
+  BusyThreads(const BusyThreads&) = delete;
+  BusyThreads& operator=(const BusyThreads&) = delete;
+  ~BusyThreads() {
+    stop_ = true;
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+ private:
+  void work(int kind) {
+    ++started_;
+    while (!stop_) {
+      switch (kind % 4) {
+        case 0:
+          (void)std::vector<char>(std::size_t{1} << (stop_ ? 4 : 17)).data();  // malloc
+          break;
+        case 1: {
+          const std::lock_guard lock(mutex_);
+          break;
+        }
+        case 2:
+          (void)(std::ostringstream() << std::locale("").name() << 1.5).str();
+          break;
+        default: {
+          addrinfo* found = nullptr;
+          addrinfo hints{};
+          hints.ai_flags = AI_NUMERICHOST;  // no name server is asked
+          if (::getaddrinfo("127.0.0.1", "80", &hints, &found) == 0) ::freeaddrinfo(found);
+        }
+      }
+    }
+  }
+
+  std::atomic<bool> stop_{false};
+  std::atomic<int> started_{0};
+  std::mutex mutex_;
+  std::vector<std::thread> threads_;
+};
+
+int allocate_and_format(int value) {
+  std::ostringstream text;
+  text.imbue(std::locale(""));
+  text << std::vector<int>(1000, value).size() << std::mt19937(1)();
+  return text.str().empty() ? -1 : value;
+}
+
+#if WITH_SANITIZER
+constexpr int kStarts = 300;  // a fork of a process with shadow memory takes tens of times longer
+#else
+constexpr int kStarts = 10'000;
+#endif
+
+asio::awaitable<int> count_right(LocalExecutor& pool, int tasks) {
+  int right = 0;
+  for (int i = 0; i < tasks; ++i) right += co_await pool.submit(allocate_and_format, i) == i ? 1 : 0;
+  co_return right;
+}
+
+int host_that_starts_late() {
+  Report report;
+  const BusyThreads threads;
+  try {
+    bulkhead::start_fork_server();
+    report.expect(false, "a start beside other threads is refused");
+  } catch (const std::exception& error) {
+    const std::string said = error.what();
+    report.expect(said.find("one thread") != std::string::npos && said.find("first line of main") != std::string::npos,
+                  "it says why and what to do: " + said);
+  }
+  try {
+    asio::io_context context;
+    LocalExecutor pool(context.get_executor(), workers(1));
+    report.expect(false, "a pool beside other threads and without a fork server is refused");
+  } catch (const std::exception& error) {
+    report.expect(std::string(error.what()).find("start_fork_server") != std::string::npos,
+                  std::string("it says what to do: ") + error.what());
+  }
+  return report.exit_code();
+}
+
+}  // namespace
+
+TEST_CASE("52: a fork server started beside eight threads is refused with an error that says what to do", "[fault]") {
+  check_part("host_that_starts_late");
+}
+
+TEST_CASE("52: 10,000 workers start one after another beside eight threads that hold locks, and none hangs",
+          "[fault]") {
+  const BusyThreads threads;
+  asio::io_context context;
+  auto options = workers(2);
+  options.max_tasks_per_worker = 1;
+  LocalExecutor pool(context.get_executor(), options);
+  CHECK(run(context, count_right(pool, kStarts), 240s) == kStarts);
+  CHECK(pool.metrics().workers_recycled >= static_cast<std::uint64_t>(kStarts) - 2);
+  CHECK(pool.metrics().workers_crashed == 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 54: hosts that are huge.
+
+namespace {
+
+constexpr std::size_t kHostMemory = std::size_t{512} << 20;
+constexpr rlim_t kHostDescriptors = 10'000;
+
+struct Footprint {
+  long address_space = 0;  // KiB
+  long resident = 0;       // KiB
+  int descriptors = 0;
+};
+
+Footprint footprint_of_a_worker() {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  Footprint footprint;
+  footprint.address_space = run(context, pool.submit(own_status, "VmSize"));
+  footprint.resident = run(context, pool.submit(own_status, "VmRSS"));
+  footprint.descriptors = run(context, pool.submit(own_descriptors));
+  return footprint;
+}
+
+int huge_host() {
+  Report report;
+  const Footprint small = footprint_of_a_worker();
+  std::vector<char> memory(kHostMemory, 'x');
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  const rlim_t wanted = std::min(limit.rlim_max, kHostDescriptors + 1'000);
+  limit.rlim_cur = std::max(limit.rlim_cur, wanted);
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+  std::vector<int> descriptors;
+  while (descriptors.size() + 1'000 < wanted) descriptors.push_back(::dup(STDIN_FILENO));
+  report.expect(descriptors.back() >= 0, "the host has its descriptors");
+  const Footprint big = footprint_of_a_worker();
+  // Forked from what the host was before: nothing of this is copied at a start, or counted for a worker.
+  constexpr long kSame = 8 << 10;  // KiB; what start-up and heaps vary by, and a sixty-fourth of the host's memory
+  report.expect(big.address_space < small.address_space + kSame,
+                "a worker's address space: " + std::to_string(small.address_space) + " KiB beside a small host, " +
+                    std::to_string(big.address_space) + " KiB beside a huge one");
+  report.expect(big.resident < small.resident + kSame, "a worker's memory is that beside a small host");
+  report.expect(big.descriptors == small.descriptors,
+                "a worker has " + std::to_string(big.descriptors) + " descriptors");
+  return report.exit_code();
+}
+
+}  // namespace
+
+TEST_CASE("54: a worker of a host with 512 MiB and 10,000 descriptors is as small as one of a small host", "[fault]") {
+  check_part("huge_host");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 55: what the host has buffered, and its static objects.
+
+namespace {
+
+// Before the fork server starts: text in three buffers, none of it written.
+struct Buffered {
+  std::string path;
+  std::FILE* file = nullptr;
+  std::ofstream stream;
+};
+Buffered buffered;
+// Has a thread once the fork server runs, and tells its end.
+struct ObjectWithThread {
+  std::optional<std::thread> thread;
+  ~ObjectWithThread() {
+    if (thread) thread->join();  // in a worker it would wait for a thread that is not there
+    if (!buffered.path.empty()) std::ofstream(buffered.path + ".ends", std::ios::app) << "end\n";
+  }
+};
+ObjectWithThread object;
+
+void fill_buffers() {
+  buffered.path = "/tmp/bulkhead-fork-test-" + std::to_string(::getpid());
+  buffered.file = std::fopen((buffered.path + ".file").c_str(), "w");
+  buffered.stream.open(buffered.path + ".stream");
+  std::fputs("once\n", buffered.file);
+  buffered.stream << "once\n";
+  std::fputs("said once\n", stdout);
+}
+
+int host_with_buffers() {
+  Report report;
+  object.thread.emplace([] {});
+  {
+    asio::io_context context;
+    LocalExecutor pool(context.get_executor(), workers(2));
+    for (int i = 0; i < 4; ++i) {
+      Outcome<> outcome;
+      pool.async_submit(bulkhead::call(leave_by_exit, i), outcome.handler());
+      report.expect(run_until(context, [&] { return outcome.calls > 0; }), "exit in a worker ends it");
+      report.expect(bulkhead::test::holds<bulkhead::WorkerCrashedError>(outcome.error),
+                    "and is told: " + message(outcome.error));
+    }
+    report.expect(run(context, pool.submit(twice, 21)) == 42, "the pool goes on");
+    run(context, pool.shutdown());
+  }
+  std::fclose(buffered.file);
+  buffered.stream.close();
+  report.expect(read_file(buffered.path + ".file") == "once\n", "stdio's buffer is written once");
+  report.expect(read_file(buffered.path + ".stream") == "once\n", "a stream's buffer is written once");
+  report.expect(!std::filesystem::exists(buffered.path + ".ends"), "no static object was destroyed in a worker");
+  std::filesystem::remove(buffered.path + ".file");
+  std::filesystem::remove(buffered.path + ".stream");
+  std::printf("files: %s\n", buffered.path.c_str());
+  return report.exit_code();
+}
+
+}  // namespace
+
+TEST_CASE("55: the host's static objects end once and its buffers are written once, whatever workers do", "[fault]") {
+  Program program("host_with_buffers");
+  const auto [code, said] = program.finish();
+  INFO(said);
+  CHECK(code == 0);
+  const std::size_t first = said.find("said once");
+  CHECK(first != std::string::npos);
+  CHECK(said.find("said once", first + 1) == std::string::npos);
+  const std::size_t place = said.find("files: ");
+  REQUIRE(place != std::string::npos);
+  const std::string ends = said.substr(place + 7, said.find('\n', place) - place - 7) + ".ends";
+  CHECK(read_file(ends) == "end\n");  // in the host, when it ended
+  std::filesystem::remove(ends);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 60: numbers of processes come again.
+
+namespace {
+
+// A child with this number; -1 if that cannot be had: it needs rights, and the number must be free.
+pid_t fork_as(pid_t number) {
+  clone_args arguments{};
+  arguments.exit_signal = SIGCHLD;
+  arguments.set_tid = reinterpret_cast<std::uintptr_t>(&number);
+  arguments.set_tid_size = 1;
+  const pid_t pid = static_cast<pid_t>(::syscall(SYS_clone3, &arguments, sizeof(arguments)));
+  if (pid != 0) return pid;
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  for (;;) ::pause();
+}
+
+pid_t fork_bystander() {
+  const pid_t pid = static_cast<pid_t>(::syscall(SYS_clone, SIGCHLD, nullptr, nullptr, nullptr, nullptr));
+  if (pid != 0) return pid;
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  for (;;) ::pause();
+}
+
+void use_up_a_number() {
+  const pid_t pid =
+      static_cast<pid_t>(::syscall(SYS_clone, CLONE_VM | CLONE_VFORK | SIGCHLD, nullptr, nullptr, nullptr, nullptr));
+  if (pid == 0) ::syscall(SYS_exit, 0);
+  ::waitpid(pid, nullptr, 0);
+}
+
+#if WITH_SANITIZER
+constexpr int kNumbers = 2'000;
+#else
+constexpr int kNumbers = 33'000;  // once round where the kernel has its default of 32,768
+#endif
+
+// Processes that nobody may kill, in places where workers were.
+int host_with_bystanders() {
+  Report report;
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  std::vector<pid_t> bystanders;
+  int successors = 0;
+  int kills = 0;
+  for (int number = 0; number < kNumbers; ++number) {
+    use_up_a_number();
+    if (number % 1'000 == 0) bystanders.push_back(fork_bystander());
+    if (number % 200 != 0) continue;
+    // A limit that passes kills the worker; what then has its number is hit by no late kill.
+    if (!report.expect(run_until(context, [&] { return whole(pool); }), "the pool is whole")) break;
+    std::vector<int> old = pool.worker_pids();
+    Outcome<void> outcome;
+    pool.async_submit(TaskOptions().timeout(1ms), bulkhead::call(spin), outcome.handler());
+    report.expect(run_until(context, [&] { return outcome.calls > 0; }), "the limit passes");
+    report.expect(bulkhead::test::holds<TaskTimeoutError>(outcome.error), "and is told: " + message(outcome.error));
+    ++kills;
+    for (const int pid : old) {
+      // While it lives or is a zombie its number is not free.
+      const pid_t successor = fork_as(pid);
+      if (successor != pid) continue;
+      ++successors;
+      bystanders.push_back(successor);
+    }
+  }
+  run(context, pool.shutdown());
+  report.expect(kills >= kNumbers / 200, "workers were killed all the time");
+  for (const pid_t pid : bystanders) {
+    report.expect(::waitpid(pid, nullptr, WNOHANG) == 0, "bystander " + std::to_string(pid) + " lives");
+    ::kill(pid, SIGKILL);
+    ::waitpid(pid, nullptr, 0);
+  }
+  std::printf("%d kills, %zu bystanders, %d of them with a dead worker's number\n", kills, bystanders.size(),
+              successors);
+  return report.exit_code();
+}
+
+}  // namespace
+
+TEST_CASE("60: where numbers of processes come round again, no bystander is ever killed", "[fault]") {
+  check_part("host_with_bystanders");
+}
+
+namespace {
+
+int run_part(std::string_view part) {
+  constexpr std::string_view kAfterExec = "after_exec_";
+  if (part.starts_with(kAfterExec)) return after_exec(part.substr(kAfterExec.size()));
+  if (part == "host_that_starts_late") return host_that_starts_late();
+  if (part == "host_with_buffers") fill_buffers();
+  const std::size_t descriptors_before = open_descriptors();
+  bulkhead::start_fork_server();
+  if (part == "host_that_execs") return host_that_execs(descriptors_before);
+  if (part == "host_that_becomes_a_daemon") return host_that_becomes_a_daemon();
+  if (part == "huge_host") return huge_host();
+  if (part == "host_with_buffers") return host_with_buffers();
+  if (part == "host_with_bystanders") return host_with_bystanders();
+  return 2;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string_view part = bulkhead::test::part_of(argc, argv);
+  if (!part.empty()) return run_part(part);
+  bulkhead::start_fork_server();
+  return run_tests(argc, argv);
+}

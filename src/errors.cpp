@@ -276,9 +276,10 @@ TaskTimeoutError::TaskTimeoutError(Which which, std::chrono::nanoseconds limit, 
               ? fmt::format("{} had not begun within its queue_timeout of {} and never ran: the executor is "
                             "too busy for it; submit it later, or give the executor more workers",
                             subject(context), milliseconds(limit))
-              : fmt::format("{} {} of {}; {} was killed, the task may have had effects", subject(context),
+              : fmt::format("{} {} of {}; {}, the task may have had effects", subject(context),
                             which == Which::run ? "ran longer than its timeout" : "took more than its cpu_timeout",
-                            milliseconds(limit), worker(context)),
+                            milliseconds(limit),
+                            context.worker_pid ? worker(context) + " was killed" : "its result is thrown away"),
           context),
       which_(which),
       limit_(limit) {}

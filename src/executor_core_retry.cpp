@@ -178,11 +178,11 @@ ExecutorCore::Admitted ExecutorCore::take_retries() {
 void ExecutorCore::end_retries(const Admitted& nodes) {
   for (TaskNode* node : nodes) {
     auto& runs_so_far = *node->failed_runs;
+    const auto kind = kind_of(runs_so_far.back().error);
     auto error = runs_so_far.size() == 1
                      ? runs_so_far.front().error
                      : std::make_exception_ptr(RetryError(std::move(runs_so_far), context_of(*node)));
     node->failed_runs.reset();
-    const auto kind = kind_of(error);
     fail(node, std::move(error), kind == RetryOn::timeout ? Outcome::timed_out : Outcome::failed, Delivery::initiating);
   }
 }

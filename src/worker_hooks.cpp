@@ -25,7 +25,7 @@ class ChannelSink final : public AnswerSink {
 
   void put(Write write, const void* value) override {
     // Before the answer, since the next task may follow it at once.
-    if (most_memory_ != 0 && process::memory_use().resident > most_memory_) channel_.set_over_memory();
+    if (most_memory_ != 0 && process::memory_since_birth() > most_memory_) channel_.set_over_memory();
     Encoder in_slot(channel_.answer_slot());
     write(in_slot, value);
     if (in_slot.fits()) {

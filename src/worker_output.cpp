@@ -37,6 +37,7 @@ void WorkerOutput::wait() {
   readable_->async_wait([self = shared_from_this()](boost::system::error_code error) {
     if (error) return;
     const std::lock_guard lock(self->mutex_);
+    if (!self->pipe_) return;
     if (self->read_some() && self->pass_on()) self->wait();
   });
 }
@@ -70,13 +71,21 @@ bool WorkerOutput::pass_on() {
     if (error) return;
     const std::lock_guard lock(self->mutex_);
     self->writable_.reset();
-    if (self->pass_on()) self->wait();
+    if (self->pass_on() && self->pipe_) self->wait();
   });
   return false;
 }
 
+void WorkerOutput::end() {
+  tail();
+  const std::lock_guard lock(mutex_);
+  readable_.reset();
+  pipe_.reset();
+}
+
 std::string WorkerOutput::tail() {
   const std::lock_guard lock(mutex_);
+  if (!pipe_) return tail_;
   std::size_t before;
   std::size_t read = 0;
   do {

@@ -16,8 +16,7 @@ namespace bulkhead::detail {
 /// Reads what a worker prints, keeps the end of it, and passes it on to the program's standard error if that is asked
 /// for. While nobody takes it there, it is not read, and the worker waits, as it would without this.
 ///
-/// It reads on the background thread and never blocks, and goes on after the worker's end for as long as a process that
-/// the worker has started may print. Thread-safe.
+/// It reads on the background thread and never blocks. Thread-safe.
 class WorkerOutput : public std::enable_shared_from_this<WorkerOutput> {
  public:
   WorkerOutput(boost::asio::io_context& background, process::FileDescriptor pipe, bool pass_on);
@@ -25,6 +24,9 @@ class WorkerOutput : public std::enable_shared_from_this<WorkerOutput> {
   void start();
   /// Reads what is there, and passes on what can be; the end of all that was read.
   std::string tail();
+  /// The worker has ended: what it has printed is still passed on, and the pipe is closed. A process that it has left
+  /// behind must cost no descriptor, and gets SIGPIPE when it prints.
+  void end();
 
  private:
   void wait();

@@ -131,6 +131,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     int pid = -1;
     bool buried = false;
     bool dying = false;
+    bool orphaned = false;  // its template is gone, so nobody can tell how it ends
     bool told_to_stop = false;
     unsigned unpublished = 0;             // filled entries that wait to be shown to it
     std::map<TaskNode*, Verdict> doomed;  // tasks in its ring for which it was killed
@@ -192,6 +193,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void tell_template(process::RecordType type, std::uint64_t generation);
   void limit_start(Worker& worker);
   void expect_answer();
+  void await_answer();
   void maintain();
   void start_worker(unsigned index, Lock& lock);
   void start_failed(const std::string& reason);
@@ -282,6 +284,12 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::set<std::pair<std::uint64_t, TaskNode*>> deadlines_;
   std::vector<Handler> dismiss_handlers_;
 };
+
+// A timer that is so late tells that the whole program was stopped, and with it, perhaps, those whom the timer watches:
+// they get their time anew. A busy machine delays the background thread by milliseconds.
+inline bool fired_late(const asio::steady_timer& timer) {
+  return std::chrono::steady_clock::now() - timer.expiry() > std::chrono::seconds(1);
+}
 
 // A function for the background thread: it holds the pool weakly, gets the lock, and is skipped once the pool is
 // closed.

@@ -90,7 +90,9 @@ void WorkerPool::watch_heads() {
     self.watching_heads_ = false;
     if (error) return;
     const std::uint64_t now = ExecutorCore::now();
+    const bool late = fired_late(*self.head_timer_);
     for (const WorkerPtr& worker : self.workers_) {
+      if (worker && late) worker->unbegun_since = 0;
       if (worker) self.look_at_head(*worker, now);
     }
     if (self.core_->open > 0) self.watch_heads();

@@ -91,8 +91,17 @@ void WorkerPool::expect_answer() {
   } else {
     answer_timer_->expires_after(kStartPatience);
   }
+  await_answer();
+}
+
+void WorkerPool::await_answer() {
   answer_timer_->async_wait(in_background([](WorkerPool& self, Lock& lock, boost::system::error_code error) {
     if (error || !self.template_wait_) return;
+    if (fired_late(*self.answer_timer_)) {
+      self.answer_timer_->expires_after(kStartPatience);
+      self.await_answer();
+      return;
+    }
     const bool unborn = std::any_of(self.workers_.begin(), self.workers_.end(),
                                     [](const WorkerPtr& worker) { return worker && !worker->pidfd; });
     if (self.template_ready_ && !unborn) return;
@@ -231,6 +240,8 @@ void WorkerPool::template_gone() {
   for (unsigned i = 0; i < workers_.size(); ++i) {
     const WorkerPtr worker = workers_[i];
     if (!worker) continue;
+    worker->orphaned = true;
+    if (worker->reason.empty()) worker->reason = last_start_error_;
     if (!worker->pidfd || worker->dying) {
       bury(worker);
     } else {
@@ -441,6 +452,10 @@ void WorkerPool::limit_start(Worker& worker) {
       in_background([generation = worker.generation](WorkerPool& self, Lock&, boost::system::error_code error) {
         Worker* const late = error ? nullptr : self.find_worker(generation);
         if (late == nullptr || late->channel.state() != process::WorkerState::starting) return;
+        if (fired_late(*late->limit_timer)) {
+          self.limit_start(*late);
+          return;
+        }
         self.kill(*late, Killed::start_timeout,
                   self.settings_.initializer.empty()
                       ? "it did not begin to work: it was stopped"
@@ -462,7 +477,7 @@ WorkerPool::Worker* WorkerPool::find_worker(std::uint64_t generation) {
 void WorkerPool::worker_died(const WorkerPtr& worker) {
   worker->dying = true;
   // The pidfd tells that it is dead, its template how. Both are needed, in whatever order they come.
-  if (worker->status || !template_socket_) {
+  if (worker->status || worker->orphaned) {
     bury(worker);
     return;
   }
@@ -522,6 +537,7 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
   worker->status_timer.reset();
   worker->limit_timer.reset();
   worker->tell_timer.reset();
+  if (worker->output) worker->output->end();
   give_back_places(*worker);
   dispatcher_.worker_removed(worker->index);
   workers_[worker->index].reset();
@@ -576,8 +592,7 @@ void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun, bool other_be
     ending.error_output = worker.output->tail();
     process::replace_control_characters(ending.error_output);
   }
-  std::string reason = worker.killed == Killed::stopped ? worker.reason : "";
-  if (!template_socket_) reason = last_start_error_;
+  std::string reason = worker.killed == Killed::stopped || worker.orphaned ? worker.reason : "";
   if (!begun) reason = fmt::format("{} workers in a row died before they began the task", kMostRestarts + 1);
   auto note = begun ? worker.channel.crash() : std::nullopt;
   if (!note || !add_crash_note(ending, *note)) {

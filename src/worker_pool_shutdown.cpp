@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "worker_pool.hpp"
 
+#include "run_here.hpp"
+
 #include <boost/asio/append.hpp>
 #include <boost/asio/post.hpp>
 
@@ -127,6 +129,10 @@ void WorkerPool::close() {
   {
     const Lock lock(core_->mutex);
     if (closed_) return;
+    for (const WorkerPtr& worker : workers_) {
+      if (worker) collect_all(*worker);
+    }
+    // These have their outcome, and keep it.
     while (TaskNode* node = ready_.pop_front()) {
       --ready_count_;
       left.push_back(node);
@@ -146,16 +152,18 @@ void WorkerPool::close() {
     for (WorkerPtr& worker : workers_) {
       if (!worker) continue;
       process::kill_process(worker->pidfd);
-      if (worker->output) worker->output->tail();  // passes on what it has printed
+      if (worker->output) worker->output->end();
       worker->buried = true;
       worker->death.reset();
       worker->status_timer.reset();
       worker->limit_timer.reset();
       worker->tell_timer.reset();
       for (std::uint32_t sequence = worker->collected; sequence != worker->reserved; ++sequence) {
-        if (TaskNode* node = clear(worker->entry(sequence))) {
-          abandon(*node, TaskCancelledError::Stage::running);
-        }
+        TaskNode* const node = clear(worker->entry(sequence));
+        if (node == nullptr) continue;
+        const bool published = static_cast<std::int32_t>(sequence - worker->channel.published()) < 0;
+        const bool begun = !worker->channel.take_back(sequence) && published;
+        abandon(*node, begun ? TaskCancelledError::Stage::running : TaskCancelledError::Stage::queued);
       }
       worker.reset();
     }
@@ -176,10 +184,7 @@ void WorkerPool::close() {
     end_template();
   }
   for (TaskNode* node : left) {
-    if (!node->place.decided) {
-      node->error = cancelled_error(*node, TaskCancelledError::Stage::running, "the executor was destroyed");
-      node->outcome = Outcome::cancelled;
-    }
+    if (!node->place.decided) node->outcome = decode_answer(*node, node->place.answer);
     node->place.area.reset();
     core_->settle(node, node->outcome, Delivery::initiating);
   }

@@ -849,6 +849,38 @@ TEST_CASE("a worker leaves after its last task, and its replacement is wanted wh
   CHECK_FALSE(dispatcher.lacks_workers());
 }
 
+TEST_CASE("a task that is taken back does not count among a worker's last ones", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  REQUIRE(start_all(dispatcher, 0ns, 1) == Workers{0});
+  dispatcher.placed(0);
+  CHECK(dispatcher.leaving(0));
+  dispatcher.taken_back(0);
+  dispatcher.left(0, std::nullopt);
+  CHECK_FALSE(dispatcher.leaving(0));
+  CHECK_FALSE(dispatcher.lacks_workers());
+  CHECK(dispatcher.choose_worker() == 0U);
+  dispatcher.placed(0);
+  CHECK(dispatcher.leaving(0));
+  // One that leaves for another reason leaves.
+  dispatcher.leave(0);
+  dispatcher.taken_back(0);
+  CHECK(dispatcher.leaving(0));
+  CHECK(dispatcher.staying() == 0);
+}
+
+TEST_CASE("a worker that is still starting does not leave because of a task that may be taken back", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  const auto worker = dispatcher.worker_to_start(0ns);
+  REQUIRE(worker);
+  dispatcher.worker_added(*worker, 1);
+  dispatcher.placed(*worker);
+  CHECK_FALSE(dispatcher.leaving(*worker));
+  CHECK_FALSE(dispatcher.lacks_workers());
+  dispatcher.worker_ready(*worker);
+  CHECK(dispatcher.leaving(*worker));
+  CHECK(dispatcher.lacks_workers());
+}
+
 TEST_CASE("a killed worker is replaced at once, and what it had does not count as running", "[dispatcher]") {
   Dispatcher dispatcher(limits(1));
   start_all(dispatcher, 0ns);

@@ -59,6 +59,7 @@ struct Board {
   std::atomic<int> starts{0};
   std::atomic<int> most_at_once{0};
   std::atomic<int> at_once{0};
+  std::atomic<int> child{0};
 };
 Board& board = shared_object<Board>();
 
@@ -100,6 +101,28 @@ std::size_t allocate(std::size_t size) {
   std::vector<char> memory(size, 'x');
   asm volatile("" : : "r"(memory.data()) : "memory");
   return memory.size();
+}
+
+void start_slowly() { ::usleep(20'000); }
+
+void keep_memory(std::size_t size) { leak(size); }
+
+int crash_at_once() {
+  std::raise(SIGKILL);
+  return 0;
+}
+
+// The child has all that the worker has, and waits for the end of the test.
+int leave_a_child_and_crash() {
+  board.gate.open = 0;
+  const int child = ::fork();
+  if (child == 0) {
+    board.gate.wait();
+    ::_exit(0);
+  }
+  board.child = child;
+  std::raise(SIGKILL);
+  return 0;
 }
 
 int print(const std::string& text) {
@@ -209,6 +232,66 @@ TEST_CASE("With max_tasks_per_worker = 1 every task has a worker of its own", "[
   CHECK(numbers.size() == 60);
 }
 
+TEST_CASE("With max_tasks_per_worker = 1 no worker is started for nothing, however long a start takes", "[recycling]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.max_tasks_per_worker = 1;
+  options.initializer = bulkhead::call(start_slowly);
+  LocalExecutor pool(context.get_executor(), options);
+  for (int i = 0; i < 10; ++i) CHECK(run(context, pool.submit(my_pid, 0)) > 0);
+  // One for each task, one that stands by, and some for a replacement that came before a task was taken back.
+  CHECK(pool.metrics().workers_started < 20);
+}
+
+TEST_CASE("For ever is a time like others: nothing happens at once for it", "[recycling]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(2);
+  options.min_workers = 0;
+  options.idle_timeout = std::chrono::nanoseconds::max();
+  options.start_timeout = std::chrono::nanoseconds::max();
+  options.cancel_grace = std::chrono::nanoseconds::max();
+  options.quarantine_after = 1;
+  options.quarantine_time = std::chrono::nanoseconds::max();
+  options.preload = start_slowly;
+  options.initializer = start_slowly;
+  LocalExecutor pool(context.get_executor(), options);
+  CHECK(run(context, pool.submit(my_pid, 0)) > 0);
+  CHECK(run(context, pool.submit(my_pid, 0)) > 0);
+  CHECK(pool.metrics().workers_started <= 2);
+  CHECK(pool.metrics().workers_recycled == 0);
+  CHECK_THROWS_AS(run(context, pool.submit(crash_at_once)), WorkerCrashedError);
+  CHECK_THROWS_AS(run(context, pool.submit(crash_at_once)), bulkhead::TaskQuarantinedError);
+}
+
+TEST_CASE("max_worker_memory does not count what a worker shares with preload", "[recycling]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.preload = bulkhead::call(keep_memory, std::size_t{200} << 20);
+  options.max_worker_memory = std::size_t{WITH_SANITIZER ? 150 : 100} << 20;
+  LocalExecutor pool(context.get_executor(), options);
+  board.starts = 0;
+  CHECK(run(context, pool.submit(own_number, 0)) == 1);
+  CHECK(run(context, pool.submit(own_number, 0)) == 1);
+  CHECK(pool.metrics().workers_recycled == 0);
+}
+
+TEST_CASE("A process that a worker leaves behind costs the host no descriptor", "[output]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  CHECK(run(context, pool.submit(my_pid, 0)) > 0);
+  REQUIRE(run_until(context, [&] { return bulkhead::test::whole(pool); }));
+  const std::size_t before = bulkhead::test::open_descriptors();
+  for (int i = 0; i < 8; ++i) {
+    board.child = 0;
+    CHECK_THROWS_AS(run(context, pool.submit(leave_a_child_and_crash)), WorkerCrashedError);
+    CHECK(board.child > 0);
+  }
+  CHECK(run(context, pool.submit(my_pid, 0)) > 0);
+  CHECK(
+      run_until(context, [&] { return bulkhead::test::whole(pool) && bulkhead::test::open_descriptors() <= before; }));
+  board.gate.open = 1;  // the children end by themselves
+}
+
 TEST_CASE("A worker that leaks is replaced when it is over max_worker_memory, and one that only used it is not",
           "[recycling]") {
   asio::io_context context;
@@ -229,6 +312,7 @@ TEST_CASE("A max_worker_memory that a fresh worker exceeds is a WorkerStartError
   asio::io_context context;
   LocalExecutorOptions options = workers(1);
   options.max_worker_memory = 1000;
+  options.initializer = bulkhead::call(keep_memory, std::size_t{1} << 20);
   LocalExecutor pool(context.get_executor(), options);
   Outcome<> outcome;
   pool.async_submit(bulkhead::call(my_pid, 0), outcome.handler());

@@ -23,6 +23,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <ctime>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -95,6 +96,13 @@ int wait_at_gate(int value) {
   return value;
 }
 int give_back(int value) { return value; }
+int fail_when_stopped(bool crashes) {
+  ++board.runs;
+  const timespec pause{0, 200'000};
+  while (!this_task::stop_requested()) ::nanosleep(&pause, nullptr);
+  if (crashes) std::raise(SIGKILL);
+  throw std::out_of_range("stopped");
+}
 int crash(int value) {
   if (value != 0) std::raise(SIGKILL);
   return value;
@@ -283,6 +291,55 @@ TEST_CASE("Many retries in a full executor neither deadlock nor let anybody in b
   CHECK(pool.metrics().retried == 120);
 }
 
+TEST_CASE("A task whose caller asks for its end is not run again, whatever it fails with then", "[retry]") {
+  const auto type = GENERATE(asio::cancellation_type::terminal, asio::cancellation_type::partial);
+  const bool crashes = GENERATE(false, true);
+  CAPTURE(static_cast<int>(type), crashes);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  board.runs = 0;
+  asio::cancellation_signal signal;
+  Outcome<> outcome;
+  pool.async_submit(retried(RetryPolicy(5)), bulkhead::call(fail_when_stopped, crashes),
+                    asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
+  REQUIRE(run_until(context, [] { return board.runs == 1; }));
+  signal.emit(type);
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  INFO(message(outcome.error));
+  CHECK(outcome.error);
+  CHECK(board.runs == 1);
+  CHECK(pool.metrics().retried == 0);
+  CHECK(adds_up(pool));
+}
+
+TEST_CASE("A task that is cancelled when it has failed, and before it is delivered, is not run again", "[retry]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  CHECK(run(context, pool.submit(one, 0)) == 1);
+  REQUIRE(run_until(context, [&] { return bulkhead::test::whole(pool); }));
+  board.runs = 0;
+  asio::cancellation_signal signal;
+  Outcome<> outcome;
+  int first = 0;
+  pool.async_submit(bulkhead::call(one, 0), [&](std::exception_ptr, int) {
+    ++first;
+    signal.emit(asio::cancellation_type::terminal);
+  });
+  pool.async_submit(retried(RetryPolicy(5).delay(10min)), bulkhead::call(throw_until, 9U),
+                    asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
+  // The event loop takes the least part in it until both have run: then it hears of them together.
+  const auto both_have_run = [&] {
+    context.restart();
+    if (board.runs == 0) context.poll_one();
+    return board.runs == 1;
+  };
+  REQUIRE(bulkhead::test::poll_until(both_have_run, 30s));
+  REQUIRE(run_until(context, [&] { return first == 1 && outcome.calls == 1; }));
+  CHECK(outcome.error);
+  CHECK(board.runs == 1);
+  CHECK(adds_up(pool));
+}
+
 TEST_CASE("Shutdown ends what waits for its next run with what it failed with", "[retry]") {
   const bool bypass = GENERATE(false, true);
   CAPTURE(bypass);
@@ -295,6 +352,23 @@ TEST_CASE("Shutdown ends what waits for its next run with what it failed with", 
   REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
   CHECK(holds<std::out_of_range>(outcome.error));
   CHECK(pool.metrics().failed == 1);
+  CHECK(adds_up(pool));
+}
+
+TEST_CASE("A task that shutdown ends after several timeouts counts as timed out, as it would at its end", "[retry]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  board.gate.reset();
+  Outcome<> outcome;
+  pool.async_submit(retried(RetryPolicy(9).delay(20ms).backoff(1000, 10min)).timeout(20ms),
+                    bulkhead::call(hang_until, 9U), outcome.handler());
+  REQUIRE(run_until(context, [&] { return pool.metrics().retried == 2; }));
+  run(context, pool.shutdown());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  const auto error = error_as<RetryError>(outcome.error);
+  REQUIRE(error);
+  CHECK(error->attempts().size() == 2);
+  CHECK(pool.metrics().timed_out == 1);
   CHECK(adds_up(pool));
 }
 

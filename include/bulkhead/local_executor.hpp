@@ -105,8 +105,9 @@ struct LocalExecutorOptions {
   /// A worker is replaced after so many tasks, some up to a tenth sooner, so that not all are replaced at once. The
   /// replacement is started before the old one leaves. 0: never.
   std::uint64_t max_tasks_per_worker = 0;
-  /// A worker that has more resident memory of its own than this, in bytes, at the end of a task is replaced in the
-  /// same way: leaks end there. A limit that a fresh worker exceeds is a `WorkerStartError`. 0: no limit.
+  /// A worker whose resident memory has grown by more than this since it was forked, in bytes, at the end of a task is
+  /// replaced in the same way: leaks end there. What it shares with `preload` does not count. A limit that a fresh
+  /// worker exceeds is a `WorkerStartError`. 0: no limit.
   std::size_t max_worker_memory = 0;
   /// The most memory that a worker can get at all, in bytes (its RLIMIT_DATA: heap, stacks and private mappings, used
   /// or not): beyond it allocations fail with `std::bad_alloc`, which its task may throw. 0: no limit.

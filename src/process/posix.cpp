@@ -317,4 +317,15 @@ MemoryUse memory_use() {
   return {(resident - std::min(resident, shared)) * page, data * page};
 }
 
+namespace {
+std::size_t resident_at_birth = 0;
+}  // namespace
+
+void note_birth() { resident_at_birth = memory_use().resident; }
+
+std::size_t memory_since_birth() {
+  const std::size_t resident = memory_use().resident;
+  return resident - std::min(resident, resident_at_birth);
+}
+
 }  // namespace bulkhead::process

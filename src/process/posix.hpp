@@ -164,4 +164,9 @@ struct MemoryUse {
 };
 MemoryUse memory_use();
 
+/// From here on `memory_since_birth` counts: what a fork has from its parent is not its own.
+void note_birth();
+/// By how many bytes the resident memory has grown since then.
+std::size_t memory_since_birth();
+
 }  // namespace bulkhead::process

@@ -99,7 +99,7 @@ std::string limit_memory(std::uint64_t limit) {
 // A limit that every worker is beyond at once would have it replaced after each task.
 std::string check_memory(std::uint64_t most) {
   if (most == 0) return {};
-  const std::size_t used = memory_use().resident;
+  const std::size_t used = memory_since_birth();
   if (used < most) return {};
   return fmt::format("max_worker_memory is {} bytes, and a worker has {} before its first task", most, used);
 }
@@ -127,6 +127,7 @@ void worker_main(WorkerDescriptors descriptors, const TemplateConfiguration& con
     reseed();
     capture_crashes(channel.crash_record());
     ::on_exit(on_exit_called, nullptr);
+    if (configuration.max_worker_memory > 0) note_birth();
     std::string reason = limit_memory(configuration.memory_limit);
     if (!reason.empty()) fail_start(channel, reason);
     if (!initializer.empty() && !configuration.hooks->start(initializer, reason)) {

@@ -17,7 +17,9 @@
 #include <boost/asio/io_context.hpp>
 
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/sched.h>
+#include <linux/seccomp.h>
 #include <netdb.h>
 #include <poll.h>
 #include <sys/mman.h>
@@ -392,6 +394,94 @@ TEST_CASE("49: signals to template and fork server in the midst of forks leave n
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Processes that are stopped at a bad moment.
+
+namespace {
+
+struct Runner {
+  std::atomic<int> pid{0};  // as the host sees it
+};
+Runner& runner = bulkhead::test::shared_object<Runner>();
+
+int tell_and_wait_at_gate() {
+  // /proc is the host's also in a PID namespace.
+  runner.pid = std::stoi(std::filesystem::read_symlink("/proc/self").string());
+  gate.wait();
+  return 1;
+}
+
+int host_to_be_stopped() {
+  Report report;
+  gate.reset();
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  Outcome<> running;
+  pool.async_submit(bulkhead::call(tell_and_wait_at_gate), running.handler());
+  report.expect(run_until(context, [&] { return gate.waiting == 1 && whole(pool); }), "a task runs");
+  std::vector<int> pids = pool.worker_pids();
+  std::erase(pids, runner.pid.load());
+  const Process idle(pids.front());
+  const Process worker_template(template_of(pool));
+  // A start is asked for and cannot be answered.
+  worker_template.signal(SIGSTOP);
+  idle.signal(SIGKILL);
+  report.expect(run_until(context, [&] { return pool.metrics().workers_started == 3; }), "another worker is asked for");
+  std::printf("ready %d\n", worker_template.pid());
+  std::fflush(stdout);
+  // Stopped here, and let go after longer than any answer may take.
+  report.expect(run_until(context, [&] { return whole(pool); }), "the worker comes");
+  report.expect(run(context, pool.submit(twice, 21)) == 42, "the pool goes on");
+  gate.open = 1;
+  report.expect(run_until(context, [&] { return running.calls > 0; }), "the task ends");
+  report.expect(running.value == 1, "undisturbed: " + message(running.error));
+  return report.exit_code();
+}
+
+}  // namespace
+
+TEST_CASE("A host that is stopped while a worker starts loses no task when it goes on", "[fault]") {
+  Program program("host_to_be_stopped");
+  REQUIRE(program.says("ready "));
+  const Process host(program.pid());
+  REQUIRE(host.signal(SIGSTOP));
+  const Process worker_template(std::stoi(program.said().substr(program.said().find("ready ") + 6)));
+  REQUIRE(worker_template.signal(SIGCONT));
+  // The time itself is the situation: longer than the five seconds in which a template must answer.
+  CHECK_FALSE(host.gone_within(6'500ms));
+  REQUIRE(host.signal(SIGCONT));
+  const auto [code, said] = program.finish();
+  INFO(said);
+  CHECK(code == 0);
+}
+
+namespace {
+
+// Once, in a process that is forked next.
+struct Once {
+  std::atomic<int> left{0};
+};
+Once& stop_at_birth = bulkhead::test::shared_object<Once>();
+
+void have_next_fork_stopped() {
+  ::pthread_atfork(nullptr, nullptr, [] {
+    if (stop_at_birth.left.exchange(0) > 0) ::raise(SIGSTOP);
+  });
+}
+
+}  // namespace
+
+TEST_CASE("A worker that is stopped before it is ready is replaced", "[fault]") {
+  asio::io_context context;
+  auto options = workers(1);
+  options.preload = have_next_fork_stopped;
+  stop_at_birth.left = 1;
+  LocalExecutor pool(context.get_executor(), options);
+  CHECK(run(context, pool.submit(twice, 21)) == 42);
+  CHECK(stop_at_birth.left == 0);
+  CHECK(pool.metrics().workers_started == 2);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // 50: hosts that become another program, or another process.
 
 namespace {
@@ -591,6 +681,43 @@ TEST_CASE("52: 10,000 workers start one after another beside eight threads that 
   CHECK(run(context, count_right(pool, kStarts), 240s) == kStarts);
   CHECK(pool.metrics().workers_recycled >= static_cast<std::uint64_t>(kStarts) - 2);
   CHECK(pool.metrics().workers_crashed == 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 53: kernels and tools that lack what is needed. That sanitizers do not is what their builds of all tests show.
+
+namespace {
+
+// As under valgrind 3.19, or in a container whose filter is older than the system call.
+bool forbid_pidfd_open() {
+  std::array<sock_filter, 4> program{
+      sock_filter{BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(seccomp_data, nr)},
+      sock_filter{BPF_JMP | BPF_JEQ | BPF_K, 0, 1, SYS_pidfd_open},
+      sock_filter{BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | ENOSYS},
+      sock_filter{BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW},
+  };
+  const sock_fprog filter{static_cast<unsigned short>(program.size()), program.data()};
+  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0;
+}
+
+int host_without_pidfds() {
+  Report report;
+  report.expect(forbid_pidfd_open(), "the system call can be forbidden");
+  try {
+    bulkhead::start_fork_server();
+    report.expect(false, "the start is refused");
+  } catch (const WorkerStartError& error) {
+    report.expect(std::string(error.what()).find("pidfd") != std::string::npos &&
+                      std::string(error.what()).find(std::strerror(ENOSYS)) != std::string::npos,
+                  std::string("it says what is missing: ") + error.what());
+  }
+  return report.exit_code();
+}
+
+}  // namespace
+
+TEST_CASE("53: where the kernel or a tool lacks process descriptors, the start says so", "[fault]") {
+  check_part("host_without_pidfds");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -811,11 +938,13 @@ int run_part(std::string_view part) {
   constexpr std::string_view kAfterExec = "after_exec_";
   if (part.starts_with(kAfterExec)) return after_exec(part.substr(kAfterExec.size()));
   if (part == "host_that_starts_late") return host_that_starts_late();
+  if (part == "host_without_pidfds") return host_without_pidfds();
   if (part == "host_with_buffers") fill_buffers();
   const std::size_t descriptors_before = open_descriptors();
   bulkhead::start_fork_server();
   if (part == "host_that_execs") return host_that_execs(descriptors_before);
   if (part == "host_that_becomes_a_daemon") return host_that_becomes_a_daemon();
+  if (part == "host_to_be_stopped") return host_to_be_stopped();
   if (part == "huge_host") return huge_host();
   if (part == "host_with_buffers") return host_with_buffers();
   if (part == "host_with_bystanders") return host_with_bystanders();

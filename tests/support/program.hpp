@@ -27,6 +27,9 @@ class Program {
   /// Whether it says the word within the deadline.
   bool says(const std::string& word);
 
+  /// All that it has said so far.
+  const std::string& said() const { return said_; }
+
   /// Its exit code, or -1 if it is not over in time or was killed; and what it and its children said.
   std::pair<int, std::string> finish();
 

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: BSL-1.0
+// What becomes of tasks, and of those who wait for a shutdown, when the executor is destroyed.
+#include <bulkhead/local_executor.hpp>
+
+#include "support/catch.hpp"
+#include "support/outcome.hpp"
+#include "support/processes.hpp"
+#include "support/run.hpp"
+#include "support/shared.hpp"
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <memory>
+#include <optional>
+
+namespace asio = boost::asio;
+using bulkhead::LocalExecutor;
+using bulkhead::TaskCancelledError;
+using bulkhead::test::all_over;
+using bulkhead::test::cancelled_stage;
+using bulkhead::test::Gate;
+using bulkhead::test::message;
+using bulkhead::test::Outcome;
+using bulkhead::test::poll_until;
+using bulkhead::test::run;
+using bulkhead::test::run_until;
+using bulkhead::test::shared_object;
+using bulkhead::test::whole;
+using bulkhead::test::workers;
+using namespace std::chrono_literals;
+
+namespace {
+
+struct Board {
+  Gate gate;
+  std::atomic<int> ended{0};
+};
+Board& board = shared_object<Board>();
+
+int twice(int value) { return 2 * value; }
+
+int wait_at_gate(int value) {
+  board.gate.wait();
+  return value;
+}
+
+// The second to come has a predecessor whose answer is committed: a worker takes one task after the other.
+int count_the_end(int value) {
+  ++board.ended;
+  return value;
+}
+
+}  // namespace
+
+TEST_CASE("A shutdown that waits for tasks, or for workers, ends though the executor is destroyed", "[shutdown]") {
+  const bool for_tasks = GENERATE(true, false);
+  CAPTURE(for_tasks);
+  board.gate.reset();
+  asio::io_context context;
+  std::optional<LocalExecutor> pool(std::in_place, context.get_executor(), workers(2));
+  CHECK(run(context, pool->submit(twice, 21)) == 42);
+  Outcome<> running;
+  if (for_tasks) {
+    pool->async_submit(bulkhead::call(wait_at_gate, 1), running.handler());
+    REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+  }
+  Outcome<void> shutdown;
+  asio::co_spawn(context, pool->shutdown(), shutdown.handler());
+  context.restart();
+  context.poll();
+  pool.reset();
+  REQUIRE(run_until(context, [&] { return shutdown.calls == 1; }));
+  INFO(message(shutdown.error));
+  CHECK_FALSE(shutdown.error);
+  if (for_tasks) CHECK(cancelled_stage(running.error) == TaskCancelledError::Stage::running);
+}
+
+TEST_CASE("Destroying the executor tells which tasks have run and which have not, and delivers what had ended",
+          "[shutdown]") {
+  board.gate.reset();
+  asio::io_context context;
+  std::optional<LocalExecutor> pool(std::in_place, context.get_executor(), workers(1));
+  // Short tasks, so that many are given to a worker at once.
+  for (int i = 0; i < 100; ++i) CHECK(run(context, pool->submit(twice, i)) == 2 * i);
+  board.ended = 0;
+  std::array<Outcome<>, 2> ended;
+  Outcome<> running;
+  std::array<Outcome<>, 20> behind;
+  for (Outcome<>& outcome : ended) pool->async_submit(bulkhead::call(count_the_end, 5), outcome.handler());
+  pool->async_submit(bulkhead::call(wait_at_gate, 1), running.handler());
+  for (Outcome<>& outcome : behind) pool->async_submit(bulkhead::call(twice, 1), outcome.handler());
+  // That it has come to the gate tells that those before it are answered; nothing of it is collected yet.
+  context.restart();
+  const bool came = poll_until(
+      [&] {
+        context.poll_one();
+        return board.gate.waiting == 1;
+      },
+      30s);
+  REQUIRE(came);
+  pool.reset();
+  REQUIRE(run_until(context, [&] { return all_over(ended) && running.calls == 1 && all_over(behind); }));
+  for (const Outcome<>& outcome : ended) CHECK(outcome.value == 5);
+  CHECK(cancelled_stage(running.error) == TaskCancelledError::Stage::running);
+  for (const Outcome<>& outcome : behind) {
+    INFO(message(outcome.error));
+    CHECK(cancelled_stage(outcome.error) == TaskCancelledError::Stage::queued);
+  }
+}

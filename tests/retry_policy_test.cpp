@@ -327,16 +327,17 @@ TEST_CASE("A task that is cancelled when it has failed, and before it is deliver
   });
   pool.async_submit(retried(RetryPolicy(5).delay(10min)), bulkhead::call(throw_until, 9U),
                     asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
-  // The event loop takes the least part in it until both have run: then it hears of them together.
+  // The event loop takes the least part in it until both have run: then it hears of them together. If it was quicker,
+  // the second is cancelled before it runs, which comes to the same.
   const auto both_have_run = [&] {
     context.restart();
     if (board.runs == 0) context.poll_one();
-    return board.runs == 1;
+    return board.runs == 1 || first == 1;
   };
   REQUIRE(bulkhead::test::poll_until(both_have_run, 30s));
   REQUIRE(run_until(context, [&] { return first == 1 && outcome.calls == 1; }));
   CHECK(outcome.error);
-  CHECK(board.runs == 1);
+  CHECK(board.runs <= 1);
   CHECK(adds_up(pool));
 }
 

@@ -576,7 +576,11 @@ void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun, bool other_be
     return;
   }
   WorkerCrashedError::Ending ending;
-  ending.started = begun ? Started::maybe : Started::never;
+  if (!begun) {
+    ending.started = Started::never;
+  } else if (worker.channel.returned(node.place.sequence)) {
+    ending.started = Started::finished;
+  }
   if (worker.status) {
     ending.signal = worker.status->signal;
     if (worker.status->signal == 0) ending.exit_code = worker.status->code;

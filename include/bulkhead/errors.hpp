@@ -98,7 +98,7 @@ class BULKHEAD_EXPORT ExecutorNotRunningError : public ExecutorError {
 enum class Started {
   never,    ///< It had not begun; running it elsewhere is safe.
   maybe,    ///< It had begun and may have had effects.
-  finished  ///< It had finished, but its result was lost.
+  finished  ///< Its function was over, and the worker died while it wrote the result, which is lost.
 };
 
 /// One call on the way to a crash.

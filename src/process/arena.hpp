@@ -141,6 +141,8 @@ struct ResponseHeader {
   std::atomic<std::uint64_t> begun_ns;
   /// The worker's CPU time then, if the request asked for it.
   std::atomic<std::uint64_t> begun_cpu_ns;
+  /// Sequence number + 1 of the request whose function has returned or thrown, and whose answer is being written.
+  std::atomic<std::uint32_t> returned;
   /// Whether the worker sleeps, and for what.
   alignas(kCacheLine) std::atomic<std::uint32_t> sleeping;
   alignas(kCacheLine) std::atomic<std::uint32_t> state;

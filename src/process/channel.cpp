@@ -304,6 +304,7 @@ std::span<std::byte> WorkerChannel::answer_slot() noexcept {
   if (*fork_mark_ == std::byte{0}) {
     leave_for_good("a process that a task has forked came back from the task: it must leave with exec or _exit");
   }
+  response().returned.store(next_ + 1, std::memory_order_relaxed);
   // An answer that failed half-way, in a block, is replaced by the error.
   if (std::exchange(answer_in_block_, false)) {
     Block& block = blocks_[next_ % kSlots];

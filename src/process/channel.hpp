@@ -103,6 +103,10 @@ class HostChannel {
   /// When the worker took up the last request, as it says. Not checked.
   std::uint64_t begun_ns() const noexcept { return response_area().begun_ns.load(std::memory_order_relaxed); }
 
+  /// Whether the request's function was over, and only its answer not complete. Not checked.
+  bool returned(std::uint32_t sequence) const noexcept {
+    return response_area().returned.load(std::memory_order_relaxed) == sequence + 1;
+  }
   /// Its CPU time then, if the request asked for it. Not checked.
   std::uint64_t begun_cpu_ns() const noexcept { return response_area().begun_cpu_ns.load(std::memory_order_relaxed); }
   /// The last progress of the task in this request, if it is newer than `version`, and can be read.

@@ -245,10 +245,38 @@ WorkerCrashedError crash_one_of_100(Death death) {
   return *crash;
 }
 
+// Its encoding is more than its worker survives.
+struct Poison {
+  int value = 0;
+  template <class Archive>
+  void serialize(Archive& archive) {
+    if (Archive::is_saving::value && value == 1) std::abort();
+    archive(value);
+  }
+};
+
+Poison make_poison(int value) { return {value}; }
+
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------------------
 // One of many.
+
+TEST_CASE("a worker that dies while it writes the result is said to have finished the task", "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  CHECK(run(context, pool.submit(make_poison, 2)).value == 2);
+  Outcome<Poison> outcome;
+  pool.async_submit(bulkhead::call(make_poison, 1), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  const auto crash = error_as<WorkerCrashedError>(outcome.error);
+  INFO(message(outcome.error));
+  REQUIRE(crash.has_value());
+  CHECK(crash->signal() == SIGABRT);
+  CHECK(crash->started() == Started::finished);
+  CHECK(std::string(crash->what()).find("had finished, but its result is lost") != std::string::npos);
+  CHECK(run(context, pool.submit(make_poison, 3)).value == 3);
+}
 
 TEST_CASE("1: of 100 tasks the one that dereferences null fails with SIGSEGV and no other", "[fault]") {
   const WorkerCrashedError crash = crash_one_of_100(Death::null);

@@ -7,8 +7,9 @@
 //           it is idle again. The task is run elsewhere, or fails with WorkerCrashedError, or has its result; and from
 //           the step on at which the answer is complete, it has its result.
 // wake-up   The same steps, but then the worker is given a second task, and let go. Both tasks have their results.
-// start     A new worker makes k steps and is killed; the task that waits for it is run by the next. A start is some
-//           ten thousand instructions long, so that it is done in strides.
+// start     A new worker runs to the end of its n-th system call, makes k steps more, and is killed, for all n and k;
+//           the task that waits for it is run by the next. A start is some ten thousand instructions long, so that it
+//           is done in strides, unless --start-stride 1 asks for all.
 //
 // Never are there two outcomes, two runs, another error, or a hang. Exit code 0: all is so; 1: a violation, or with
 // --expect-violation none; 2: the tool itself does not work here.
@@ -28,6 +29,7 @@
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
@@ -101,10 +103,35 @@ class Traced {
 
   // False: it has come to where it sleeps for work, and has not gone to sleep.
   bool step() {
-    if (about_to_sleep()) return false;
+    if (about_to_call() == SYS_futex) return false;
     if (::ptrace(PTRACE_SINGLESTEP, pid_, nullptr, nullptr) != 0) fail("cannot step");
     wait();
     return true;
+  }
+  // Runs it to the end of its next system call. False: it sleeps for work in that one.
+  bool run_through_system_call() {
+    for (;;) {
+      if (::ptrace(PTRACE_SYSCALL, pid_, nullptr, nullptr) != 0) fail("cannot run to a system call");
+      wait();
+      if (!alive_) return true;
+      __ptrace_syscall_info call{};
+      if (::ptrace(PTRACE_GET_SYSCALL_INFO, pid_, sizeof(call), &call) < 0) fail("cannot see a system call");
+      if (call.op == PTRACE_SYSCALL_INFO_EXIT) return true;
+      if (call.op == PTRACE_SYSCALL_INFO_ENTRY && call.entry.nr == SYS_futex) return false;
+    }
+  }
+  // The number of the system call that its next instruction makes.
+  std::optional<long> about_to_call() const {
+    user_regs_struct registers{};
+    iovec area{&registers, sizeof(registers)};
+    if (::ptrace(PTRACE_GETREGSET, pid_, reinterpret_cast<void*>(NT_PRSTATUS), &area) != 0) fail("cannot look");
+#if defined(__x86_64__)
+    if ((instruction_at(registers.rip) & 0xffff) != 0x050f) return std::nullopt;  // syscall
+    return static_cast<long>(registers.rax);
+#elif defined(__aarch64__)
+    if ((instruction_at(registers.pc) & 0xffffffff) != 0xd4000001) return std::nullopt;  // svc #0
+    return static_cast<long>(registers.regs[8]);
+#endif
   }
   void go_on() {
     traced_ = false;
@@ -136,21 +163,23 @@ class Traced {
   }
   bool alive() const { return alive_; }
 
-  // How many requests it has begun, and how many it has answered, as its response area has it.
+  // How many requests it has begun, has run, and has answered, as its response area has it.
   struct Progress {
     std::uint32_t begun;
+    std::uint32_t returned;
     std::uint32_t committed;
   };
   Progress progress() const {
     const unsigned long area = response_area();
-    if (area == 0) return {0, 0};  // not mapped yet
+    if (area == 0) return {0, 0, 0};  // not mapped yet
     const auto word = [&](std::size_t offset) {
       errno = 0;
       const long value = ::ptrace(PTRACE_PEEKDATA, pid_, reinterpret_cast<void*>(area + offset), nullptr);
       if (errno != 0) fail("cannot read a worker's area");
       return static_cast<std::uint32_t>(value);
     };
-    return {word(offsetof(ResponseHeader, begun)), word(offsetof(ResponseHeader, committed))};
+    return {word(offsetof(ResponseHeader, begun)), word(offsetof(ResponseHeader, returned)),
+            word(offsetof(ResponseHeader, committed))};
   }
 
  private:
@@ -171,18 +200,6 @@ class Traced {
     }
   }
 
-  bool about_to_sleep() const {
-    user_regs_struct registers{};
-    iovec area{&registers, sizeof(registers)};
-    if (::ptrace(PTRACE_GETREGSET, pid_, reinterpret_cast<void*>(NT_PRSTATUS), &area) != 0) fail("cannot look");
-#if defined(__x86_64__)
-    if (registers.rax != SYS_futex) return false;
-    return (instruction_at(registers.rip) & 0xffff) == 0x050f;  // syscall
-#elif defined(__aarch64__)
-    if (registers.regs[8] != SYS_futex) return false;
-    return (instruction_at(registers.pc) & 0xffffffff) == 0xd4000001;  // svc #0
-#endif
-  }
   unsigned long instruction_at(unsigned long address) const {
     errno = 0;
     return static_cast<unsigned long>(::ptrace(PTRACE_PEEKTEXT, pid_, reinterpret_cast<void*>(address), nullptr));
@@ -237,7 +254,7 @@ struct Pool {
   }
 };
 
-enum class Ending { elsewhere, crashed, result };
+enum class Ending { elsewhere, crashed, lost, result };
 
 const char* name_of(Ending ending) {
   switch (ending) {
@@ -245,6 +262,8 @@ const char* name_of(Ending ending) {
       return "it had not begun, and must run elsewhere";
     case Ending::crashed:
       return "it had begun, and must fail";
+    case Ending::lost:
+      return "it had run, and its answer was not complete";
     case Ending::result:
       return "its answer was complete, and must arrive";
   }
@@ -254,7 +273,8 @@ const char* name_of(Ending ending) {
 // How the task that the worker was given between the two must end, if the worker is killed now.
 Ending ending_after(const Traced::Progress& before, const Traced::Progress& now) {
   if (now.committed != before.committed) return Ending::result;
-  return now.begun != before.begun ? Ending::crashed : Ending::elsewhere;
+  if (now.begun == before.begun) return Ending::elsewhere;
+  return now.returned == now.begun ? Ending::lost : Ending::crashed;
 }
 
 // Whether a task of a worker that was killed ended as it must.
@@ -262,10 +282,11 @@ void check(const Outcome<>& outcome, Ending expected, int runs_before) {
   const std::string rule = std::string(": ") + name_of(expected);
   if (outcome.calls != 1) throw Violation("the task has " + std::to_string(outcome.calls) + " outcomes" + rule);
   const int runs = board.runs;
-  if (expected == Ending::crashed) {
+  if (expected == Ending::crashed || expected == Ending::lost) {
     const auto crash = error_as<WorkerCrashedError>(outcome.error);
     if (!crash) throw Violation("the task ended with: " + message(outcome.error) + rule);
-    if (crash->signal() != SIGKILL || crash->started() != Started::maybe) {
+    if (crash->signal() != SIGKILL ||
+        crash->started() != (expected == Ending::lost ? Started::finished : Started::maybe)) {
       throw Violation("the death is told wrongly: " + message(outcome.error) + rule);
     }
     if (runs != runs_before) throw Violation("the task ran again" + rule);
@@ -277,7 +298,7 @@ void check(const Outcome<>& outcome, Ending expected, int runs_before) {
 }
 
 void kill_after_each_step(Pool& pool, unsigned stride) {
-  std::array<unsigned, 3> endings{};
+  std::array<unsigned, 4> endings{};
   bool idle_again = false;
   unsigned steps = 0;
   for (; !idle_again; steps += stride) {
@@ -307,9 +328,10 @@ void kill_after_each_step(Pool& pool, unsigned stride) {
     }
     ++endings[static_cast<std::size_t>(expected)];
   }
-  std::printf("death: %u points; run elsewhere after %u of them, crashed after %u, result after %u\n",
-              endings[0] + endings[1] + endings[2], endings[0], endings[1], endings[2]);
-  if (endings[0] == 0 || endings[1] == 0 || endings[2] == 0) {
+  std::printf(
+      "death: %u points; run elsewhere after %u of them, crashed after %u, result lost after %u and there after %u\n",
+      endings[0] + endings[1] + endings[2] + endings[3], endings[0], endings[1], endings[2], endings[3]);
+  if (std::find(endings.begin(), endings.end(), 0U) != endings.end()) {
     throw std::runtime_error("the steps did not lead through a task's whole way");
   }
 }
@@ -361,43 +383,78 @@ void wake_after_each_step(Pool& pool, unsigned stride) {
   std::printf("wake-up: %u points\n", points);
 }
 
+// Where a new worker is to be killed.
+struct StartPoint {
+  unsigned calls;
+  unsigned steps;
+};
+
+std::string to_string(const StartPoint& point) {
+  return std::to_string(point.steps) + " steps after system call " + std::to_string(point.calls) + " of its start";
+}
+
+// How far it came: it is where it was to be killed, it would have gone beyond, or it has nothing to do any more.
+enum class Reached { point, next_call, sleep };
+
+Reached run_to(Traced& worker, const StartPoint& point) {
+  for (unsigned call = 0; call < point.calls && worker.alive(); ++call) {
+    if (!worker.run_through_system_call()) return Reached::sleep;
+  }
+  for (unsigned done = 0; worker.alive(); ++done) {
+    const auto call = worker.about_to_call();
+    if (call == SYS_futex) return Reached::sleep;
+    if (done == point.steps) return Reached::point;
+    if (call) return Reached::next_call;
+    worker.step();
+  }
+  return Reached::point;
+}
+
+pid_t parent_of(pid_t pid) {
+  std::ifstream stat("/proc/" + std::to_string(pid) + "/stat");
+  std::string text;
+  std::getline(stat, text);
+  return static_cast<pid_t>(std::stol(text.substr(text.rfind(')') + 4)));
+}
+
+Reached kill_at(Pool& pool, const StartPoint& point) {
+  const pid_t old = pool.idle_worker();
+  // Both options go on to the worker; without the second no stop tells that it is one of a system call.
+  Traced parent_trace(parent_of(old), PTRACE_O_TRACEFORK | PTRACE_O_TRACESYSGOOD);
+  parent_trace.resume();
+  ::kill(old, SIGKILL);
+  const pid_t born = parent_trace.wait_for_fork();
+  Traced worker(born, Traced::Born());
+  board.runs = 0;
+  Outcome<> outcome;
+  pool.executor.async_submit(bulkhead::call(add_one, 41), outcome.handler());
+  const Reached reached = run_to(worker, point);
+  const Ending expected = worker.alive() ? ending_after({0, 0, 0}, worker.progress()) : Ending::elsewhere;
+  const int runs = board.runs;
+  parent_trace.go_on();
+  worker.kill();
+  if (!run_until(
+          pool.context, [&] { return outcome.calls > 0; }, kHang)) {
+    throw Violation("a worker was killed " + to_string(point) + ": the task hangs");
+  }
+  try {
+    check(outcome, expected, runs);
+  } catch (const Violation& violation) {
+    throw Violation("a worker was killed " + to_string(point) + ": " + violation.what());
+  }
+  return reached;
+}
+
 void kill_at_start(Pool& pool, unsigned stride) {
   unsigned points = 0;
-  bool started = false;
-  for (unsigned steps = 0; !started; steps += stride, ++points) {
-    const pid_t old = pool.idle_worker();
-    const pid_t parent = [old] {
-      std::ifstream stat("/proc/" + std::to_string(old) + "/stat");
-      std::string text;
-      std::getline(stat, text);
-      return static_cast<pid_t>(std::stol(text.substr(text.rfind(')') + 4)));
-    }();
-    Traced parent_trace(parent, PTRACE_O_TRACEFORK);
-    parent_trace.resume();
-    ::kill(old, SIGKILL);
-    const pid_t born = parent_trace.wait_for_fork();
-    Traced worker(born, Traced::Born());
-    board.runs = 0;
-    Outcome<> outcome;
-    pool.executor.async_submit(bulkhead::call(add_one, 41), outcome.handler());
-    unsigned done = 0;
-    while (done < steps && worker.alive() && worker.step()) ++done;
-    started = done < steps;
-    const Ending expected = worker.alive() ? ending_after({0, 0}, worker.progress()) : Ending::elsewhere;
-    const int runs = board.runs;
-    parent_trace.go_on();
-    worker.kill();
-    if (!run_until(
-            pool.context, [&] { return outcome.calls > 0; }, kHang)) {
-      throw Violation("a worker was killed after " + std::to_string(done) + " steps of its start: the task hangs");
-    }
-    try {
-      check(outcome, expected, runs);
-    } catch (const Violation& violation) {
-      throw Violation("a worker was killed after " + std::to_string(done) + " steps of its start: " + violation.what());
+  unsigned calls = 0;
+  for (Reached reached = Reached::point; reached != Reached::sleep; ++calls) {
+    reached = Reached::point;
+    for (unsigned steps = 0; reached == Reached::point; steps += stride, ++points) {
+      reached = kill_at(pool, {calls, steps});
     }
   }
-  std::printf("start: %u points, %u instructions apart\n", points, stride);
+  std::printf("start: %u points after %u system calls, at most %u instructions apart\n", points, calls, stride);
 }
 
 unsigned number_after(int argc, char** argv, std::string_view option, unsigned otherwise) {

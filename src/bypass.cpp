@@ -53,7 +53,7 @@ std::uint64_t thread_cpu_ns() noexcept {
 }  // namespace
 
 Bypass::Bypass(std::shared_ptr<ExecutorCore> core, Settings settings)
-    : core_(std::move(core)), settings_(std::move(settings)), queue_(Dispatcher::Limits{}) {}
+    : core_(std::move(core)), settings_(std::move(settings)) {}
 
 void Bypass::execute(TaskNode* node) {
   const std::lock_guard lock(core_->mutex);

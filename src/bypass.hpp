@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include "dispatcher.hpp"
+#include "task_queue.hpp"
 
 #include <bulkhead/detail/executor_core.hpp>
 #include <bulkhead/detail/task_node.hpp>
@@ -40,7 +40,7 @@ class Bypass : public std::enable_shared_from_this<Bypass> {
   const Settings settings_;
 
   // Guarded by core_->mutex.
-  Dispatcher queue_;  // only for its order
+  TaskQueue queue_;
   unsigned active_ = 0;
   bool closed_ = false;
 

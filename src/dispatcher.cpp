@@ -2,47 +2,12 @@
 #include "dispatcher.hpp"
 
 #include <algorithm>
-#include <iterator>
 #include <utility>
 
 namespace bulkhead::detail {
 
 Dispatcher::Dispatcher(Limits limits)
     : limits_(limits), workers_(2 * (std::size_t{limits.max_workers} + limits.spare_workers)) {}
-
-void Dispatcher::enqueue(QueuedTask& task) {
-  number(task);
-  Queue& queue = queues_[task.priority];
-  ++queued_;
-  // From the back: new tasks belong there. One that was taken back finds its old place from the front.
-  QueuedTask* before = queue.back();
-  if (before == nullptr || before->order < task.order) {
-    queue.push_back(task);
-    return;
-  }
-  QueuedTask* after = queue.front();
-  if (task.order < after->order) {
-    queue.push_front(task);
-    return;
-  }
-  while (queue.next(*after)->order < task.order) after = queue.next(*after);
-  queue.insert_after(*after, task);
-}
-
-void Dispatcher::remove(QueuedTask& task) {
-  task.unlink();
-  --queued_;
-}
-
-QueuedTask* Dispatcher::front() {
-  if (queued_ == 0) return nullptr;
-  for (auto level = queues_.begin(); level != queues_.end();) {
-    if (QueuedTask* task = level->second.front()) return task;
-    // Level 0 is the usual one and stays; others would pile up with callers that use many.
-    level = level->first == 0 ? std::next(level) : queues_.erase(level);
-  }
-  return nullptr;
-}
 
 void Dispatcher::worker_added(unsigned worker, std::uint64_t most_tasks) {
   workers_[worker] = Worker{};
@@ -137,7 +102,14 @@ unsigned Dispatcher::kept_workers() const noexcept {
 
 // One for each task that has none, as far as that is allowed.
 unsigned Dispatcher::wanted_workers() const noexcept {
-  const std::size_t needed = std::min<std::size_t>(limits_.max_workers, loaded_ + queued_);
+  std::size_t tasks = loaded_ + queue_.size();
+  if (starting_ > 0) {
+    // What a worker was given that takes so long to start waits in the queue again, and is not to count twice.
+    tasks -= static_cast<std::size_t>(std::count_if(workers_.begin(), workers_.end(), [](const Worker& worker) {
+      return worker.present && !worker.ready && worker.stalled && worker.load > 0 && !worker.killed;
+    }));
+  }
+  const std::size_t needed = std::min<std::size_t>(limits_.max_workers, tasks);
   return std::max(kept_workers(), static_cast<unsigned>(needed) + limits_.spare_workers);
 }
 

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <bulkhead/detail/intrusive_list.hpp>
-#include <bulkhead/detail/queued_task.hpp>
+#include "task_queue.hpp"
 
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <vector>
 
@@ -55,15 +53,13 @@ class Dispatcher {
   // Tasks.
 
   /// A task waits for a worker: by priority (the lower number first), then in the order of their first enqueue.
-  void enqueue(QueuedTask& task);
+  void enqueue(QueuedTask& task) { queue_.enqueue(task); }
   /// Gives the task its place among those of its priority, if it has none yet; `enqueue` does it, too.
-  void number(QueuedTask& task) noexcept {
-    if (task.order == 0) task.order = ++last_order_;
-  }
+  void number(QueuedTask& task) noexcept { queue_.number(task); }
   /// It does not wait any more.
-  void remove(QueuedTask& task);
-  QueuedTask* front();
-  std::size_t queued() const noexcept { return queued_; }
+  void remove(QueuedTask& task) { queue_.remove(task); }
+  QueuedTask* front() { return queue_.front(); }
+  std::size_t queued() const noexcept { return queue_.size(); }
 
   // Workers, numbered from 0 to places() - 1.
 
@@ -140,16 +136,13 @@ class Dispatcher {
     std::uint64_t tasks_left = 0;
     Time idle_since{0};
   };
-  using Queue = IntrusiveList<QueuedTask, ListLink>;
 
   void begin_leaving(Worker& worker) noexcept;
   unsigned wanted_workers() const noexcept;
   unsigned kept_workers() const noexcept;
 
   Limits limits_;
-  std::map<int, Queue> queues_;
-  std::size_t queued_ = 0;
-  std::uint64_t last_order_ = 0;
+  TaskQueue queue_;
   std::vector<Worker> workers_;
   unsigned starting_ = 0;
   unsigned staying_ = 0;

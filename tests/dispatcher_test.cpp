@@ -961,6 +961,28 @@ TEST_CASE("a pool that keeps no workers starts one for a task, and lets it go ag
   CHECK(dispatcher.staying() == 0);
 }
 
+TEST_CASE("a task that is taken back from a worker which starts slowly does not bring one worker more",
+          "[dispatcher]") {
+  auto made = limits(4);
+  made.min_workers = 0;
+  Dispatcher dispatcher(made);
+  Work task(1);
+  dispatcher.enqueue(task);
+  REQUIRE(dispatcher.worker_to_start(0s) == 0U);
+  dispatcher.worker_added(0);
+  dispatcher.remove(task);
+  dispatcher.placed(0);
+  // It has taken nothing up for a while: the task goes back, and its place in the ring stays used.
+  REQUIRE(dispatcher.stalled_workers() == Workers{0});
+  dispatcher.taken_back(0);
+  dispatcher.enqueue(task);
+  CHECK_FALSE(dispatcher.lacks_workers());
+  // A second task is another matter.
+  Work other(2);
+  dispatcher.enqueue(other);
+  CHECK(dispatcher.worker_to_start(0s) == 1U);
+}
+
 TEST_CASE("a worker that takes nothing up gets nothing more until it is heard of", "[dispatcher]") {
   Dispatcher dispatcher = with_ready_workers(2);
   dispatcher.placed(0);

@@ -2,6 +2,9 @@
 #include <bulkhead/base_executor.hpp>
 
 #include "context_service.hpp"
+#include "wait_list.hpp"
+
+#include <bulkhead/result_store.hpp>
 
 #include <boost/asio/any_completion_handler.hpp>
 #include <boost/asio/query.hpp>
@@ -21,7 +24,7 @@ constexpr std::size_t kLongestName = 200;
 // Tasks that wait take memory: so many take hundreds of GiB. What is beyond was meant to be negative.
 constexpr std::size_t kMostPending = 1'000'000'000;
 
-const CommonOptions& checked(const CommonOptions& options) {
+CommonOptions checked(CommonOptions options) {
   if (options.name.empty() || options.name.size() > kLongestName) {
     throw std::invalid_argument(
         fmt::format("option 'name' must have 1 to {} characters, not {}", kLongestName, options.name.size()));
@@ -45,8 +48,7 @@ const CommonOptions& checked(const CommonOptions& options) {
 }  // namespace
 
 BaseExecutor::BaseExecutor(asio::any_io_executor io_executor, CommonOptions options)
-    : core_(std::make_shared<detail::ExecutorCore>(*this, std::move(io_executor), checked(options).name,
-                                                   options.max_pending, options.overload)) {
+    : core_(std::make_shared<detail::ExecutorCore>(*this, std::move(io_executor), checked(std::move(options)))) {
   asio::execution_context& context = asio::query(core_->io, asio::execution::context);
   asio::use_service<detail::ContextService>(context).add(core_);
 }
@@ -57,6 +59,22 @@ void BaseExecutor::close() noexcept { core_->disown(); }
 
 const std::string& BaseExecutor::name() const noexcept { return core_->name; }
 asio::any_io_executor BaseExecutor::get_executor() const noexcept { return core_->io; }
+
+Subscription BaseExecutor::subscribe(Listener listener, EventMask mask, SubscribeOptions options) {
+  return core_->subscribe(std::move(listener), mask, std::move(options));
+}
+
+std::shared_ptr<detail::TaskRecord> BaseExecutor::record_of(const TaskId& id) const {
+  if (auto record = core_->results->find(id)) return record;
+  ErrorContext context;
+  context.executor = name();
+  throw ResultNotFoundError(id.to_string(), std::move(context));
+}
+
+std::optional<TaskStatus> BaseExecutor::status(const TaskId& id) const {
+  const auto record = core_->results->find(id);
+  return record ? std::optional(record->status()) : std::nullopt;
+}
 
 asio::awaitable<void> BaseExecutor::shutdown(ShutdownOptions options) { return shut_down(core_, options); }
 
@@ -78,22 +96,19 @@ asio::awaitable<void> BaseExecutor::shut_down(std::shared_ptr<detail::ExecutorCo
 asio::awaitable<void> BaseExecutor::stop(ShutdownOptions options) {
   // The executor may be destroyed while somebody waits for it to end.
   const auto core = core_;
+  const std::string late = "it had not ended when the time for the shutdown was over";
   if (options.cancel_pending) core->cancel_open(false, "the executor was shut down");
+  if (options.timeout) core->cancel_open_after(*options.timeout, late);
   if (!options.wait) co_return;
   const bool idle = co_await wait_until_idle(core, options.timeout);
-  if (!idle) core->cancel_open(true, "it had not ended when the time for the shutdown was over");
+  if (!idle) core->cancel_open(true, late);
 }
 
 asio::awaitable<bool> BaseExecutor::wait_until_idle(std::shared_ptr<detail::ExecutorCore> core,
                                                     std::optional<std::chrono::nanoseconds> timeout) {
-  // A named token: async_initiate wants an lvalue.
-  auto token = asio::use_awaitable;
-  return asio::async_initiate<asio::use_awaitable_t<>, void(std::exception_ptr, bool)>(
-      [core = std::move(core), timeout](auto&& handler) {
-        core->wait_idle(timeout, asio::any_completion_handler<void(std::exception_ptr, bool)>(
-                                     std::forward<decltype(handler)>(handler)));
-      },
-      token);
+  return detail::wait_for([core = std::move(core), timeout](detail::WaitList::Handler handler) {
+    core->wait_idle(timeout, std::move(handler));
+  });
 }
 
 Metrics BaseExecutor::metrics() const {
@@ -111,5 +126,33 @@ void BaseExecutor::execute_locked(detail::TaskNode* node, detail::ExecutorCore::
 }
 
 bool BaseExecutor::cancel_in_flight(detail::TaskNode&, asio::cancellation_type) { return false; }
+bool BaseExecutor::withdraw(detail::TaskNode&) { return false; }
+void BaseExecutor::stop_running(detail::TaskNode&, asio::cancellation_type) {}
+bool BaseExecutor::has_begun(const detail::TaskNode&) const { return false; }
 
+namespace detail {
+
+const std::shared_ptr<ExecutorCore>& core_of(BaseExecutor& executor) noexcept { return executor.core_; }
+
+std::shared_ptr<const RegisteredTask> find_task(const ExecutorCore& core, std::string_view name,
+                                                const std::type_info& arguments) {
+  ErrorContext context;
+  context.executor = core.name;
+  if (!core.tasks) throw UnknownTaskError(std::string(name), {}, std::move(context));
+  return core.tasks->find(name, arguments, context);
+}
+
+asio::awaitable<AnyResult> submit_by_name(std::shared_ptr<ExecutorCore> core, TaskOptions options, std::string name,
+                                          const std::type_info& arguments, std::shared_ptr<void> values) {
+  const auto task = find_task(*core, name, arguments);
+  auto token = asio::use_awaitable;  // async_initiate wants an lvalue
+  auto initiation = [core, task, given = task->options(options), values](auto&& handler) mutable {
+    task->submit(core, std::move(given), values.get(), AnyHandler(std::forward<decltype(handler)>(handler)));
+  };
+  auto result = asio::async_initiate<asio::use_awaitable_t<>, void(std::exception_ptr, AnyResult)>(
+      std::move(initiation), token);
+  co_return co_await std::move(result);
+}
+
+}  // namespace detail
 }  // namespace bulkhead

@@ -64,6 +64,12 @@ void Bypass::execute(TaskNode* node) {
   asio::post(core_->io, [self = shared_from_this()] { self->run_next(); });
 }
 
+bool Bypass::withdraw(TaskNode& node) {
+  if (!static_cast<QueuedTask&>(node).linked()) return false;
+  queue_.remove(node);
+  return true;
+}
+
 void Bypass::run_next() {
   TaskNode* node = nullptr;
   {

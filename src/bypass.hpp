@@ -27,6 +27,8 @@ class Bypass : public std::enable_shared_from_this<Bypass> {
   Bypass(std::shared_ptr<ExecutorCore> core, Settings settings);
 
   void execute(TaskNode* node);
+  /// With the mutex: takes a task out of the queue. False: it is not there.
+  bool withdraw(TaskNode& node);
   /// The executor is being destroyed: what has not begun is cancelled.
   void close();
 

@@ -116,7 +116,8 @@ unsigned Dispatcher::wanted_workers() const noexcept {
 bool Dispatcher::lacks_workers() const noexcept { return !stopping_ && staying_ < wanted_workers(); }
 
 std::optional<unsigned> Dispatcher::worker_to_start(Time now) const {
-  if (!lacks_workers() || (pause_until_ && now < *pause_until_)) return std::nullopt;
+  if (!lacks_workers()) return std::nullopt;
+  if (const auto pause = pause_end(); pause && now < *pause) return std::nullopt;
   // After a failure one attempt at a time, until one has worked.
   if (failures_ > 0 && starting_ > 0) return std::nullopt;
   for (unsigned i = 0; i < workers_.size(); ++i) {
@@ -149,15 +150,30 @@ std::optional<Dispatcher::Time> Dispatcher::next_dismissal(Time now) const {
   return next;
 }
 
+Dispatcher::Duration Dispatcher::pause_after(unsigned failures) const noexcept {
+  const unsigned doublings = std::min(failures - 1, 16U);  // 10 ms * 2^16 is far beyond the longest pause
+  return std::min(limits_.first_pause * (1U << doublings), limits_.longest_pause);
+}
+
+std::optional<Dispatcher::Time> Dispatcher::pause_end() const noexcept {
+  if (!last_young_death_) return pause_until_;
+  return std::max(pause_until_.value_or(Time::min()), *last_young_death_ + pause_after(young_deaths_));
+}
+
 std::optional<Dispatcher::Time> Dispatcher::next_start() const {
   if (stopping_) return std::nullopt;
-  return pause_until_;
+  return pause_end();
 }
 
 void Dispatcher::start_failed(Time now) {
-  const unsigned doublings = std::min(failures_, 16U);  // 10 ms * 2^16 is far beyond the longest pause
   ++failures_;
-  pause_until_ = now + std::min(limits_.first_pause * (1U << doublings), limits_.longest_pause);
+  pause_until_ = now + pause_after(failures_);
+}
+
+void Dispatcher::died_young(Time now) {
+  if (last_young_death_ && now > *last_young_death_ + limits_.young_deaths_memory) young_deaths_ = 0;
+  ++young_deaths_;
+  last_young_death_ = now;
 }
 
 void Dispatcher::start_succeeded() noexcept {
@@ -165,10 +181,11 @@ void Dispatcher::start_succeeded() noexcept {
   pause_until_.reset();
 }
 
-bool Dispatcher::gives_up() const {
-  if (failures_ < limits_.failures_before_error) return false;
-  return std::none_of(workers_.begin(), workers_.end(),
-                      [](const Worker& worker) { return worker.ready && !worker.leaving; });
+bool Dispatcher::has_ready_worker() const {
+  return std::any_of(workers_.begin(), workers_.end(),
+                     [](const Worker& worker) { return worker.ready && !worker.leaving; });
 }
+
+bool Dispatcher::gives_up() const { return failures_ >= limits_.failures_before_error && !has_ready_worker(); }
 
 }  // namespace bulkhead::detail

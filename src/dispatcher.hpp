@@ -46,6 +46,9 @@ class Dispatcher {
     /// costs one process a second, not a fork storm.
     Duration first_pause = std::chrono::milliseconds(10);
     Duration longest_pause = std::chrono::seconds(1);
+    /// A worker that dies young counts together with those before it if they died no longer ago than that: ten times the
+    /// longest pause, so that a start which always ends so keeps its pauses.
+    Duration young_deaths_memory = std::chrono::seconds(10);
   };
 
   explicit Dispatcher(Limits limits);
@@ -115,11 +118,14 @@ class Dispatcher {
   /// When the pause after a failure is over; empty if there is none.
   std::optional<Time> next_start() const;
   void start_failed(Time now);
+  /// A worker that was ready has died soon after its start, and no task is to blame: its replacement may do the same.
+  void died_young(Time now);
   /// A worker has proved to work.
   void start_succeeded() noexcept;
   unsigned failures_in_a_row() const noexcept { return failures_; }
   /// Whether tasks that wait should fail now, as no worker can be had.
   bool gives_up() const;
+  bool has_ready_worker() const;
   /// No worker is started any more.
   void stop_starting() noexcept { stopping_ = true; }
 
@@ -137,6 +143,8 @@ class Dispatcher {
     Time idle_since{0};
   };
 
+  Duration pause_after(unsigned failures) const noexcept;
+  std::optional<Time> pause_end() const noexcept;
   void begin_leaving(Worker& worker) noexcept;
   unsigned wanted_workers() const noexcept;
   unsigned kept_workers() const noexcept;
@@ -150,6 +158,8 @@ class Dispatcher {
   Duration average_run_{-1};  // negative: not known yet
   unsigned failures_ = 0;
   std::optional<Time> pause_until_;
+  unsigned young_deaths_ = 0;
+  std::optional<Time> last_young_death_;
   bool stopping_ = false;
 };
 

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstring>
 #include <string_view>
 #include <utility>
@@ -50,6 +51,16 @@ class Category final : public boost::system::error_category {
         return "the task's function has crashed too many workers";
       case Errc::worker_stuck:
         return "a worker that was killed does not die";
+      case Errc::max_instances:
+        return "too many tasks of this name are in executors";
+      case Errc::unknown_task:
+        return "no task is registered under this name";
+      case Errc::duplicate_task:
+        return "a task is registered under this name already";
+      case Errc::signature_mismatch:
+        return "the task has other types";
+      case Errc::result_not_found:
+        return "there is no such result";
     }
     return fmt::format("unknown bulkhead error {}", value);
   }
@@ -171,9 +182,13 @@ std::string say(const std::exception_ptr& error) {
 std::string describe(const std::vector<RetryError::Attempt>& attempts) {
   std::string text;
   for (std::size_t i = 0; i < attempts.size(); ++i) {
-    text += fmt::format("\n  run {}{}: {}", i + 1,
-                        attempts[i].run_time.count() > 0 ? " (" + milliseconds(attempts[i].run_time) + ")" : "",
-                        say(attempts[i].error));
+    if (attempts[i].begun) {
+      text += fmt::format("\n  run {}{}: {}", i + 1,
+                          attempts[i].run_time.count() > 0 ? " (" + milliseconds(attempts[i].run_time) + ")" : "",
+                          say(attempts[i].error));
+    } else {
+      text += "\n  then it did not run: " + say(attempts[i].error);
+    }
   }
   return text;
 }
@@ -269,18 +284,37 @@ WorkerStartError::WorkerStartError(const std::string& reason, unsigned failures_
       failures_in_a_row_(failures_in_a_row) {}
 WorkerStartError::~WorkerStartError() = default;
 
-TaskTimeoutError::TaskTimeoutError(Which which, std::chrono::nanoseconds limit, ErrorContext context)
+namespace {
+
+std::string describe_timeout(TaskTimeoutError::Which which, std::chrono::nanoseconds limit, const ErrorContext& context,
+                             const std::string& reason) {
+  using Which = TaskTimeoutError::Which;
+  switch (which) {
+    case Which::queue:
+      return fmt::format("{} had not begun within its queue_timeout of {} and never ran: {}", subject(context),
+                         milliseconds(limit),
+                         reason.empty() ? "the executor is too busy for it; submit it later, or give the executor more "
+                                          "workers"
+                                        : reason);
+    case Which::wait:
+      return fmt::format("{} was not over within {}; it goes on, only the wait for its result has ended",
+                         subject(context), milliseconds(limit));
+    case Which::run:
+    case Which::cpu:
+      break;
+  }
+  return fmt::format("{} {} of {}; {}, the task may have had effects", subject(context),
+                     which == Which::run ? "ran longer than its timeout" : "took more than its cpu_timeout",
+                     milliseconds(limit),
+                     context.worker_pid ? worker(context) + " was killed" : "its result is thrown away");
+}
+
+}  // namespace
+
+TaskTimeoutError::TaskTimeoutError(Which which, std::chrono::nanoseconds limit, ErrorContext context,
+                                   const std::string& reason)
     : ExecutorError(
-          Errc::timeout,
-          which == Which::queue
-              ? fmt::format("{} had not begun within its queue_timeout of {} and never ran: the executor is "
-                            "too busy for it; submit it later, or give the executor more workers",
-                            subject(context), milliseconds(limit))
-              : fmt::format("{} {} of {}; {}, the task may have had effects", subject(context),
-                            which == Which::run ? "ran longer than its timeout" : "took more than its cpu_timeout",
-                            milliseconds(limit),
-                            context.worker_pid ? worker(context) + " was killed" : "its result is thrown away"),
-          context),
+Errc::timeout, describe_timeout(which, limit, context, reason), context),
       which_(which),
       limit_(limit) {}
 TaskTimeoutError::~TaskTimeoutError() = default;
@@ -300,7 +334,8 @@ TaskCancelledError::~TaskCancelledError() = default;
 
 RetryError::RetryError(std::vector<Attempt> attempts, ErrorContext context)
     : ExecutorError(Errc::retries_failed,
-                    fmt::format("{} failed {} times, and is not run again:{}", subject(context), attempts.size(),
+                    fmt::format("{} ran {} times, and is not run again:{}", subject(context),
+                                std::count_if(attempts.begin(), attempts.end(), [](const auto& a) { return a.begun; }),
                                 describe(attempts)),
                     context),
       attempts_(std::make_shared<const std::vector<Attempt>>(std::move(attempts))) {}
@@ -325,6 +360,42 @@ WorkerStuckError::WorkerStuckError(std::vector<int> pids, ErrorContext context)
                     context),
       pids_(std::make_shared<const std::vector<int>>(std::move(pids))) {}
 WorkerStuckError::~WorkerStuckError() = default;
+
+MaxInstancesError::MaxInstancesError(std::string key, unsigned limit, ErrorContext context)
+    : ExecutorError(Errc::max_instances,
+                    fmt::format("{} was refused: {} of '{}' are in executors, which is their max_instances; submit it when "
+                                "one of them is over, or let it wait (OverloadPolicy::wait)",
+                                subject(context), limit, key),
+                    context),
+      key_(share(std::move(key))),
+      limit_(limit) {}
+MaxInstancesError::~MaxInstancesError() = default;
+
+UnknownTaskError::UnknownTaskError(const std::string& name, std::vector<std::string> known, ErrorContext context)
+    : ExecutorError(Errc::unknown_task,
+                    fmt::format("there is no task '{}'{}; known tasks: {}. Add it with TaskRegistry::add", name,
+                                context.executor.empty() ? "" : " for executor '" + context.executor + "'",
+                                known.empty() ? "none" : fmt::format("{}", fmt::join(known, ", "))),
+                    context),
+      known_(std::make_shared<const std::vector<std::string>>(std::move(known))) {}
+UnknownTaskError::~UnknownTaskError() = default;
+
+DuplicateTaskError::DuplicateTaskError(const std::string& name)
+    : ExecutorError(Errc::duplicate_task,
+                    fmt::format("a task '{}' is registered already: give it another name, or remove the first", name)) {}
+DuplicateTaskError::~DuplicateTaskError() = default;
+
+TaskSignatureError::TaskSignatureError(const std::string& message, ErrorContext context)
+    : ExecutorError(Errc::signature_mismatch, message, std::move(context)) {}
+TaskSignatureError::~TaskSignatureError() = default;
+
+ResultNotFoundError::ResultNotFoundError(const std::string& id, ErrorContext context)
+    : ExecutorError(Errc::result_not_found,
+                    fmt::format("executor '{}' has no result of task {}: it was not spawned here, or its result has "
+                                "expired or was dropped (ResultStoreOptions)",
+                                context.executor, id),
+                    context) {}
+ResultNotFoundError::~ResultNotFoundError() = default;
 
 TaskAbandonedError::TaskAbandonedError(ErrorContext context)
     : ExecutorError(Errc::abandoned,

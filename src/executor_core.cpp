@@ -3,28 +3,28 @@
 
 #include "background.hpp"
 #include "context_service.hpp"
+#include "event_hub.hpp"
 #include "quarantine.hpp"
 #include "retries.hpp"
+#include "time_limits.hpp"
+#include "wait_list.hpp"
 
 #include <bulkhead/base_executor.hpp>
+#include <bulkhead/detail/task_record.hpp>
+#include <bulkhead/instance_group.hpp>
+#include <bulkhead/result_store.hpp>
 
 #include <boost/asio/any_completion_handler.hpp>
 #include <boost/asio/append.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/steady_timer.hpp>
 
-#include <fmt/format.h>
-
-#include <algorithm>
 #include <ctime>
-#include <set>
 #include <utility>
 
-namespace bulkhead {
-namespace detail {
-namespace {
+// A task's way in, and out.
 
-using IdleHandler = asio::any_completion_handler<void(std::exception_ptr, bool)>;
+namespace bulkhead::detail {
+namespace {
 
 // Last of all: it may take the executor with it.
 void hand_over(TaskNode* node, bool wanted, Delivery from) {
@@ -35,10 +35,32 @@ void hand_over(TaskNode* node, bool wanted, Delivery from) {
   }
 }
 
-void complete_idle_waits(std::vector<IdleHandler> handlers, const asio::any_io_executor& io) {
-  for (IdleHandler& handler : handlers) {
-    asio::post(io, asio::append(std::move(handler), std::exception_ptr(), true));
+TaskStatus status_after(Outcome outcome) noexcept {
+  switch (outcome) {
+    case Outcome::completed:
+      return TaskStatus::succeeded;
+    case Outcome::failed:
+      return TaskStatus::failed;
+    case Outcome::cancelled:
+      return TaskStatus::cancelled;
+    case Outcome::timed_out:
+      return TaskStatus::timed_out;
   }
+  return TaskStatus::failed;
+}
+
+EventKind event_of(Outcome outcome) noexcept {
+  switch (outcome) {
+    case Outcome::completed:
+      return EventKind::succeeded;
+    case Outcome::failed:
+      return EventKind::failed;
+    case Outcome::cancelled:
+      return EventKind::cancelled;
+    case Outcome::timed_out:
+      return EventKind::timed_out;
+  }
+  return EventKind::failed;
 }
 
 }  // namespace
@@ -50,30 +72,16 @@ Initiation*& Initiation::current() noexcept {
   return current;
 }
 
-struct ExecutorCore::IdleWait {
-  std::uint64_t id;
-  IdleHandler handler;
-  std::shared_ptr<asio::steady_timer> timer;
-
-  IdleWait(std::uint64_t number, IdleHandler waiting) : id(number), handler(std::move(waiting)) {}
-};
-
-// When tasks that wait for admission give up. The timer belongs to the background thread.
-struct ExecutorCore::Deadlines {
-  explicit Deadlines(Background& background) : timer(background.context()) {}
-
-  std::set<std::pair<std::uint64_t, std::uint64_t>> by_time;  // (deadline, task id)
-  std::map<std::uint64_t, TaskNode*> tasks;
-  asio::steady_timer timer;
-};
-
-ExecutorCore::ExecutorCore(BaseExecutor& owning, asio::any_io_executor io_executor, std::string executor_name,
-                           std::size_t limit, OverloadPolicy policy)
-    : name(std::move(executor_name)),
+ExecutorCore::ExecutorCore(BaseExecutor& owning, asio::any_io_executor io_executor, CommonOptions options)
+    : name(std::move(options.name)),
       io(std::move(io_executor)),
-      max_pending(limit),
-      overload(policy),
-      owner(&owning) {}
+      max_pending(options.max_pending),
+      overload(options.overload),
+      instances(options.instances ? std::move(options.instances) : std::make_shared<InstanceGroup>()),
+      tasks(std::move(options.tasks)),
+      results(options.results ? std::move(options.results) : std::make_shared<ResultStore>()),
+      owner(&owning),
+      idle_waits_(std::make_shared<WaitList>(io)) {}
 
 ExecutorCore::~ExecutorCore() = default;
 
@@ -114,14 +122,30 @@ std::uint64_t ExecutorCore::make_cancellable(TaskNode& node) {
   return node.id;
 }
 
-bool ExecutorCore::admit(TaskNode& node) {
-  if (in_flight >= max_pending || !waiting.empty()) return false;
+std::optional<TaskStatus> ExecutorCore::status_of(std::uint64_t id) const {
+  const Lock lock(mutex);
+  const auto found = cancellable_.find(id);
+  if (found == cancellable_.end()) return std::nullopt;
+  const TaskNode& node = *found->second;
+  if (node.retry_at_ns != 0) return TaskStatus::retrying;
+  const bool running_now = node.runs_here || (owner != nullptr && owner->has_begun(node));
+  return running_now ? TaskStatus::running : TaskStatus::queued;
+}
+
+// It is one of the executor's tasks now.
+void ExecutorCore::count_in(TaskNode& node) {
   if (!owner_holds_work && !work_) work_ = asio::prefer(io, asio::execution::outstanding_work.tracked);
   node.admitted = true;
   ++in_flight;
   ++open;
   ++submitted;
   open_tasks.push_back(node);
+  if (events_) tell(EventKind::submitted, node);
+}
+
+bool ExecutorCore::admit(TaskNode& node) {
+  if (in_flight >= max_pending || !waiting.empty()) return false;
+  count_in(node);
   return true;
 }
 
@@ -131,9 +155,14 @@ void ExecutorCore::submit(TaskNode* node) {
   node->submitted_ns = recent_now();
   if (node->id == 0) node->id = ++last_id;
   if (accepting && quarantine && refused_by_quarantine(*node)) {
-    lock.unlock();
-    node->deliver(Delivery::initiating);
+    refuse(node, std::exchange(node->error, nullptr), lock);
     return;
+  }
+  if (accepting && node->options.has_rare()) {
+    if (auto error = refused_by_instances(*node)) {
+      refuse(node, std::move(error), lock);
+      return;
+    }
   }
   if (accepting && admit(*node)) {
     start_one(node, lock, initiation);
@@ -143,14 +172,24 @@ void ExecutorCore::submit(TaskNode* node) {
     waiting.push_back(*node);
     node->waiting = true;
     ++waiting_count;
-    if (node->options.queue_timeout()) arm_queue_deadline(*node);
+    if (node->options.queue_timeout()) watch_limits(*node);
     return;
   }
+  refuse(node,
+         accepting ? std::make_exception_ptr(ExecutorOverloadError(max_pending, context_of(*node)))
+                   : std::make_exception_ptr(ExecutorNotRunningError(context_of(*node))),
+         lock);
+}
+
+// With the mutex, which is given back.
+void ExecutorCore::refuse(TaskNode* node, std::exception_ptr error, Lock& lock) {
   ++rejected;
   forget(*node);
-  node->error = accepting ? std::make_exception_ptr(ExecutorOverloadError(max_pending, context_of(*node)))
-                          : std::make_exception_ptr(ExecutorNotRunningError(context_of(*node)));
-  lock.unlock();
+  if (events_) tell(EventKind::rejected, *node, error);
+  node->error = std::move(error);
+  if (node->record) node->record->set_status(TaskStatus::failed);
+  release_instance(*node, lock);
+  if (lock.owns_lock()) lock.unlock();
   node->deliver(Delivery::initiating);
 }
 
@@ -162,6 +201,15 @@ void ExecutorCore::start_one(TaskNode* node, Lock& lock, Initiation& initiation)
          Delivery::initiating);
     return;
   }
+  if (node->options.has_rare() && waits_for_instance(*node)) {
+    lock.unlock();
+    return;
+  }
+  if (owner_limits_runs) {
+    unwatch(*node);
+  } else if (node->options.queue_timeout()) {
+    watch_limits(*node);
+  }
   initiation.starting = node;
   std::exception_ptr thrown;
   try {
@@ -172,6 +220,7 @@ void ExecutorCore::start_one(TaskNode* node, Lock& lock, Initiation& initiation)
     thrown = std::current_exception();
   }
   if (!initiation.dropped) return;
+  if (lock.owns_lock()) lock.unlock();
   if (!thrown) thrown = std::make_exception_ptr(TaskAbandonedError(context_of(*node)));
   fail(node, std::move(thrown), Outcome::failed, Delivery::initiating);
 }
@@ -190,20 +239,18 @@ void ExecutorCore::forget(TaskNode& node) {
     cancellable_.erase(node.id);
     node.cancellable = false;
   }
-  if (deadlines_ && deadlines_->tasks.erase(node.id) > 0) {
-    const auto deadline =
-        node.submitted_ns +
-        static_cast<std::uint64_t>(node.options.queue_timeout().value_or(TaskOptions::Duration(0)).count());
-    deadlines_->by_time.erase({deadline, node.id});
-  }
+  unwatch(node);
 }
 
-void ExecutorCore::count(TaskNode& node, Outcome outcome) {
+void ExecutorCore::count(TaskNode& node, Outcome outcome, const std::exception_ptr& error) {
+  if (node.began_ns != 0 && wants_started(node)) tell_started(node);
+  if (events_) tell(event_of(outcome), node, error);
   node.settled = true;
   --open;
   if (std::exchange(node.runs_here, false)) --running;
   static_cast<OpenLink&>(node).unlink();
-  if (node.cancellable || deadlines_) forget(node);
+  if (node.cancellable || node.place.deadline != 0) forget(node);
+  if (node.record) node.record->set_status(status_after(outcome));
   switch (outcome) {
     case Outcome::completed:
       ++completed;
@@ -227,10 +274,11 @@ void ExecutorCore::count_run(const TaskNode& node) {
   total_wait_ns += node.began_ns - node.submitted_ns;
 }
 
+// The accounting part of `settle`. False: it had been settled early, and only waits to be destroyed.
 bool ExecutorCore::account(TaskNode& node, Outcome outcome, Admitted& admitted) {
   count_run(node);
   const bool wanted = !node.settled;
-  if (wanted) count(node, outcome);
+  if (wanted) count(node, outcome, node.error);
   if (node.admitted) {
     node.admitted = false;
     --in_flight;
@@ -244,18 +292,9 @@ void ExecutorCore::admit_waiting(Admitted& admitted) {
     TaskNode* node = waiting.pop_front();
     if (node == nullptr) return;
     --waiting_count;
-    if (deadlines_) {
-      // From here on the executor sees to the queue timeout.
-      const bool cancellable = std::exchange(node->cancellable, false);
-      forget(*node);
-      node->cancellable = cancellable;
-    }
+    unwatch(*node);
     node->waiting = false;
-    node->admitted = true;
-    ++in_flight;
-    ++open;
-    ++submitted;
-    open_tasks.push_back(*node);
+    count_in(*node);
     admitted.push_back(node);
   }
 }
@@ -266,6 +305,10 @@ bool ExecutorCore::begin(TaskNode& node) {
   node.began_ns = now();
   node.runs_here = true;
   ++running;
+  if (wants_started(node)) tell_started(node);
+  if (!owner_limits_runs && (node.options.timeout() || node.place.deadline != 0 || node.options.has_rare())) {
+    watch_limits(node);
+  }
   return true;
 }
 
@@ -275,6 +318,10 @@ void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from) {
 }
 
 void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from, Lock& lock) {
+  if (node->verdict) {
+    node->error = std::exchange(node->verdict, nullptr);
+    outcome = Outcome::timed_out;
+  }
   if (quarantine) note_crashes(*node, outcome);
   if (outcome != Outcome::completed && node->options.has_rare() && try_again(*node, outcome, lock)) {
     lock.unlock();
@@ -282,18 +329,15 @@ void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from, Lock& 
   }
   Admitted admitted;
   const bool wanted = account(*node, outcome, admitted);
+  // Until the handler has been handed over.
+  std::optional<Work> work;
   if (!admitted.empty() || in_flight == 0 || open == 0) {
-    // Until the handler has been handed over.
-    std::optional<Work> work;
     if (work_ && open == 0 && waiting.empty()) work.swap(work_);
-    auto idle = take_idle_waiters();
-    lock.unlock();
-    start(admitted);
-    if (!idle.empty()) complete_idle_waits(std::move(idle), io);
-    hand_over(node, wanted, from);
-    return;
+    complete_idle_waits();
   }
-  lock.unlock();
+  if (node->holds_instance) release_instance(*node, lock);
+  if (lock.owns_lock()) lock.unlock();
+  start(admitted);
   hand_over(node, wanted, from);
 }
 
@@ -301,10 +345,10 @@ void ExecutorCore::give_back(std::size_t places, Lock& lock) {
   in_flight -= places;
   Admitted admitted;
   if (!waiting.empty()) admit_waiting(admitted);
-  auto idle = take_idle_waiters();
+  complete_idle_waits();
+  if (admitted.empty()) return;
   lock.unlock();
   start(admitted);
-  if (!idle.empty()) complete_idle_waits(std::move(idle), io);
   lock.lock();
 }
 
@@ -313,237 +357,26 @@ void ExecutorCore::fail(TaskNode* node, std::exception_ptr cause, Outcome outcom
   settle(node, outcome, from);
 }
 
-std::vector<IdleHandler> ExecutorCore::take_idle_waiters() {
-  std::vector<IdleHandler> handlers;
-  if (idle_waits_.empty() || in_flight > 0 || !waiting.empty()) return handlers;
-  for (const auto& wait : idle_waits_) {
-    if (wait->timer) {
-      asio::post(wait->timer->get_executor(), [timer = wait->timer] { timer->cancel(); });
-    }
-    handlers.push_back(std::move(wait->handler));
-  }
-  idle_waits_.clear();
-  return handlers;
+// Posts, so that it may be done with the mutex; and under it, since the context may be destroyed at any other time.
+void ExecutorCore::complete_idle_waits() {
+  if (in_flight == 0 && waiting.empty() && context_alive) idle_waits_->complete();
 }
 
-void ExecutorCore::wait_idle(std::optional<std::chrono::nanoseconds> timeout, IdleHandler handler) {
+void ExecutorCore::wait_idle(std::optional<std::chrono::nanoseconds> timeout,
+                             asio::any_completion_handler<void(std::exception_ptr, bool)> handler) {
   const Lock lock(mutex);
+  if (!context_alive) return;
   if (in_flight == 0 && waiting.empty()) {
     asio::post(io, asio::append(std::move(handler), std::exception_ptr(), true));
     return;
   }
-  const std::uint64_t id = ++last_idle_wait_;
-  const auto give_up = [weak = weak_from_this(), id](bool expired) {
-    const auto self = weak.lock();
-    if (!self) return;
-    std::unique_ptr<IdleWait> found;
-    const Lock guard(self->mutex);
-    const auto place = std::find_if(self->idle_waits_.begin(), self->idle_waits_.end(),
-                                    [&](const auto& wait) { return wait->id == id; });
-    if (place == self->idle_waits_.end() || !self->context_alive) return;
-    found = std::move(*place);
-    self->idle_waits_.erase(place);
-    auto cause = expired ? std::exception_ptr()
-                         : std::make_exception_ptr(boost::system::system_error(asio::error::operation_aborted));
-    asio::post(self->io, asio::append(std::move(found->handler), std::move(cause), false));
-  };
-  auto slot = asio::get_associated_cancellation_slot(handler);
-  idle_waits_.push_back(std::make_unique<IdleWait>(id, std::move(handler)));
-  if (slot.is_connected()) {
-    slot.assign([give_up](asio::cancellation_type) { give_up(false); });
-  }
-  if (timeout) {
-    auto timer = std::make_shared<asio::steady_timer>(background().context());
-    idle_waits_.back()->timer = timer;
-    asio::post(timer->get_executor(), [timer, limit = *timeout, give_up] {
-      timer->expires_after(limit);
-      timer->async_wait([timer, give_up](boost::system::error_code error) {
-        if (!error) give_up(true);
-      });
-    });
-  }
-}
-
-void ExecutorCore::stop_accepting() {
-  std::vector<TaskNode*> refused;
-  std::vector<IdleHandler> idle;
-  Admitted to_retry;
-  {
-    const Lock lock(mutex);
-    accepting = false;
-    to_retry = take_retries();
-    while (TaskNode* node = waiting.pop_front()) {
-      --waiting_count;
-      ++rejected;
-      forget(*node);
-      refused.push_back(node);
-    }
-    idle = take_idle_waiters();
-  }
-  for (TaskNode* node : refused) {
-    node->error = std::make_exception_ptr(
-        ExecutorNotRunningError(context_of(*node), "the executor was shut down while the task waited for admission"));
-    node->deliver(Delivery::initiating);
-  }
-  end_retries(to_retry);
-  complete_idle_waits(std::move(idle), io);
-}
-
-// With the mutex: cancels a task whose node stays where it is. Posting and not dispatching, since user code must not
-// run under the mutex; and under the mutex, since the context may be destroyed at any other time.
-void ExecutorCore::cancel_early(TaskNode& node, const std::string& reason, const Lock&) {
-  const auto stage = node.runs_here ? TaskCancelledError::Stage::running : TaskCancelledError::Stage::queued;
-  count(node, Outcome::cancelled);
-  if (!context_alive) return;
-  node.deliver_early(std::make_exception_ptr(TaskCancelledError(stage, context_of(node), reason)),
-                     Delivery::initiating);
-  if (open == 0 && waiting.empty()) work_.reset();
-}
-
-void ExecutorCore::cancel_open(bool running_too, const std::string& reason) {
-  const Lock lock(mutex);
-  for (TaskNode* node = open_tasks.front(); node != nullptr;) {
-    TaskNode* const following = open_tasks.next(*node);
-    if (running_too || !node->runs_here) cancel_early(*node, reason, lock);
-    node = following;
-  }
-}
-
-void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
-  constexpr auto any =
-      asio::cancellation_type::terminal | asio::cancellation_type::partial | asio::cancellation_type::total;
-  if ((type & any) == asio::cancellation_type::none) return;
-  TaskNode* finished = nullptr;
-  TaskNode* not_retried = nullptr;
-  {
-    const Lock lock(mutex);
-    const auto found = cancellable_.find(id);
-    if (found == cancellable_.end()) return;
-    TaskNode& node = *found->second;
-    if (node.waiting) {
-      static_cast<QueuedTask&>(node).unlink();
-      --waiting_count;
-      // It never became one of the tasks in flight, yet its caller gets an outcome: both sides of the sum count it.
-      ++submitted;
-      ++cancelled;
-      forget(node);
-      node.error = std::make_exception_ptr(TaskCancelledError(TaskCancelledError::Stage::waiting, context_of(node)));
-      finished = &node;
-    } else if (!static_cast<OpenLink&>(node).linked()) {
-      return;  // Not submitted yet: its initiation is under way.
-    } else if (node.retry_at_ns != 0) {
-      retries_->remove(node);
-      not_retried = &node;
-    } else {
-      constexpr auto stopping = asio::cancellation_type::terminal | asio::cancellation_type::partial;
-      const bool stop = (type & stopping) != asio::cancellation_type::none;
-      // It may have failed already, and be about to wait for another run.
-      if (stop) node.last_run = true;
-      if (owner != nullptr && owner->cancel_in_flight(node, type)) return;
-      if (stop) node.stop_requested.store(1, std::memory_order_release);
-      if (node.runs_here && (type & asio::cancellation_type::terminal) == asio::cancellation_type::none) return;
-      cancel_early(node, {}, lock);
-    }
-  }
-  // Never inside the call to `emit`: the caller may hold locks of its own.
-  if (finished != nullptr) finished->deliver(Delivery::initiating);
-  if (not_retried != nullptr) {
-    fail(not_retried,
-         std::make_exception_ptr(TaskCancelledError(TaskCancelledError::Stage::queued, context_of(*not_retried),
-                                                    "it had failed, and waited for its next run")),
-         Outcome::cancelled, Delivery::initiating);
-  }
-}
-
-void ExecutorCore::arm_queue_deadline(TaskNode& node) {
-  if (!deadlines_) deadlines_ = std::make_unique<Deadlines>(background());
-  const auto deadline = node.submitted_ns + static_cast<std::uint64_t>(node.options.queue_timeout()->count());
-  deadlines_->by_time.emplace(deadline, node.id);
-  deadlines_->tasks.emplace(node.id, &node);
-  if (deadlines_->by_time.begin()->second != node.id) return;
-  asio::post(deadlines_->timer.get_executor(), [weak = weak_from_this()] {
-    if (const auto self = weak.lock()) self->queue_deadline_passed();
-  });
-}
-
-// On the background thread: refuses what has waited too long, and sets the timer for the next.
-void ExecutorCore::queue_deadline_passed() {
-  const Lock lock(mutex);
-  if (!deadlines_ || !context_alive) return;
-  const std::uint64_t time = now();
-  while (!deadlines_->by_time.empty() && deadlines_->by_time.begin()->first <= time) {
-    TaskNode& node = *deadlines_->tasks.at(deadlines_->by_time.begin()->second);
-    static_cast<QueuedTask&>(node).unlink();
-    --waiting_count;
-    ++rejected;
-    forget(node);
-    node.error = std::make_exception_ptr(ExecutorOverloadError(
-        max_pending, context_of(node),
-        fmt::format("it was not admitted within its queue_timeout of {} ms",
-                    std::chrono::duration<double, std::milli>(*node.options.queue_timeout()).count())));
-    node.deliver(Delivery::initiating);
-  }
-  if (deadlines_->by_time.empty()) return;
-  deadlines_->timer.expires_after(std::chrono::nanoseconds(deadlines_->by_time.begin()->first - time));
-  deadlines_->timer.async_wait([weak = weak_from_this()](boost::system::error_code error) {
-    if (error) return;
-    if (const auto self = weak.lock()) self->queue_deadline_passed();
-  });
+  idle_waits_->wait(timeout, std::move(handler));
 }
 
 // With the mutex.
 Background& ExecutorCore::background() {
   if (!background_) background_ = Background::get();
   return *background_;
-}
-
-void ExecutorCore::disown() {
-  stop_accepting();
-  // Here and not in the destructor, which may run on the background thread: that thread cannot join itself.
-  std::shared_ptr<Background> released;
-  std::unique_ptr<Deadlines> timers;
-  std::unique_ptr<Retries> retries;
-  {
-    const Lock lock(mutex);
-    retries.swap(retries_);
-    owner = nullptr;
-    on_context_gone = nullptr;
-    for (const auto& wait : idle_waits_) wait->timer.reset();
-    timers.swap(deadlines_);
-    released.swap(background_);
-  }
-  timers.reset();
-}
-
-void ExecutorCore::context_gone() noexcept {
-  std::vector<TaskNode*> refused;
-  std::vector<std::unique_ptr<IdleWait>> idle;
-  std::function<void()> let_go;
-  std::unique_ptr<Retries> retries;
-  {
-    const Lock lock(mutex);
-    accepting = false;
-    context_alive = false;
-    for (TaskNode* node : take_retries()) {
-      count(*node, Outcome::cancelled);
-      refused.push_back(node);
-    }
-    retries.swap(retries_);
-    while (TaskNode* node = waiting.pop_front()) {
-      --waiting_count;
-      forget(*node);
-      refused.push_back(node);
-    }
-    while (TaskNode* node = open_tasks.front()) {
-      count(*node, Outcome::cancelled);
-      node->drop_handler();
-    }
-    idle.swap(idle_waits_);
-    work_.reset();
-    let_go = on_context_gone;
-  }
-  for (TaskNode* node : refused) node->destroy();
-  if (let_go) let_go();
 }
 
 Metrics ExecutorCore::snapshot() const {
@@ -571,5 +404,4 @@ Metrics ExecutorCore::snapshot() const {
   return metrics;
 }
 
-}  // namespace detail
-}  // namespace bulkhead
+}  // namespace bulkhead::detail

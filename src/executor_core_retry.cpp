@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
+#include "event_hub.hpp"
 #include "quarantine.hpp"
 #include "retries.hpp"
 
@@ -54,13 +55,11 @@ std::exception_ptr ExecutorCore::quarantine_error(const TaskNode& node) const {
   return std::make_exception_ptr(TaskQuarantinedError(key, refusal->crashes, refusal->remaining, context_of(node)));
 }
 
-// With the mutex. True: the task has its error and is to be delivered.
+// With the mutex. True: the task has its error and is to be refused.
 bool ExecutorCore::refused_by_quarantine(TaskNode& node) {
   node.error = quarantine_error(node);
   if (!node.error) return false;
-  ++rejected;
   ++quarantined;
-  forget(node);
   return true;
 }
 
@@ -102,7 +101,7 @@ bool ExecutorCore::try_again(TaskNode& node, Outcome outcome, Lock& lock) {
   if (!again && !node.failed_runs) return false;
   if (!node.failed_runs) node.failed_runs = std::make_unique<std::vector<RetryError::Attempt>>();
   const auto run_time = std::chrono::nanoseconds(node.ended_ns == 0 ? 0 : node.ended_ns - node.began_ns);
-  node.failed_runs->push_back({std::exchange(node.error, nullptr), run_time});
+  node.failed_runs->push_back({std::exchange(node.error, nullptr), run_time, node.began_ns != 0});
   if (again) {
     retry_later(node);
     return true;
@@ -116,6 +115,13 @@ bool ExecutorCore::try_again(TaskNode& node, Outcome outcome, Lock& lock) {
 void ExecutorCore::retry_later(TaskNode& node) {
   count_run(node);
   ++retried;
+  if (events_) {
+    if (node.began_ns != 0) tell_started(node);
+    tell(EventKind::retried, node, node.failed_runs->back().error);
+  }
+  unwatch(node);
+  node.told_started = false;
+  node.cpu_clock.reset();
   node.began_ns = 0;
   node.ended_ns = 0;
   if (std::exchange(node.runs_here, false)) --running;

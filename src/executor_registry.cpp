@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <bulkhead/executor_registry.hpp>
 
+#include "wait_list.hpp"
+
+#include <boost/asio/co_spawn.hpp>
+
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <condition_variable>
+#include <functional>
+#include <initializer_list>
 #include <mutex>
 #include <stdexcept>
 #include <thread>
@@ -18,8 +24,7 @@ std::string describe(const std::string& type, const ExecutorConfig& config) {
   if (const auto* options = config.get<LocalExecutorOptions>()) {
     return fmt::format(
         "an executor of type '{}' with LocalExecutorOptions of max_workers = {}, max_pending = {}, bypass = {} and its "
-        "other "
-        "options",
+        "other options",
         type, options->max_workers, options->max_pending, options->bypass);
   }
   return fmt::format("an executor of type '{}' with other {}", type, config.type_name());
@@ -41,26 +46,39 @@ std::string describe(const std::vector<ShutdownFailedError::Failure>& failures) 
   return text;
 }
 
-// Spelled-out defaults are the same options as none, and an executor's name is the one that it is registered under.
-ExecutorConfig local_config(const std::string& name, const ExecutorConfig& config) {
-  const auto* given = config.get<LocalExecutorOptions>();
-  if (given == nullptr && !config.empty()) return config;
-  LocalExecutorOptions options = given != nullptr ? *given : LocalExecutorOptions();
-  options.name = name;
-  return options;
-}
+// A type of this library's. Spelled-out defaults are the same options as none, an OptionMap is the same as the struct
+// that it describes, and an executor's name is the one that it is registered under.
+template <class Options>
+struct BuiltIn {
+  Options (*parse)(const OptionMap&);
+  std::string& (*name_of)(Options&);
 
-std::shared_ptr<BaseExecutor> make_local(asio::any_io_executor io_executor, const std::string& name,
-                                         const ExecutorConfig& config) {
-  LocalExecutorOptions options;
-  if (const auto* given = config.get<LocalExecutorOptions>()) {
-    options = *given;
-  } else if (!config.empty()) {
-    throw std::invalid_argument(
-        fmt::format("an executor of type 'local' takes LocalExecutorOptions, not {}", config.type_name()));
+  ExecutorConfig normalise(const std::string& type, const std::string& name, const ExecutorConfig& config) const {
+    Options options{};
+    if (const auto* map = config.get<OptionMap>()) {
+      options = parse(*map);
+    } else if (const auto* given = config.get<Options>()) {
+      options = *given;
+    } else if (!config.empty()) {
+      throw std::invalid_argument(fmt::format("an executor of type '{}' takes {} or an OptionMap, not {}", type,
+                                              demangle(typeid(Options).name()), config.type_name()));
+    }
+    name_of(options) = name;
+    return options;
   }
-  options.name = name;
-  return std::make_shared<LocalExecutor>(std::move(io_executor), std::move(options));
+};
+
+template <class Options>
+std::string& plain_name(Options& options) {
+  return options.name;
+}
+std::string& hybrid_name(HybridConfig& config) { return config.options.name; }
+
+// What `config` holds once it is normalised.
+template <class E>
+std::shared_ptr<BaseExecutor> make(asio::any_io_executor io_executor, const std::string&, const ExecutorConfig& config) {
+  return std::make_shared<E>(std::move(io_executor),
+                             *config.get<typename detail::RegisteredType<E>::options>());
 }
 
 }  // namespace
@@ -92,16 +110,52 @@ struct ExecutorRegistry::State {
     std::erase_if(entries, [&](const Entry& entry) { return entry.name == name; });
   }
 
+  struct Type {
+    std::string name;  // not an alias
+    Factory factory;
+    // Null: configs are compared as they are given.
+    std::function<ExecutorConfig(const std::string& name, const ExecutorConfig& config)> normalise;
+  };
+
+  template <class Options>
+  void add(std::initializer_list<const char*> names, BuiltIn<Options> options, Factory factory) {
+    const std::string type = *names.begin();
+    for (const char* alias : names) {
+      types[alias] = {type, factory, [type, options](const std::string& name, const ExecutorConfig& config) {
+                        return options.normalise(type, name, config);
+                      }};
+    }
+  }
+
   const asio::any_io_executor io;
   std::mutex mutex;
   std::condition_variable made;
-  std::map<std::string, Factory> factories;
+  std::map<std::string, Type> types;
   std::vector<Entry> entries;  // in the order of their making
 };
 
 ExecutorRegistry::ExecutorRegistry(asio::any_io_executor io_executor)
     : state_(std::make_unique<State>(std::move(io_executor))) {
-  state_->factories.emplace("local", make_local);
+  state_->add<LocalExecutorOptions>({"local", "process", "processpool"}, {parse_local_options, plain_name},
+                                    make<LocalExecutor>);
+  state_->add<ThreadExecutorOptions>({"thread", "threadpool", "pool"}, {parse_thread_options, plain_name},
+                                     make<ThreadExecutor>);
+  state_->add<IoExecutorOptions>({"io", "asyncio"}, {parse_io_options, plain_name}, make<IoExecutor>);
+  state_->add<CommonOptions>({"inline", "debug"}, {parse_common_options, plain_name}, make<InlineExecutor>);
+  state_->add<HybridConfig>(
+      {"hybrid"}, {parse_hybrid_options, hybrid_name},
+      [this](asio::any_io_executor io, const std::string& name, const ExecutorConfig& config) {
+        const auto* hybrid = config.get<HybridConfig>();
+        std::vector<std::shared_ptr<BaseExecutor>> members;
+        for (const std::string& member : hybrid->executors) {
+          members.push_back(get(member));
+          if (members.back()) continue;
+          throw std::invalid_argument(fmt::format(
+              "hybrid executor '{}' is to have executor '{}', which the registry does not have: make that first", name,
+              member));
+        }
+        return std::make_shared<HybridExecutor>(std::move(io), std::move(members), hybrid->options);
+      });
 }
 
 ExecutorRegistry::~ExecutorRegistry() = default;
@@ -110,10 +164,18 @@ void ExecutorRegistry::register_factory(std::string type, Factory factory) {
   if (type.empty()) throw std::invalid_argument("register_factory: the type must not be empty");
   if (!factory) throw std::invalid_argument(fmt::format("register_factory: the factory of '{}' is empty", type));
   const std::lock_guard lock(state_->mutex);
-  state_->factories.insert_or_assign(std::move(type), std::move(factory));
+  std::string name = type;
+  state_->types.insert_or_assign(std::move(type), State::Type{std::move(name), std::move(factory), nullptr});
 }
 
-std::shared_ptr<BaseExecutor> ExecutorRegistry::get_or_create(const std::string& name, const std::string& type,
+std::vector<std::string> ExecutorRegistry::types() const {
+  const std::lock_guard lock(state_->mutex);
+  std::vector<std::string> names;
+  for (const auto& [name, type] : state_->types) names.push_back(name);
+  return names;
+}
+
+std::shared_ptr<BaseExecutor> ExecutorRegistry::get_or_create(const std::string& name, const std::string& asked_type,
                                                               ExecutorConfig config) {
   if (name.empty()) throw std::invalid_argument("get_or_create: the executor's name must not be empty");
   Factory factory;
@@ -131,27 +193,38 @@ std::shared_ptr<BaseExecutor> ExecutorRegistry::get_or_create(const std::string&
       const auto* entry = state_->find(name);
       return entry == nullptr || entry->executor != nullptr;
     });
-    const auto known = state_->factories.find(type);
-    if (known == state_->factories.end()) {
-      std::vector<std::string> types;
-      for (const auto& [known_type, unused] : state_->factories) types.push_back(known_type);
-      throw UnknownExecutorTypeError(type, std::move(types));
+    const auto known = state_->types.find(asked_type);
+    if (known == state_->types.end()) {
+      std::vector<std::string> names;
+      for (const auto& [known_type, unused] : state_->types) names.push_back(known_type);
+      throw UnknownExecutorTypeError(asked_type, std::move(names));
     }
     const bool fits_any = config.empty();
-    if (type == "local") config = local_config(name, config);
-    if (const auto* entry = state_->find(name)) {
+    const std::string& type = known->second.name;
+    const auto* entry = state_->find(name);
+    if (known->second.normalise) {
+      try {
+        config = known->second.normalise(name, config);
+      } catch (const std::invalid_argument&) {
+        // Options of another type are other options.
+        if (entry == nullptr || config.get<OptionMap>() != nullptr) throw;
+      }
+    }
+    if (entry != nullptr) {
       if (entry->type != type || !(fits_any || config == entry->config)) {
         throw RegistryConflictError(name, describe(entry->type, entry->config), describe(type, config));
       }
       return entry->executor;
     }
-    factory = known->second;
+    factory = known->second.factory;
     state_->entries.push_back({name, type, config, nullptr, std::this_thread::get_id()});
   }
   std::shared_ptr<BaseExecutor> executor;
   try {
     executor = factory(state_->io, name, config);
-    if (!executor) throw std::logic_error(fmt::format("the factory of executor type '{}' returned null", type));
+    if (!executor) {
+      throw std::logic_error(fmt::format("the factory of executor type '{}' returned null", asked_type));
+    }
   } catch (...) {
     {
       const std::lock_guard lock(state_->mutex);
@@ -194,13 +267,42 @@ asio::awaitable<void> ExecutorRegistry::shutdown_all(ShutdownOptions options) {
       return true;
     });
   }
+  // All at the same time, so that one limit holds for all.
+  struct Ending {
+    std::mutex mutex;
+    std::size_t left = 0;
+    std::vector<std::exception_ptr> errors;
+    std::shared_ptr<detail::WaitList> over;
+  };
+  const auto ending = std::make_shared<Ending>();
+  ending->left = executors.size();
+  ending->errors.resize(executors.size());
+  ending->over = std::make_shared<detail::WaitList>(state_->io);
+  for (std::size_t i = 0; i < executors.size(); ++i) {
+    asio::co_spawn(state_->io, executors[i]->shutdown(options),
+                   [ending, i, executor = executors[i]](std::exception_ptr error) {
+                     {
+                       const std::lock_guard lock(ending->mutex);
+                       ending->errors[i] = std::move(error);
+                       --ending->left;
+                     }
+                     ending->over->complete();
+                   });
+  }
+  for (bool all = executors.empty(); !all;) {
+    // Two statements: g++ 12 destroys a capturing lambda inside a `co_await` expression twice (GCC PR 107288).
+    auto one_more = detail::wait_for([ending](detail::WaitList::Handler handler) {
+      const std::lock_guard lock(ending->mutex);
+      ending->over->wait({}, std::move(handler));
+      if (ending->left == 0) ending->over->complete();
+    });
+    co_await std::move(one_more);
+    const std::lock_guard lock(ending->mutex);
+    all = ending->left == 0;
+  }
   std::vector<ShutdownFailedError::Failure> failures;
-  for (const auto& executor : executors) {
-    try {
-      co_await executor->shutdown(options);
-    } catch (...) {
-      failures.push_back({executor->name(), std::current_exception()});
-    }
+  for (std::size_t i = 0; i < executors.size(); ++i) {
+    if (ending->errors[i]) failures.push_back({executors[i]->name(), ending->errors[i]});
   }
   if (!failures.empty()) throw ShutdownFailedError(std::move(failures));
 }

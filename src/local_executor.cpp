@@ -6,6 +6,7 @@
 #include "process/fork_server.hpp"
 #include "process/posix.hpp"
 #include "quarantine.hpp"
+#include "wait_list.hpp"
 #include "worker_pool.hpp"
 
 #include <boost/asio/async_result.hpp>
@@ -29,10 +30,6 @@ constexpr std::size_t kLargestMessageLimit = std::size_t{16} << 30;
 
 // About 8 µs at 40 ns a pause: longer than the host takes to send the next task when it has one.
 constexpr std::uint32_t kSpinPauses = 200;
-
-// After a kill the pool gives a task's place back within 5 s at the latest, whether its worker is gone or hangs in the
-// kernel; twice that is never reached.
-constexpr auto kKillPatience = std::chrono::seconds(10);
 
 LocalExecutorOptions checked(LocalExecutorOptions options) {
   if (options.max_workers > kMostWorkers) {
@@ -77,7 +74,12 @@ LocalExecutorOptions checked(LocalExecutorOptions options) {
 }
 
 CommonOptions common(const LocalExecutorOptions& options) {
-  return {.name = options.name, .max_pending = options.max_pending, .overload = options.overload};
+  return {.name = options.name,
+          .max_pending = options.max_pending,
+          .overload = options.overload,
+          .instances = options.instances,
+          .tasks = options.tasks,
+          .results = options.results};
 }
 
 // Workers of all pools of the process that may spin. One CPU is the host's, and nobody gets more than there are.
@@ -128,18 +130,6 @@ detail::WorkerPool::Settings pool_settings(const LocalExecutorOptions& options) 
   return settings;
 }
 
-// Completes when all workers have left. A plain function: g++ 12 destroys a capturing lambda inside a `co_await`
-// expression twice (GCC PR 107288).
-asio::awaitable<bool> dismissed(std::shared_ptr<detail::WorkerPool> pool) {
-  auto token = asio::use_awaitable;
-  return asio::async_initiate<asio::use_awaitable_t<>, void(std::exception_ptr, bool)>(
-      [pool = std::move(pool)](auto&& handler) {
-        pool->dismiss(
-            asio::any_completion_handler<void(std::exception_ptr, bool)>(std::forward<decltype(handler)>(handler)));
-      },
-      token);
-}
-
 }  // namespace
 
 void start_fork_server() {
@@ -169,6 +159,7 @@ bool LocalExecutorOptions::operator==(const LocalExecutorOptions& other) const {
          memory_limit == other.memory_limit && cancel_grace == other.cancel_grace &&
          quarantine_after == other.quarantine_after && quarantine_time == other.quarantine_time &&
          capture_output == other.capture_output && start_timeout == other.start_timeout &&
+         instances == other.instances && tasks == other.tasks && results == other.results &&
          initializer.encoded() == other.initializer.encoded() && preload.encoded() == other.preload.encoded();
 }
 
@@ -207,6 +198,7 @@ LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOpt
     {
       const std::lock_guard lock(core()->mutex);
       core()->owner_holds_work = true;
+      core()->owner_limits_runs = true;
       core()->on_context_gone = [weak = std::weak_ptr(engine_->pool)] {
         if (const auto pool = weak.lock()) pool->context_gone();
       };
@@ -263,25 +255,26 @@ asio::awaitable<void> LocalExecutor::stop(ShutdownOptions options) {
     throw ExecutorNotRunningError(context,
                                   "the executor belongs to the process that made it, and this is a fork of it");
   }
-  // Both outlive the executor, should it be destroyed while somebody waits for it to end.
+  // It outlives the executor, should that be destroyed while somebody waits for it to end.
   const auto pool = engine_->pool;
-  const auto tasks = core();
   if (!pool) {
     co_await BaseExecutor::stop(options);
     co_return;
   }
-  if (options.cancel_pending) pool->cancel_pending();
-  if (!options.wait) {
-    pool->dismiss_when_idle();
-    co_return;
+  if (options.cancel_pending) {
+    const std::string reason = "the executor was shut down";
+    core()->cancel_parked(reason);
+    pool->cancel_pending(reason);
   }
-  bool idle = co_await wait_until_idle(tasks, options.timeout);
-  if (!idle) {
-    pool->kill_all("it had not ended when the time for the shutdown was over");
-    idle = co_await wait_until_idle(tasks, kKillPatience);
-    if (!idle) tasks->cancel_open(true, "its worker could not be killed");
+  // All that follows happens whether or not anybody waits for it.
+  pool->dismiss_when_idle();
+  if (options.timeout) {
+    pool->kill_all_after(*options.timeout, "it had not ended when the time for the shutdown was over");
   }
-  co_await dismissed(pool);
+  if (!options.wait) co_return;
+  // Two statements: g++ 12 destroys a capturing lambda inside a `co_await` expression twice (GCC PR 107288).
+  auto gone = detail::wait_for([pool](detail::WaitList::Handler handler) { pool->wait_gone(std::move(handler)); });
+  co_await std::move(gone);
 }
 
 void LocalExecutor::add_metrics(Metrics& metrics) const {
@@ -290,6 +283,12 @@ void LocalExecutor::add_metrics(Metrics& metrics) const {
   } else {
     metrics.mode = "bypass";
   }
+}
+
+bool LocalExecutor::withdraw(detail::TaskNode& node) { return engine_->bypass && engine_->bypass->withdraw(node); }
+
+bool LocalExecutor::has_begun(const detail::TaskNode& node) const {
+  return engine_->pool && engine_->pool->has_begun(node);
 }
 
 bool LocalExecutor::cancel_in_flight(detail::TaskNode& node, asio::cancellation_type type) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <map>
@@ -24,11 +25,12 @@ class Quarantine {
   bool empty() const noexcept { return keys_.empty(); }
 
   void crashed(const std::string& key, Time now) {
-    // A flood of keys that crash once each must not fill the memory; forgetting one costs one more crash.
+    // A flood of keys that crash once each must not fill the memory.
     constexpr std::size_t kMostKeys = 10'000;
-    if (keys_.size() == kMostKeys && !keys_.contains(key)) keys_.erase(keys_.begin());
+    if (keys_.size() == kMostKeys && !keys_.contains(key)) keys_.erase(least_missed(now));
     State& state = keys_[key];
     ++state.crashes;
+    state.last = now;
     if (state.crashes >= limit_) state.until = now + time_;
   }
   void survived(const std::string& key) { keys_.erase(key); }
@@ -52,8 +54,18 @@ class Quarantine {
  private:
   struct State {
     unsigned crashes = 0;
+    Time last{0};
     Time until{0};
   };
+
+  // Whose crashes lie furthest back, of those that are not refused now; if all are, of all.
+  std::map<std::string, State>::iterator least_missed(Time now) {
+    return std::min_element(keys_.begin(), keys_.end(), [&](const auto& a, const auto& b) {
+      const bool refused_a = a.second.until > now;
+      const bool refused_b = b.second.until > now;
+      return refused_a != refused_b ? refused_b : a.second.last < b.second.last;
+    });
+  }
 
   unsigned limit_;
   Duration time_;

@@ -6,6 +6,7 @@
 #include <bulkhead/progress.hpp>
 
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <string_view>
 
@@ -14,27 +15,49 @@ namespace bulkhead::detail {
 /// How often a caller is told of progress: a progress bar that moves 20 times a second looks smooth.
 inline constexpr std::uint64_t kProgressInterval = 50'000'000;  // ns
 
-/// While it lives, the calling thread runs this task, in the host: `this_task` knows it. Make it once the task has
-/// begun; at its end the caller has the last progress.
-class RunHere {
+/// What `this_task` knows of a task that runs in this process, and where its progress goes. Make it once the task has
+/// begun.
+class HostTaskContext {
  public:
-  explicit RunHere(TaskNode& node);
-  ~RunHere();
-  RunHere(const RunHere&) = delete;
-  RunHere& operator=(const RunHere&) = delete;
+  explicit HostTaskContext(TaskNode& node);
+  ~HostTaskContext() { finish(); }
+  HostTaskContext(const HostTaskContext&) = delete;
+  HostTaskContext& operator=(const HostTaskContext&) = delete;
 
-  /// Calls the function; its result or error is in the node.
-  Outcome call();
+  TaskContext& context() noexcept { return context_; }
+
+  /// The task is over: its caller gets the last progress, and nothing is known of it any more. What a coroutine has
+  /// left behind may still ask.
+  void finish();
 
  private:
   void report(Progress progress);
   void pass_on(Progress&& progress);
 
-  TaskNode& node_;
+  TaskNode* node_;
   TaskContext context_;
-  std::optional<RunningTask> running_;
+  std::mutex mutex_;  // threads of the task's own may report, too
   std::uint64_t passed_on_ns_ = 0;
   std::optional<Progress> held_back_;
 };
+
+/// While it lives, the calling thread runs this task, in the host: `this_task` knows it.
+class RunHere {
+ public:
+  explicit RunHere(TaskNode& node) : node_(node), host_(node) {
+    running_.emplace(host_.context(), RunningTask::Scope::thread);
+  }
+
+  /// Calls the function; its result or error is in the node.
+  Outcome call();
+
+ private:
+  TaskNode& node_;
+  HostTaskContext host_;
+  std::optional<RunningTask> running_;
+};
+
+/// Has the CPU time of this thread count for the task from now on, if it is limited.
+void measure_cpu_time(TaskNode& node) noexcept;
 
 }  // namespace bulkhead::detail

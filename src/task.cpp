@@ -34,11 +34,16 @@ void Task::run() {
   TaskNode* const node = std::exchange(node_, nullptr);
   const auto core = node->core;
   Outcome outcome = Outcome::cancelled;
+  detail::measure_cpu_time(*node);
   if (core->begin(*node)) {
     outcome = detail::RunHere(*node).call();
     node->ended_ns = detail::ExecutorCore::now();
   }
   core->settle(node, outcome, Initiation::delivery());
+}
+
+void Task::started() {
+  if (!node_->runs_here) node_->core->begin(*node_);
 }
 
 std::size_t Task::encode(std::span<std::byte> buffer) {
@@ -51,6 +56,7 @@ void Task::complete(std::span<const std::byte> answer) {
   TaskNode* const node = std::exchange(node_, nullptr);
   const auto core = node->core;
   const Outcome outcome = detail::decode_answer(*node, answer);
+  if (node->runs_here) node->ended_ns = detail::ExecutorCore::now();
   core->settle(node, outcome, Initiation::delivery());
 }
 

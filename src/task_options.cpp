@@ -84,6 +84,34 @@ TaskOptions& TaskOptions::cpu_timeout(Duration value) & {
   return *this;
 }
 
+TaskOptions& TaskOptions::max_instances(unsigned limit, OverloadPolicy policy, std::string key) & {
+  if (limit == 0) throw std::invalid_argument("TaskOptions::max_instances must be at least 1, not 0");
+  if (policy != OverloadPolicy::reject && policy != OverloadPolicy::wait) {
+    throw std::invalid_argument("TaskOptions::max_instances must have OverloadPolicy::reject or OverloadPolicy::wait");
+  }
+  if (!key.empty()) key = require_name("max_instances: its key", std::move(key));
+  change_rare().instances = Instances{limit, policy, std::move(key)};
+  return *this;
+}
+
+TaskOptions TaskOptions::with_defaults(const TaskOptions& defaults) const {
+  TaskOptions merged(*this);
+  if (merged.priority_ == 0) merged.priority_ = defaults.priority_;
+  if (merged.timeout_.count() == 0) merged.timeout_ = defaults.timeout_;
+  if (merged.queue_timeout_.count() == 0) merged.queue_timeout_ = defaults.queue_timeout_;
+  if (!defaults.rare_) return merged;
+  Rare& rare = merged.change_rare();
+  const Rare& other = *defaults.rare_;
+  if (rare.name.empty()) rare.name = other.name;
+  if (rare.trace_parent.empty()) rare.trace_parent = other.trace_parent;
+  if (rare.quarantine_key.empty()) rare.quarantine_key = other.quarantine_key;
+  if (rare.cpu_timeout.count() == 0) rare.cpu_timeout = other.cpu_timeout;
+  if (!rare.retry) rare.retry = other.retry;
+  if (!rare.instances) rare.instances = other.instances;
+  if (!rare.on_progress) rare.on_progress = other.on_progress;
+  return merged;
+}
+
 TaskOptions& TaskOptions::retry(RetryPolicy policy) & {
   change_rare().retry = std::move(policy);
   return *this;

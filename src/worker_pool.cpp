@@ -71,7 +71,8 @@ WorkerPool::WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Ba
       dismissal_timer_(std::make_unique<asio::steady_timer>(background_)),
       head_timer_(std::make_unique<asio::steady_timer>(background_)),
       progress_timer_(std::make_unique<asio::steady_timer>(background_)),
-      deadline_timer_(std::make_unique<asio::steady_timer>(background_)) {
+      deadline_timer_(std::make_unique<asio::steady_timer>(background_)),
+      gone_(std::make_shared<WaitList>(core_->io)) {
   if (!doorbells_) process::throw_errno("cannot create an epoll descriptor");
   doorbell_wait_ = std::make_unique<DescriptorWatch>(core_->io, doorbells_.get());
 }
@@ -99,6 +100,12 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
                                    "the executor belongs to the process that made it, and this is a fork of it"));
     lock.unlock();
     core_->fail(node, std::move(refusal), Outcome::failed, Delivery::initiating);
+    return;
+  }
+  if (node->place.cancel_requested) {
+    // Its caller asked for that while it was on its way here.
+    decide(*node, cancelled_error(*node, TaskCancelledError::Stage::queued, shutdown_reason_), Outcome::cancelled);
+    lock.unlock();
     return;
   }
   // Usually nobody waits, and there is room: no need to queue first.
@@ -175,6 +182,7 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
   const bool limited = node.options.timeout() || node.options.queue_timeout() || node.options.has_rare();
   if (limited) node.place.placed_ns = ExecutorCore::now();
   node.place.seen_begun_ns = 0;
+  node.place.looked_at = false;
   const std::span<std::byte> slot = worker.channel.slot_payload(sequence);
   WorkerPtr keep;
   if (!node.library_encoding) {
@@ -235,11 +243,9 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
       entry.block_size = size;
     }
     node.place.stage = TaskNode::Stage::in_ring;
-    if (node.progress_relay) {
-      ++observed_;
-      node.place.progress_version = 0;
-      watch_progress();
-    }
+    if (node.progress_relay || node.wants_started) ++observed_;
+    node.place.progress_version = 0;
+    if (observed_ > 0 || core_->wants_any(EventKind::started | EventKind::progress)) watch_progress();
   }
   if (!worker.buried && !closed_) {
     // A slot without a task goes its way, too: the worker passes over it.
@@ -270,7 +276,7 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
     return false;
   }
   if (node.place.cancel_requested) {
-    decide(node, cancelled_error(node, TaskCancelledError::Stage::queued, {}), Outcome::cancelled);
+    decide(node, cancelled_error(node, TaskCancelledError::Stage::queued, shutdown_reason_), Outcome::cancelled);
   } else if (error) {
     decide(node, std::move(error), Outcome::failed);
   } else {
@@ -358,7 +364,6 @@ void WorkerPool::drain(Lock& lock) {
     fruitless_rounds_ = 0;
     // Nothing is left to wait for: the event loop may end.
     if (waiting_ && core_->context_alive) doorbell_wait_->cancel();
-    if (dismissing_) asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.stop_workers(); }));
     return;
   }
   if (in_rings_ > 0 && ++fruitless_rounds_ <= kFruitlessRounds) {
@@ -481,7 +486,7 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
     free_entry(worker, entry);
     worker.doomed.erase(node);
     if (node->place.cancel_requested) {
-      decide(*node, cancelled_error(*node, TaskCancelledError::Stage::queued, {}), Outcome::cancelled);
+      decide(*node, cancelled_error(*node, TaskCancelledError::Stage::queued, shutdown_reason_), Outcome::cancelled);
     } else {
       queue_again(*node);
     }
@@ -490,7 +495,7 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
   if (node == nullptr) throw process::ProtocolViolation("it answered a request that was taken back");
   if (!worker.doomed.empty()) worker.doomed.erase(node);  // It had been quicker.
   if (response.over_memory && !dispatcher_.leaving(worker.index)) dispatcher_.leave(worker.index);
-  if (node->progress_relay) pass_progress(worker, *node);
+  if (node->progress_relay || core_->wants(EventKind::progress)) pass_progress(worker, *node);
   // The worker's clock readings are only believed as far as they are possible.
   now = std::max(now, node->submitted_ns);
   node->began_ns = std::clamp(response.began_ns, node->submitted_ns, now);
@@ -578,9 +583,18 @@ void WorkerPool::watch_progress() {
       // Only the first in a ring can be running.
       if (!worker || worker->collected == worker->reserved) continue;
       TaskNode* const node = worker->entry(worker->collected).node;
-      if (node != nullptr && node->progress_relay) self.pass_progress(*worker, *node);
+      if (node == nullptr) continue;
+      // One that we have tried to take back is either running, or is passed over in the next microseconds.
+      const bool sure = !worker->entry(worker->collected).revoked || node->place.looked_at;
+      node->place.looked_at = worker->channel.begun(node->place.sequence);
+      if (node->place.looked_at && sure) {
+        node->began_ns = std::max(node->began_ns, node->submitted_ns);
+        self.core_->tell_started(*node);
+      }
+      if (node->progress_relay || self.core_->wants(EventKind::progress)) self.pass_progress(*worker, *node);
     }
-    if (self.observed_ > 0) self.watch_progress();
+    const bool listened = self.core_->wants_any(EventKind::started | EventKind::progress);
+    if (self.observed_ > 0 || (listened && self.in_rings_ > 0)) self.watch_progress();
   }));
 }
 
@@ -589,7 +603,7 @@ void WorkerPool::pass_progress(Worker& worker, TaskNode& node) {
   auto note = worker.channel.progress(node.place.sequence, node.place.progress_version);
   if (!note) return;
   node.place.progress_version = note->version;
-  node.deliver_progress({note->done, note->total, std::move(note->text)});
+  core_->tell_progress(node, {note->done, note->total, std::move(note->text)});
 }
 
 }  // namespace bulkhead::detail

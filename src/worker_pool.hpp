@@ -9,6 +9,7 @@
 #include "process/posix.hpp"
 #include "process/protocol.hpp"
 #include "run_limits.hpp"
+#include "wait_list.hpp"
 #include "worker_output.hpp"
 
 #include <bulkhead/base_executor.hpp>
@@ -69,15 +70,20 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void open();
   /// Takes a task over. With the mutex, which is given back.
   void execute(TaskNode* node, ExecutorCore::Lock& lock);
+  /// With the mutex: whether a worker has taken the task up.
+  bool has_begun(const TaskNode& node) const;
   /// With the mutex: cancels a task in flight, as far as its stage and the type allow.
   void cancel(TaskNode& node, asio::cancellation_type type);
   /// Cancels what has not begun.
-  void cancel_pending();
+  void cancel_pending(const std::string& reason);
   /// Kills what runs, and cancels what does not; their tasks fail with TaskCancelledError.
   void kill_all(const std::string& reason);
-  /// Lets the workers go; completes when all are gone.
-  void dismiss(asio::any_completion_handler<void(std::exception_ptr, bool)> handler);
+  /// The same once the time is over, if tasks are left then.
+  void kill_all_after(std::chrono::nanoseconds timeout, const std::string& reason);
+  /// Lets the workers go when there is nothing left to do.
   void dismiss_when_idle();
+  /// Completes when all workers are gone.
+  void wait_gone(asio::any_completion_handler<void(std::exception_ptr, bool)> handler);
   /// Ends everything at once; nothing refers to the executor or to Asio afterwards.
   void close();
   /// The Asio context is being destroyed.
@@ -227,7 +233,6 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void look_at_head(Worker& worker, std::uint64_t now);
   void stop_workers();
   void all_gone_if_so();
-  void complete_dismissals(const std::exception_ptr& report);
   Worker* find_worker(std::uint64_t generation);
 
   template <class F>
@@ -245,6 +250,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   IntrusiveList<TaskNode, QueuedTask> ready_;  // tasks with an answer or a decided outcome
   std::size_t ready_count_ = 0;
   IntrusiveList<TaskNode, QueuedTask> reporting_;  // whose crash is being described
+  std::size_t reporting_count_ = 0;
   std::size_t in_rings_ = 0;                       // requests without an answer
   bool drain_posted_ = false;
   bool waiting_ = false;  // for a doorbell
@@ -260,7 +266,6 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   bool forsaken_ = false;  // the fork server is gone: no worker ever again
   bool stopping_ = false;
   process::MadeHere made_here_;
-  bool dismissing_ = false;
   std::uint64_t last_generation_ = 0;
   std::uint64_t workers_started_ = 0;
   std::uint64_t workers_crashed_ = 0;
@@ -282,7 +287,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::unique_ptr<asio::steady_timer> progress_timer_;
   std::unique_ptr<asio::steady_timer> deadline_timer_;
   std::set<std::pair<std::uint64_t, TaskNode*>> deadlines_;
-  std::vector<Handler> dismiss_handlers_;
+  std::shared_ptr<WaitList> gone_;
+  std::string shutdown_reason_;
 };
 
 // A timer that is so late tells that the whole program was stopped, and with it, perhaps, those whom the timer watches:

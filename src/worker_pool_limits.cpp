@@ -39,7 +39,7 @@ constexpr auto kKillPatience = std::chrono::seconds(5);
 // The task is not in the ring any more.
 TaskNode* WorkerPool::clear(Entry& entry) {
   TaskNode* const node = std::exchange(entry.node, nullptr);
-  if (node != nullptr && node->progress_relay) --observed_;
+  if (node != nullptr && (node->progress_relay || node->wants_started)) --observed_;
   return node;
 }
 
@@ -76,6 +76,7 @@ bool WorkerPool::take_back_behind(Worker& worker, std::uint32_t first) {
 
 // A task that has not begun waits once more, in its old place.
 void WorkerPool::queue_again(TaskNode& node) {
+  node.began_ns = 0;
   disarm_deadline(node);
   enqueue(node);
   watch_limits(node);
@@ -120,11 +121,20 @@ void WorkerPool::look_at_head(Worker& worker, std::uint64_t now) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Cancelling.
 
+bool WorkerPool::has_begun(const TaskNode& node) const {
+  if (node.place.stage == TaskNode::Stage::answered) return node.began_ns != 0;
+  return node.place.stage == TaskNode::Stage::in_ring &&
+         workers_[node.place.worker]->channel.begun(node.place.sequence);
+}
+
 void WorkerPool::cancel(TaskNode& node, asio::cancellation_type type) {
   if (is_forked_copy()) return;
   using Stage = TaskNode::Stage;
   switch (node.place.stage) {
     case Stage::none:
+      // On its way here: it was admitted, or its next run is due, and its turn to be handed over has not come.
+      node.place.cancel_requested = true;
+      return;
     case Stage::answered:
       return;
     case Stage::queued:
@@ -254,10 +264,10 @@ void WorkerPool::watch_limits(TaskNode& node) {
 }
 
 void WorkerPool::limit_passed(TaskNode& node, LimitPassed passed, std::uint64_t now) {
-  const auto timeout = [&](TaskTimeoutError::Which which, TaskOptions::Duration limit) {
+  const auto timeout = [&](TaskTimeoutError::Which which, TaskOptions::Duration limit, const std::string& reason = {}) {
     ErrorContext context = core_->context_of(node);
     if (node.place.stage == TaskNode::Stage::in_ring) context.worker_pid = workers_[node.place.worker]->pid;
-    return std::make_exception_ptr(TaskTimeoutError(which, limit, std::move(context)));
+    return std::make_exception_ptr(TaskTimeoutError(which, limit, std::move(context), reason));
   };
   if (passed == LimitPassed::queue) {
     const bool queued = node.place.stage == TaskNode::Stage::queued;
@@ -266,7 +276,11 @@ void WorkerPool::limit_passed(TaskNode& node, LimitPassed passed, std::uint64_t 
       watch_limits(node);  // It has just begun.
       return;
     }
-    decide(node, timeout(TaskTimeoutError::Which::queue, *node.options.queue_timeout()), Outcome::timed_out);
+    const bool no_worker = dispatcher_.failures_in_a_row() > 0 && !dispatcher_.has_ready_worker();
+    decide(node,
+           timeout(TaskTimeoutError::Which::queue, *node.options.queue_timeout(),
+                   no_worker ? "no worker could be started: " + last_start_error_ : ""),
+           Outcome::timed_out);
     return;
   }
   const WorkerPtr worker = workers_[node.place.worker];

@@ -225,14 +225,13 @@ void WorkerPool::end_template() {
 
 // Its workers die with it: those that we know of say so through their pidfd, the others never came to be.
 void WorkerPool::template_gone() {
-  const bool was_started = static_cast<bool>(template_pidfd_);
   const bool was_ready = template_ready_;
   end_template();
   if (process::ForkServer::start().gone()) {
     // The program has threads by now and cannot fork another.
     forsaken_ = true;
     last_start_error_ = "the fork server has ended; the program must be started anew";
-  } else if (!was_ready && was_started && last_start_error_.empty()) {
+  } else if (!was_ready && !settings_.preload.empty() && last_start_error_.empty()) {
     last_start_error_ = "the process that ran preload has ended: preload crashed, or called exit";
   } else if (last_start_error_.empty()) {
     last_start_error_ = "the template has ended";
@@ -505,9 +504,12 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
   collect_all(*worker);
   worker->buried = true;
   worker->dying = true;
-  // One that dies young without having taken up a task would be replaced by one that does the same.
-  const bool died_young = worker->reserved == 0 && ExecutorCore::now() - worker->started_ns < kProbation;
-  const bool never_worked = (!was_ready || died_young) && !worker->told_to_stop;
+  // One that dies young, and not of a task, would be replaced by one that does the same.
+  const bool unasked = !worker->told_to_stop && worker->killed == Killed::no;
+  const bool idle = worker->collected == worker->reserved || !worker->channel.begun(worker->collected);
+  const bool died_young = unasked && idle && !worker->orphaned && ExecutorCore::now() - worker->started_ns < kProbation;
+  if (was_ready && died_young) dispatcher_.died_young(time_now());
+  const bool never_worked = (!was_ready || (died_young && worker->reserved == 0)) && !worker->told_to_stop;
   if (never_worked) {
     std::string reason = worker->killed == Killed::start_timeout                   ? worker->reason
                          : worker->channel.state() == process::WorkerState::failed ? worker->channel.report()
@@ -617,6 +619,7 @@ void WorkerPool::report_crash(TaskNode& node, MakeError make_error) {
   disarm_deadline(node);
   node.place.stage = TaskNode::Stage::none;
   reporting_.push_back(node);
+  ++reporting_count_;
   asio::post(slow_, [weak = weak_from_this(), &node, make_error = std::move(make_error)]() mutable {
     std::exception_ptr error = make_error();
     const auto self = weak.lock();
@@ -624,6 +627,7 @@ void WorkerPool::report_crash(TaskNode& node, MakeError make_error) {
     const Lock lock(self->core_->mutex);
     if (self->closed_) return;  // Which has seen to the task.
     static_cast<QueuedTask&>(node).unlink();
+    --self->reporting_count_;
     self->decide(node, std::move(error), Outcome::failed);
   });
 }

@@ -3,7 +3,7 @@
 
 #include "run_here.hpp"
 
-#include <boost/asio/append.hpp>
+#include <boost/asio/bind_executor.hpp>
 #include <boost/asio/post.hpp>
 
 #include <algorithm>
@@ -18,16 +18,23 @@ namespace {
 // How long a worker may take to leave when it is told to and has nothing to do: it only flushes standard output.
 constexpr auto kStopPatience = std::chrono::seconds(1);
 
+// After a kill the pool gives a task's place back within 5 s at the latest, whether its worker is gone or hangs in the
+// kernel; twice that is never reached.
+constexpr auto kKillPatience = std::chrono::seconds(10);
+
 }  // namespace
 
-void WorkerPool::cancel_pending() {
+void WorkerPool::cancel_pending(const std::string& reason) {
   if (is_forked_copy()) return;
   const Lock lock(core_->mutex);
+  shutdown_reason_ = reason;
+  const auto cancel = [&](TaskNode& node) {
+    decide(node, cancelled_error(node, TaskCancelledError::Stage::queued, reason), Outcome::cancelled);
+  };
   while (QueuedTask* task = dispatcher_.front()) {
     auto& node = static_cast<TaskNode&>(*task);
     dispatcher_.remove(node);
-    decide(node, cancelled_error(node, TaskCancelledError::Stage::queued, "the executor was shut down"),
-           Outcome::cancelled);
+    cancel(node);
   }
   for (const WorkerPtr& worker : workers_) {
     if (!worker) continue;
@@ -36,14 +43,18 @@ void WorkerPool::cancel_pending() {
       TaskNode* const node = worker->entry(sequence).node;
       if (node == nullptr) continue;
       if (!take_back(*worker, sequence)) break;
-      decide(*node, cancelled_error(*node, TaskCancelledError::Stage::queued, "the executor was shut down"),
-             Outcome::cancelled);
+      cancel(*node);
     }
+  }
+  // Those that are in no list: whose arguments are being written, or that are on their way here.
+  for (TaskNode* node = core_->open_tasks.front(); node != nullptr; node = core_->open_tasks.next(*node)) {
+    const auto stage = node->place.stage;
+    if (stage == TaskNode::Stage::none || stage == TaskNode::Stage::encoding) node->place.cancel_requested = true;
   }
 }
 
 void WorkerPool::kill_all(const std::string& reason) {
-  cancel_pending();
+  cancel_pending(reason);
   const Lock lock(core_->mutex);
   for (const WorkerPtr& worker : workers_) {
     if (!worker || dispatcher_.load(worker->index) == 0) continue;
@@ -59,21 +70,29 @@ void WorkerPool::kill_all(const std::string& reason) {
   }
 }
 
-void WorkerPool::dismiss(Handler handler) {
-  const Lock lock(core_->mutex);
-  dismiss_handlers_.push_back(std::move(handler));
-  if (closed_) {
-    complete_dismissals(nullptr);
-    return;
-  }
-  asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.stop_workers(); }));
+void WorkerPool::kill_all_after(std::chrono::nanoseconds timeout, const std::string& reason) {
+  core_->wait_idle(timeout, asio::bind_executor(core_->io, [self = shared_from_this(), reason](std::exception_ptr, bool idle) {
+                     if (idle) return;
+                     self->core_->cancel_parked(reason);
+                     self->kill_all(reason);
+                     self->core_->cancel_open_after(kKillPatience, "its worker could not be killed");
+                   }));
 }
 
 void WorkerPool::dismiss_when_idle() {
+  core_->wait_idle({}, asio::bind_executor(core_->io, [self = shared_from_this()](std::exception_ptr, bool) {
+                     asio::post(self->background_,
+                                self->in_background([](WorkerPool& pool, Lock&) { pool.stop_workers(); }));
+                   }));
+}
+
+void WorkerPool::wait_gone(Handler handler) {
   const Lock lock(core_->mutex);
-  dismissing_ = true;
-  if (core_->in_flight == 0) {
-    asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.stop_workers(); }));
+  gone_->wait({}, std::move(handler));
+  if (closed_) {
+    gone_->complete();
+  } else if (stopping_) {
+    asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.all_gone_if_so(); }));
   }
 }
 
@@ -112,20 +131,11 @@ void WorkerPool::all_gone_if_so() {
   context.executor = core_->name;
   const auto report = stuck.empty() ? std::exception_ptr()
                                     : std::make_exception_ptr(WorkerStuckError(std::move(stuck), std::move(context)));
-  complete_dismissals(report);
-}
-
-void WorkerPool::complete_dismissals(const std::exception_ptr& report) {
-  if (!core_->context_alive) return;
-  for (Handler& handler : dismiss_handlers_) {
-    asio::post(core_->io, asio::append(std::move(handler), report, true));
-  }
-  dismiss_handlers_.clear();
+  if (core_->context_alive) gone_->complete(report);
 }
 
 void WorkerPool::close() {
   std::vector<TaskNode*> left;
-  std::vector<Handler> handlers;
   {
     const Lock lock(core_->mutex);
     if (closed_) return;
@@ -169,8 +179,7 @@ void WorkerPool::close() {
     }
     closed_ = true;
     // Whoever waits for the workers' end need not wait any longer.
-    complete_dismissals(nullptr);
-    handlers.swap(dismiss_handlers_);
+    if (core_->context_alive) gone_->complete();
     deadlines_.clear();
     doorbell_wait_.reset();
     backlog_timer_.reset();
@@ -194,7 +203,7 @@ void WorkerPool::context_gone() {
   const Lock lock(core_->mutex);
   doorbell_wait_.reset();
   backlog_timer_.reset();
-  dismiss_handlers_.clear();
+  gone_->context_gone();
   for (const WorkerPtr& worker : workers_) {
     if (worker && dispatcher_.load(worker->index) > 0) {
       kill(*worker, Killed::shut_down, "the event loop was destroyed");
@@ -205,12 +214,15 @@ void WorkerPool::context_gone() {
 void WorkerPool::add_metrics(Metrics& metrics) const {
   metrics.mode = "process";
   metrics.workers = 0;
-  std::size_t busy = ready_count_;  // answered, and about to be delivered
+  // Answered, and about to be delivered; or its worker is dead, and its end is being described.
+  std::size_t busy = ready_count_ + reporting_count_;
   for (const WorkerPtr& worker : workers_) {
-    if (worker && worker->killed != Killed::no) ++metrics.workers_dying;
-    if (!worker || worker->dying || worker->killed != Killed::no) continue;
-    ++metrics.workers;
-    if (!worker->told_to_stop && dispatcher_.load(worker->index) > 0) ++busy;
+    if (!worker) continue;
+    // Only the first in a ring can be running.
+    const bool has_head = worker->collected != worker->reserved && worker->entry(worker->collected).node != nullptr;
+    if (has_head && !worker->buried && worker->channel.begun(worker->collected)) ++busy;
+    if (worker->killed != Killed::no) ++metrics.workers_dying;
+    if (!worker->dying && worker->killed == Killed::no) ++metrics.workers;
   }
   metrics.running = std::min(busy, core_->open);
   metrics.pending = core_->open - metrics.running;

@@ -191,7 +191,7 @@ TEST_CASE("The error of a task that failed for good has all its runs", "[retry]"
     CHECK(error->attempts()[i].run_time > 0ns);
   }
   CHECK_THROWS_AS(error->rethrow_last(), std::out_of_range);
-  CHECK_THAT(error->what(), ContainsSubstring("failed 3 times") && ContainsSubstring("run 2"));
+  CHECK_THAT(error->what(), ContainsSubstring("ran 3 times") && ContainsSubstring("run 2"));
   CHECK(error->context().executor == "default");
   CHECK(pool.metrics().failed == 1);
 }

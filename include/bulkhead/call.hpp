@@ -3,6 +3,8 @@
 
 #include <bulkhead/detail/config.hpp>
 
+#include <boost/asio/awaitable.hpp>
+
 #include <concepts>
 #include <cstddef>
 #include <functional>
@@ -110,6 +112,23 @@ requires std::is_invocable_v<F, Args...> std::decay_t<std::invoke_result_t<F, Ar
 // What a call gives, by value. A reference that a function returns would dangle once its arguments are gone.
 template <class C>
 using call_result_t = decltype(call_result(static_cast<const C*>(nullptr)));
+
+template <class T>
+inline constexpr bool is_awaitable = false;
+template <class T, class Executor>
+inline constexpr bool is_awaitable<asio::awaitable<T, Executor>> = true;
+
+// What a task gives: what its call gives or, if that is a coroutine, what the coroutine gives.
+template <class T>
+struct TaskResult {
+  using type = T;
+};
+template <class T, class Executor>
+struct TaskResult<asio::awaitable<T, Executor>> {
+  using type = std::decay_t<T>;
+};
+template <class C>
+using task_result_t = typename TaskResult<call_result_t<C>>::type;
 
 // The parameter types of a callable that has exactly one signature; `known` is false for generic callables.
 template <class F>

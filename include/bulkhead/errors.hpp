@@ -35,7 +35,12 @@ enum class Errc {
   unknown_executor_type,  ///< No factory is registered under this type.
   retries_failed,         ///< Every run that the task's retry policy allows failed.
   quarantined,            ///< The function or key has crashed too many workers in a row.
-  worker_stuck            ///< A worker that was killed does not die.
+  worker_stuck,           ///< A worker that was killed does not die.
+  max_instances,          ///< As many tasks of this name or key are in executors as may be.
+  unknown_task,           ///< No task is registered under this name.
+  duplicate_task,         ///< A task is registered under this name already.
+  signature_mismatch,     ///< A task was called, or its result taken, with other types than it has.
+  result_not_found        ///< There is no result of this id: unknown, expired, or dropped.
 };
 
 /// The category of all codes of `Errc`.
@@ -184,9 +189,11 @@ class BULKHEAD_EXPORT TaskTimeoutError : public ExecutorError {
   enum class Which {
     run,    ///< `TaskOptions::timeout`: it ran too long; its worker was killed.
     queue,  ///< `TaskOptions::queue_timeout`: it had not begun in time; it never ran.
-    cpu     ///< `TaskOptions::cpu_timeout`: it took too much CPU time; its worker was killed.
+    cpu,    ///< `TaskOptions::cpu_timeout`: it took too much CPU time; its worker was killed.
+    wait    ///< The wait for the result of a spawned task; the task goes on.
   };
-  TaskTimeoutError(Which which, std::chrono::nanoseconds limit, ErrorContext context);
+  /// `reason`: why it had not begun, if that is known.
+  TaskTimeoutError(Which which, std::chrono::nanoseconds limit, ErrorContext context, const std::string& reason = {});
   ~TaskTimeoutError() override;
   Which which() const noexcept { return which_; }
   std::chrono::nanoseconds limit() const noexcept { return limit_; }
@@ -212,19 +219,22 @@ class BULKHEAD_EXPORT TaskCancelledError : public ExecutorError {
   Stage stage_;
 };
 
-/// A task that was run several times, as its `RetryPolicy` says, failed for good. `what()` has all runs.
+/// A task that its `RetryPolicy` let run again failed for good: its runs are used up, or what the last one failed with
+/// is not to be tried again, or the next run was refused. `what()` has all of them.
 class BULKHEAD_EXPORT RetryError : public ExecutorError {
  public:
-  /// One failed run.
+  /// One failed run, or why there was none.
   struct Attempt {
     std::exception_ptr error;
-    /// How long it ran; zero if it did not begin.
+    /// How long it ran; zero if that is unknown.
     std::chrono::nanoseconds run_time{0};
+    /// False: it did not begin. Only the last may be so.
+    bool begun = true;
   };
 
   RetryError(std::vector<Attempt> attempts, ErrorContext context);
   ~RetryError() override;
-  /// All runs, in order; at least two.
+  /// All of them, in order; at least two.
   const std::vector<Attempt>& attempts() const noexcept { return *attempts_; }
   /// What the last one failed with.
   const std::exception_ptr& last() const noexcept { return attempts_->back().error; }
@@ -265,6 +275,55 @@ class BULKHEAD_EXPORT WorkerStuckError : public ExecutorError {
 
  private:
   std::shared_ptr<const std::vector<int>> pids_;
+};
+
+/// As many tasks of this name or key are in executors as `TaskOptions::max_instances` allows. The task never ran.
+class BULKHEAD_EXPORT MaxInstancesError : public ExecutorError {
+ public:
+  MaxInstancesError(std::string key, unsigned limit, ErrorContext context);
+  ~MaxInstancesError() override;
+  /// The key that is counted, or the task's name.
+  const std::string& key() const noexcept { return *key_; }
+  /// How many there may be.
+  unsigned limit() const noexcept { return limit_; }
+
+ private:
+  std::shared_ptr<const std::string> key_;
+  unsigned limit_;
+};
+
+/// No task is registered under this name, or the executor has no TaskRegistry.
+class BULKHEAD_EXPORT UnknownTaskError : public ExecutorError {
+ public:
+  UnknownTaskError(const std::string& name, std::vector<std::string> known, ErrorContext context = {});
+  ~UnknownTaskError() override;
+  /// The names that are registered, sorted.
+  const std::vector<std::string>& known() const noexcept { return *known_; }
+
+ private:
+  std::shared_ptr<const std::vector<std::string>> known_;
+};
+
+/// `TaskRegistry::add` was given a name that is taken.
+class BULKHEAD_EXPORT DuplicateTaskError : public ExecutorError {
+ public:
+  explicit DuplicateTaskError(const std::string& name);
+  ~DuplicateTaskError() override;
+};
+
+/// A task was called by its name with arguments of other types than its parameters', or its result was taken as another
+/// type than it has.
+class BULKHEAD_EXPORT TaskSignatureError : public ExecutorError {
+ public:
+  explicit TaskSignatureError(const std::string& message, ErrorContext context = {});
+  ~TaskSignatureError() override;
+};
+
+/// There is no result of this id: no such task was spawned here, or its result has expired or was dropped.
+class BULKHEAD_EXPORT ResultNotFoundError : public ExecutorError {
+ public:
+  ResultNotFoundError(const std::string& id, ErrorContext context);
+  ~ResultNotFoundError() override;
 };
 
 /// An executor destroyed the task without running it, failing it, or sending it anywhere. A defect of that executor.

@@ -4,8 +4,13 @@
 #include <bulkhead/base_executor.hpp>
 #include <bulkhead/detail/config.hpp>
 #include <bulkhead/errors.hpp>
+#include <bulkhead/hybrid_executor.hpp>
+#include <bulkhead/inline_executor.hpp>
+#include <bulkhead/io_executor.hpp>
 #include <bulkhead/local_executor.hpp>
 #include <bulkhead/metrics.hpp>
+#include <bulkhead/option_map.hpp>
+#include <bulkhead/thread_executor.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
@@ -23,7 +28,7 @@
 
 namespace bulkhead {
 
-/// Options of an executor of any type: a typed options struct, or nothing for that type's defaults.
+/// Options of an executor of any type: a typed options struct, an OptionMap, or nothing for that type's defaults.
 class BULKHEAD_EXPORT ExecutorConfig {
  public:
   /// The type's defaults; on an executor that exists, whatever it has.
@@ -74,17 +79,61 @@ class BULKHEAD_EXPORT ShutdownFailedError : public ExecutorError {
   std::shared_ptr<const std::vector<Failure>> failures_;
 };
 
+namespace detail {
+
+// The registry's type of an executor class, and its options.
+template <class E>
+struct RegisteredType;
+template <>
+struct RegisteredType<LocalExecutor> {
+  static constexpr const char* name = "local";
+  using options = LocalExecutorOptions;
+};
+template <>
+struct RegisteredType<ThreadExecutor> {
+  static constexpr const char* name = "thread";
+  using options = ThreadExecutorOptions;
+};
+template <>
+struct RegisteredType<IoExecutor> {
+  static constexpr const char* name = "io";
+  using options = IoExecutorOptions;
+};
+template <>
+struct RegisteredType<InlineExecutor> {
+  static constexpr const char* name = "inline";
+  using options = CommonOptions;
+};
+template <>
+struct RegisteredType<HybridExecutor> {
+  static constexpr const char* name = "hybrid";
+  using options = HybridConfig;
+};
+
+}  // namespace detail
+
 /// The executors of a program, by name. An ordinary object that the program makes and passes on.
+///
+/// It knows these types, under any of their names:
+///
+/// | type | also | executor | options |
+/// |---|---|---|---|
+/// | `local` | `process`, `processpool` | LocalExecutor | LocalExecutorOptions |
+/// | `thread` | `threadpool`, `pool` | ThreadExecutor | ThreadExecutorOptions |
+/// | `io` | `asyncio` | IoExecutor | IoExecutorOptions |
+/// | `inline` | `debug` | InlineExecutor | CommonOptions |
+/// | `hybrid` | | HybridExecutor, of executors that the registry has | HybridConfig |
+///
+/// config_file.hpp makes all executors of a JSON file.
 ///
 /// Thread safety: shared objects: safe. A factory is called without the registry's lock and may use the registry; for
 /// the name that it is making it gets `std::logic_error`.
 class BULKHEAD_EXPORT ExecutorRegistry {
  public:
-  /// Makes an executor of its type. `config` is empty or holds that type's options.
+  /// Makes an executor of its type. `config` is empty, holds an OptionMap, or that type's options.
   using Factory = std::function<std::shared_ptr<BaseExecutor>(asio::any_io_executor io_executor,
                                                               const std::string& name, const ExecutorConfig& config)>;
 
-  /// Knows the type "local" (LocalExecutor, LocalExecutorOptions).
   explicit ExecutorRegistry(asio::any_io_executor io_executor);
   ~ExecutorRegistry();
   ExecutorRegistry(const ExecutorRegistry&) = delete;
@@ -100,16 +149,20 @@ class BULKHEAD_EXPORT ExecutorRegistry {
   std::shared_ptr<BaseExecutor> get_or_create(const std::string& name, const std::string& type = "local",
                                               ExecutorConfig config = {});
 
-  /// The same by C++ type. `options.name` is set to `name`; without options, those of an executor that is there fit.
-  template <std::same_as<LocalExecutor> E>
-  std::shared_ptr<E> get_or_create(const std::string& name, LocalExecutorOptions options) {
-    options.name = name;
-    return std::dynamic_pointer_cast<E>(get_or_create(name, "local", std::move(options)));
+  /// The same by C++ type: `get_or_create<ThreadExecutor>("files", {.max_threads = 4})`. The options' name is set to
+  /// `name`; without options, those of an executor that is there fit.
+  template <class E>
+  std::shared_ptr<E> get_or_create(const std::string& name, typename detail::RegisteredType<E>::options options) {
+    return std::dynamic_pointer_cast<E>(get_or_create(name, detail::RegisteredType<E>::name, std::move(options)));
   }
-  template <std::same_as<LocalExecutor> E>
+  template <class E>
+  requires requires { detail::RegisteredType<E>::name; }
   std::shared_ptr<E> get_or_create(const std::string& name) {
-    return std::dynamic_pointer_cast<E>(get_or_create(name));
+    return std::dynamic_pointer_cast<E>(get_or_create(name, detail::RegisteredType<E>::name));
   }
+
+  /// The types that there are, sorted: those above with their other names, and those that were registered.
+  std::vector<std::string> types() const;
 
   /// The executor of this name, or null.
   std::shared_ptr<BaseExecutor> get(const std::string& name) const;
@@ -117,7 +170,7 @@ class BULKHEAD_EXPORT ExecutorRegistry {
   /// Forgets the executor and returns it; it is not shut down. Null if there is none.
   std::shared_ptr<BaseExecutor> remove(const std::string& name);
 
-  /// Forgets all executors and shuts every one down, in the order of their making; the names are free at once.
+  /// Forgets all executors and shuts every one down, all at the same time; the names are free at once.
   /// Resumes: on the awaiting coroutine's executor, when all are over. Cancellation: terminal, as
   /// `BaseExecutor::shutdown`. Errors: `ShutdownFailedError` with all failures, after the last.
   asio::awaitable<void> shutdown_all(ShutdownOptions options = {});

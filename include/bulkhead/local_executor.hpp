@@ -132,8 +132,23 @@ struct LocalExecutorOptions {
   /// per worker; memory is only used as messages need it.
   std::size_t max_message_size = std::size_t{256} << 20;
 
+  /// As in CommonOptions.
+  std::shared_ptr<InstanceGroup> instances = nullptr;
+  std::shared_ptr<TaskRegistry> tasks = nullptr;
+  std::shared_ptr<ResultStore> results = nullptr;
+
   /// Whether both describe the same executor.
   BULKHEAD_EXPORT bool operator==(const LocalExecutorOptions& other) const;
+};
+
+/// What can be sent to a worker process; anything else is refused by the compiler, in one sentence.
+struct SendableCall {
+  template <class C>
+  static constexpr void require() {
+    detail::require_sendable<C>();
+  }
+  template <class C>
+  static constexpr bool accepts = detail::Sendable<C>;
 };
 
 /// Runs functions in a pool of worker processes.
@@ -145,49 +160,21 @@ struct LocalExecutorOptions {
 /// Cancellation: a task that has not begun: every type, it never runs. One that runs: partial and terminal ask it to
 /// stop (`this_task::stop_requested`), and terminal kills its worker when `cancel_grace` is over; total does nothing.
 /// Thread safety: as BaseExecutor. Destruction kills what still runs and completes it with `TaskCancelledError`.
-class BULKHEAD_EXPORT LocalExecutor final : public BaseExecutor {
+class BULKHEAD_EXPORT LocalExecutor final : public BaseExecutor, public TaskInterface<LocalExecutor, SendableCall> {
  public:
+  using Tasks = TaskInterface<LocalExecutor, SendableCall>;
+  using Tasks::async_submit;
+  using Tasks::spawn;
+  using Tasks::submit;
+  using Tasks::submit_after;
+  using Tasks::submit_at;
+  using Tasks::submit_every;
+  using Tasks::operator();
+
   /// Starts `max_workers` workers; does not wait for them.
   /// Throws `std::invalid_argument` with the option's name and range, or `WorkerStartError`.
   explicit LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOptions options = {});
   ~LocalExecutor() override;
-
-  /// As `BaseExecutor::submit`; what cannot be sent to a worker is refused by the compiler, in one sentence.
-  template <class F, class... Args>
-  requires(!detail::is_task_options<F>) auto submit(F&& function, Args&&... arguments) {
-    return submit(TaskOptions(), std::forward<F>(function), std::forward<Args>(arguments)...);
-  }
-  template <class F, class... Args>
-  auto submit(TaskOptions task_options, F&& function, Args&&... arguments) {
-    using C = detail::call_t<F, Args...>;
-    detail::require_sendable<C>();
-    if constexpr (detail::Sendable<C>) {
-      return BaseExecutor::submit(std::move(task_options), std::forward<F>(function), std::forward<Args>(arguments)...);
-    } else {
-      return asio::awaitable<detail::Refused>();
-    }
-  }
-
-  /// As `BaseExecutor::async_submit`.
-  template <class F, class... Args, class CompletionToken>
-  auto async_submit(Call<F, Args...> call, CompletionToken&& token) {
-    return async_submit(TaskOptions(), std::move(call), std::forward<CompletionToken>(token));
-  }
-  template <class F, class... Args, class CompletionToken>
-  auto async_submit(TaskOptions task_options, Call<F, Args...> call, CompletionToken&& token) {
-    detail::require_sendable<Call<F, Args...>>();
-    if constexpr (detail::Sendable<Call<F, Args...>>) {
-      return BaseExecutor::async_submit(std::move(task_options), std::move(call), std::forward<CompletionToken>(token));
-    } else {
-      return asio::awaitable<detail::Refused>();
-    }
-  }
-
-  /// As `BaseExecutor::operator()`.
-  template <class F>
-  Wrapped<std::decay_t<F>, LocalExecutor> operator()(F&& function) {
-    return Wrapped<std::decay_t<F>, LocalExecutor>(*this, std::forward<F>(function));
-  }
 
   /// Whether it runs in bypass mode.
   bool bypass() const noexcept;
@@ -203,6 +190,8 @@ class BULKHEAD_EXPORT LocalExecutor final : public BaseExecutor {
   asio::awaitable<void> stop(ShutdownOptions options) override;
   void add_metrics(Metrics& metrics) const override;
   bool cancel_in_flight(detail::TaskNode& node, asio::cancellation_type type) override;
+  bool withdraw(detail::TaskNode& node) override;
+  bool has_begun(const detail::TaskNode& node) const override;
 
  private:
   struct Engine;

@@ -29,6 +29,10 @@ class BULKHEAD_EXPORT Task {
   /// but release the task if it has been cancelled meanwhile.
   void run();
 
+  /// Tells that a task which was sent elsewhere has begun there: its `timeout` counts from here, and it counts as
+  /// running. `run` does it by itself.
+  void started();
+
   /// Writes the call into `buffer`, for `run_encoded_task` in another process that is a copy of this one. Returns the
   /// bytes needed; if they are more than `buffer` has, call it again with a larger one.
   /// Throws `SerializationError` if callable, arguments or result cannot be carried, `FunctionUnavailableError` if the

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <bulkhead/common_options.hpp>
 #include <bulkhead/detail/config.hpp>
 #include <bulkhead/progress.hpp>
 #include <bulkhead/retry_policy.hpp>
@@ -72,6 +73,24 @@ class BULKHEAD_EXPORT TaskOptions {
   TaskOptions& quarantine_key(std::string value) &;
   TaskOptions&& quarantine_key(std::string value) && { return std::move(quarantine_key(std::move(value))); }
 
+  /// At most so many tasks of this task's name, or of `key`, may be in executors that share a group
+  /// (`CommonOptions::instances`) at once. Beyond that the task is refused with `MaxInstancesError`, or waits for its
+  /// turn: it then keeps a place among `max_pending`. At least 1; `key`: at most 200 characters. Default: no limit.
+  TaskOptions& max_instances(unsigned limit, OverloadPolicy policy = OverloadPolicy::reject, std::string key = {}) &;
+  TaskOptions&& max_instances(unsigned limit, OverloadPolicy policy = OverloadPolicy::reject, std::string key = {}) && {
+    return std::move(max_instances(limit, policy, std::move(key)));
+  }
+
+  /// What `max_instances` was given.
+  struct Instances {
+    unsigned limit = 1;
+    OverloadPolicy policy = OverloadPolicy::reject;
+    std::string key;
+  };
+
+  /// These options, and `defaults` where none was given. A priority of 0 counts as not given.
+  TaskOptions with_defaults(const TaskOptions& defaults) const;
+
   /// Empty if none was given.
   const std::string& name() const noexcept { return rare().name; }
   int priority() const noexcept { return priority_; }
@@ -83,6 +102,8 @@ class BULKHEAD_EXPORT TaskOptions {
   const std::function<void(const Progress&)>& on_progress() const noexcept { return rare().on_progress; }
   const std::string& trace_parent() const noexcept { return rare().trace_parent; }
   const std::string& quarantine_key() const noexcept { return rare().quarantine_key; }
+  /// Null if none was given.
+  const Instances* max_instances() const noexcept { return rare().instances ? &*rare().instances : nullptr; }
   /// Whether any option beyond priority, timeout and queue_timeout was given.
   bool has_rare() const noexcept { return rare_ != nullptr; }
 
@@ -93,6 +114,7 @@ class BULKHEAD_EXPORT TaskOptions {
     std::string quarantine_key;
     Duration cpu_timeout{0};  // 0: none
     std::optional<RetryPolicy> retry;
+    std::optional<Instances> instances;
     std::function<void(const Progress&)> on_progress;
   };
 

@@ -288,6 +288,8 @@ WorkerRequest WorkerChannel::current() const noexcept {
 }
 
 void WorkerChannel::report_progress(std::uint64_t done, std::uint64_t total, std::string_view text) noexcept {
+  // Threads of the task's may report at once.
+  const std::lock_guard lock(progress_mutex_);
   ProgressRecord& record = response().progress[next_ % kSlots];
   const std::uint32_t version = record.version.load(std::memory_order_relaxed);
   record.version.store(version + 1, std::memory_order_relaxed);

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -222,6 +223,7 @@ class WorkerChannel {
   std::uint32_t released_ = 0;  // answers whose blocks have been taken back
   std::uint32_t rung_epoch_ = 0;
   bool answer_in_block_ = false;
+  std::mutex progress_mutex_;
   bool over_memory_ = false;
 };
 

@@ -39,6 +39,7 @@ _Unwind_Reason_Code visit(_Unwind_Context* context, void* data) {
   auto& walk = *static_cast<Walk*>(data);
   int before_instruction = 0;
   const std::uint64_t address = _Unwind_GetIPInfo(context, &before_instruction);
+  if (address == 0) return _URC_END_OF_STACK;  // what called the first function of a thread
   if (walk.recording) {
     // A return address lies behind the call, maybe in the next line or even the next function.
     add_frame(address - (before_instruction != 0 ? 0 : 1));

@@ -270,6 +270,7 @@ ForkServer* ForkServer::find() noexcept { return is_forked_copy() ? nullptr : in
 
 FileDescriptor ForkServer::create_template(TemplateConfiguration configuration, std::span<const std::byte> preload,
                                            std::span<const std::byte> initializer) {
+  if (gone()) throw std::runtime_error("the fork server has ended; the program must be started anew");
   configuration.preload_size = preload.size();
   configuration.initializer_size = initializer.size();
   const std::size_t size = sizeof(configuration) + preload.size() + initializer.size();

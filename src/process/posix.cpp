@@ -296,6 +296,12 @@ std::uint64_t cpu_ns() noexcept {
   return nanoseconds(used);
 }
 
+std::uint64_t clock_ns(clockid_t clock) noexcept {
+  timespec time{};
+  if (::clock_gettime(clock, &time) != 0) return 0;
+  return static_cast<std::uint64_t>(time.tv_sec) * 1'000'000'000U + static_cast<std::uint64_t>(time.tv_nsec);
+}
+
 std::optional<std::uint64_t> cpu_ns(pid_t pid) noexcept {
   clockid_t clock{};
   timespec used{};

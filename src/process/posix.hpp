@@ -154,6 +154,8 @@ std::uint64_t monotonic_ns() noexcept;
 std::uint64_t cpu_ns() noexcept;
 /// The same of another one; empty if it is gone.
 std::optional<std::uint64_t> cpu_ns(pid_t pid) noexcept;
+/// What this clock reads; 0 if it cannot be read any more.
+std::uint64_t clock_ns(clockid_t clock) noexcept;
 
 /// Memory of this process in bytes.
 struct MemoryUse {

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <bulkhead/common_options.hpp>
 #include <bulkhead/detail/config.hpp>
 #include <bulkhead/detail/intrusive_list.hpp>
 #include <bulkhead/detail/task_node.hpp>
+#include <bulkhead/events.hpp>
 #include <bulkhead/metrics.hpp>
 #include <bulkhead/retry_policy.hpp>
+#include <bulkhead/task_id.hpp>
 
 #include <boost/asio/any_completion_handler.hpp>
 #include <boost/asio/any_io_executor.hpp>
@@ -13,10 +16,10 @@
 #include <boost/asio/execution/outstanding_work.hpp>
 #include <boost/asio/prefer.hpp>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -28,15 +31,18 @@
 namespace bulkhead {
 
 class BaseExecutor;
-enum class OverloadPolicy : std::uint8_t;
 
 namespace detail {
 
 class Background;
+class EventHub;
 class Initiation;
 class Quarantine;
+class ScheduledRuns;
+class WaitList;
 
-// What every executor shares: admission, accounting, outcomes and cancellation. Lives as long as any of its tasks.
+// What every executor shares: admission, accounting, outcomes, time limits, cancellation, retries and events. Lives as
+// long as any of its tasks.
 //
 // The path of a task: submit → admit (or wait, or refuse) → start → [the executor] → settle → deliver.
 class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<ExecutorCore> {
@@ -45,8 +51,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   // Tasks that a released slot let in: start them once the mutex is free.
   using Admitted = std::vector<TaskNode*>;
 
-  ExecutorCore(BaseExecutor& owner, asio::any_io_executor io, std::string name, std::size_t max_pending,
-               OverloadPolicy overload);
+  ExecutorCore(BaseExecutor& owner, asio::any_io_executor io, CommonOptions options);
   ~ExecutorCore();
 
   // Takes a task from its caller: admits it, lets it wait, or refuses it.
@@ -55,6 +60,8 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   void cancel(std::uint64_t id, asio::cancellation_type type);
   // Makes a task known to `cancel` before it is submitted, and gives it its number.
   std::uint64_t make_cancellable(TaskNode& node);
+  // Where a task with this number is, if it is known to `cancel` and not over.
+  std::optional<TaskStatus> status_of(std::uint64_t id) const;
 
   // So many tasks that have their outcome do not hold a place among `max_pending` any more. With the mutex, which is
   // given back in between.
@@ -70,28 +77,48 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   bool would_retry(const TaskNode& node, RetryOn kind) const noexcept;
   // Why the task may not run now, if its key is in quarantine. With the mutex.
   std::exception_ptr quarantine_error(const TaskNode& node) const;
-  // The accounting part of `settle`, for executors that hold the mutex. False: it had been settled early, and only
-  // waits to be destroyed.
-  bool account(TaskNode& node, Outcome outcome, Admitted& admitted);
   // Hands admitted tasks to the executor. Without the mutex.
   void start(const Admitted& admitted);
   // Counts the task as running; false if nobody wants it any more.
   bool begin(TaskNode& node);
 
+  // Gives a task its outcome whose node stays where it is, and holds its place until it is settled. With the mutex.
+  void end_early(TaskNode& node, Outcome outcome, const std::exception_ptr& error);
   // Cancels the tasks that have not begun, or all: their callers get TaskCancelledError now.
   void cancel_open(bool running_too, const std::string& reason);
+  // The same once `timeout` is over, if tasks are left then, whether or not anybody waits for that.
+  void cancel_open_after(std::chrono::nanoseconds timeout, const std::string& reason);
+  // Cancels the tasks that wait for one of their instances.
+  void cancel_parked(const std::string& reason);
   // Refuses further tasks, and those that wait for admission.
   void stop_accepting();
   // Completes with true once no task is left, or with false after `timeout`.
   void wait_idle(std::optional<std::chrono::nanoseconds> timeout,
                  asio::any_completion_handler<void(std::exception_ptr, bool)> handler);
-  // Completes those who wait for the executor to be idle, if it is. With the mutex; call the result without it.
-  std::vector<asio::any_completion_handler<void(std::exception_ptr, bool)>> take_idle_waiters();
+  // Something that goes on by itself, and ends when the executor stops accepting. False: it has.
+  bool add_schedule(const std::shared_ptr<ScheduledRuns>& schedule);
 
   // The owner is being destroyed: no virtual call any more.
   void disown();
   // The Asio context is being destroyed: all handlers go, none is called.
   void context_gone() noexcept;
+
+  // Events. All with the mutex.
+  Subscription subscribe(Listener listener, EventMask mask, SubscribeOptions options);
+  bool wants(EventKind kind) const noexcept;
+  bool wants_any(EventMask kinds) const noexcept;
+  // Tells those who listen; what is known of the task is added.
+  void tell(EventKind kind, const TaskNode& node, const std::exception_ptr& error = nullptr,
+            const Progress* progress = nullptr);
+  // A run of the task has begun, if that has not been told.
+  void tell_started(TaskNode& node);
+  // Whether anybody wants to know that.
+  bool wants_started(const TaskNode& node) const noexcept {
+    return (events_ != nullptr || node.wants_started) && !node.told_started;
+  }
+  // How far the task is; nobody is told of one that is over.
+  void tell_progress(TaskNode& node, Progress&& progress);
+  void tell_worker(EventKind kind, int worker, std::optional<int> signal = {}, std::optional<int> exit_code = {});
 
   Metrics snapshot() const;
   ErrorContext context_of(const TaskNode& node) const;
@@ -101,6 +128,9 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   const asio::any_io_executor io;
   const std::size_t max_pending;
   const OverloadPolicy overload;
+  const std::shared_ptr<InstanceGroup> instances;
+  const std::shared_ptr<TaskRegistry> tasks;
+  const std::shared_ptr<ResultStore> results;
 
   mutable std::mutex mutex;
 
@@ -114,6 +144,10 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   std::unique_ptr<Quarantine> quarantine;
   // Whether the executor itself keeps the Asio context at work while tasks are in flight; else the core does.
   bool owner_holds_work = false;
+  // Whether the executor itself ends runs that last too long; else the core tells their callers, and lets them run on.
+  bool owner_limits_runs = false;
+  // How long a running task that was cancelled may go on before its caller is told, where the core does that.
+  std::chrono::nanoseconds cancel_grace{0};
   std::size_t in_flight = 0;  // admitted tasks whose slot is not free yet
   std::size_t open = 0;       // submitted tasks without an outcome
   std::size_t running = 0;    // those of them that run, as told by `begin`
@@ -136,36 +170,66 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
  private:
   using Work = std::decay_t<
       asio::prefer_result<const asio::any_io_executor&, asio::execution::outstanding_work_t::tracked_t>::type>;
-  struct IdleWait;
-  struct Deadlines;
+  struct Limits;
   struct Retries;
+  // A task that leaves without having run, and why: to be failed without the mutex.
+  struct Withdrawn {
+    TaskNode* node;
+    std::exception_ptr error;
+    Outcome outcome;
+  };
 
+  // Submitting and settling.
+  void refuse(TaskNode* node, std::exception_ptr error, Lock& lock);
+  bool admit(TaskNode& node);
+  void count_in(TaskNode& node);
+  void start_one(TaskNode* node, Lock& lock, Initiation& initiation);
+  bool account(TaskNode& node, Outcome outcome, Admitted& admitted);
+  void count(TaskNode& node, Outcome outcome, const std::exception_ptr& error);
+  void count_run(const TaskNode& node);
+  void forget(TaskNode& node);
+  void admit_waiting(Admitted& admitted);
+  void complete_idle_waits();
+  std::uint64_t recent_now() noexcept;
+
+  // Ends that come from elsewhere.
+  bool withdraw(TaskNode& node);
+  void fail_all(const std::vector<Withdrawn>& withdrawn);
+  void stop_running(TaskNode& node, asio::cancellation_type type);
+  std::exception_ptr cancelled_error(const TaskNode& node, const std::string& reason) const;
+
+  // Time limits.
+  void watch_limits(TaskNode& node);
+  void unwatch(TaskNode& node);
+  void limits_passed();
+  void limit_passed(TaskNode& node, std::vector<Withdrawn>& withdrawn);
+  Background& background();
+
+  // Instances.
+  std::exception_ptr refused_by_instances(TaskNode& node);
+  bool waits_for_instance(TaskNode& node);
+  void instance_granted(std::uint64_t id, const std::string& key);
+  bool unpark(TaskNode& node);
+  void release_instance(TaskNode& node, Lock& lock);
+
+  // Retries and quarantine.
   bool refused_by_quarantine(TaskNode& node);
   void note_crashes(const TaskNode& node, Outcome outcome);
-  void count_run(const TaskNode& node);
   bool try_again(TaskNode& node, Outcome outcome, Lock& lock);
   void retry_later(TaskNode& node);
   void arm_retry_timer();
   void retries_due();
   Admitted take_retries();
   void end_retries(const Admitted& nodes);
-  bool admit(TaskNode& node);
-  void start_one(TaskNode* node, Lock& lock, Initiation& initiation);
-  void forget(TaskNode& node);
-  void count(TaskNode& node, Outcome outcome);
-  void admit_waiting(Admitted& admitted);
-  void arm_queue_deadline(TaskNode& node);
-  void queue_deadline_passed();
-  Background& background();
-  void cancel_early(TaskNode& node, const std::string& reason, const Lock&);
-  std::uint64_t recent_now() noexcept;
 
   std::unordered_map<std::uint64_t, TaskNode*> cancellable_;
-  std::vector<std::unique_ptr<IdleWait>> idle_waits_;
+  std::unordered_map<std::uint64_t, TaskNode*> parked_;  // admitted, and waiting for one of their instances
+  std::shared_ptr<WaitList> idle_waits_;
   std::shared_ptr<Background> background_;  // once a time limit was needed; given back by `disown`
-  std::unique_ptr<Deadlines> deadlines_;
+  std::unique_ptr<Limits> limits_;
   std::unique_ptr<Retries> retries_;
-  std::uint64_t last_idle_wait_ = 0;
+  std::unique_ptr<EventHub> events_;
+  std::vector<std::weak_ptr<ScheduledRuns>> schedules_;
   std::optional<Work> work_;  // while tasks are open
   std::uint64_t recent_ns_ = 0;
   std::uint64_t recent_ticks_ = 0;

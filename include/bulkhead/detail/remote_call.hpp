@@ -264,13 +264,8 @@ struct Remote<Call<F, Args...>> {
 };
 
 template <class C>
-concept Sendable =
-    Remote<C>::callable && Remote<C>::arguments && Remote<C>::invocable && SendableResult<call_result_t<C>>;
-
-template <class T>
-inline constexpr bool is_awaitable = false;
-template <class T, class Executor>
-inline constexpr bool is_awaitable<boost::asio::awaitable<T, Executor>> = true;
+concept Sendable = Remote<C>::callable && Remote<C>::arguments && Remote<C>::invocable &&
+    !is_awaitable<call_result_t<C>> && SendableResult<call_result_t<C>>;
 
 // Says at compile time why a call cannot be sent, in one sentence; the rest is left out, so that it stays the only one.
 template <class F, class... Args>
@@ -289,8 +284,7 @@ constexpr void require_sendable(std::type_identity<Call<F, Args...>>) {
                   "rvalues, so a parameter cannot be a reference to non-const: return what it is to change.");
   } else if constexpr (is_awaitable<call_result_t<C>>) {
     static_assert(!is_awaitable<call_result_t<C>>,
-                  "bulkhead: a coroutine cannot run in a worker process, which has no event loop: submit a plain "
-                  "function.");
+                  "bulkhead: a coroutine cannot run in a worker process, which has no event loop: submit it to an IoExecutor.");
   } else if constexpr (!SendableResult<call_result_t<C>>) {
     codec_detail::require_serializable<call_result_t<C>>();
   }
@@ -299,11 +293,5 @@ template <class C>
 constexpr void require_sendable() {
   require_sendable(std::type_identity<C>());
 }
-
-// What a refused submit seems to return, so that nothing is said about it beside the sentence.
-struct Refused {
-  template <class T>
-  operator T() const;
-};
 
 }  // namespace bulkhead::detail

@@ -4,7 +4,9 @@
 #include <bulkhead/detail/config.hpp>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 
@@ -24,6 +26,12 @@ struct TaskContext {
   void (*report)(void* to, std::uint64_t done, std::uint64_t total, std::string_view text) = nullptr;
   void* report_to = nullptr;
 };
+
+// A limit of centuries is none, and must not wrap around.
+inline std::uint64_t deadline_after(std::uint64_t time, std::chrono::nanoseconds limit) noexcept {
+  const auto span = static_cast<std::uint64_t>(limit.count());
+  return span > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()) - time ? 0 : time + span;
+}
 
 // While it lives, the calling thread runs this task; in a worker, where no other runs, the whole process does.
 class BULKHEAD_EXPORT RunningTask {

@@ -12,6 +12,9 @@
 #include <boost/asio/associated_allocator.hpp>
 #include <boost/asio/associated_cancellation_slot.hpp>
 #include <boost/asio/associated_executor.hpp>
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/bind_executor.hpp>
+#include <boost/asio/co_spawn.hpp>
 #include <boost/asio/dispatch.hpp>
 #include <boost/asio/execution/outstanding_work.hpp>
 #include <boost/asio/post.hpp>
@@ -19,14 +22,45 @@
 #include <boost/asio/recycling_allocator.hpp>
 
 #include <exception>
+#include <functional>
+#include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <type_traits>
 #include <typeinfo>
 #include <utility>
+#include <vector>
 
 namespace bulkhead::detail {
+
+// Whether a value can be copied for sure: std::is_copy_constructible is also true of a std::vector<std::unique_ptr>, and
+// of everything that has such a member, which then does not compile.
+template <class T>
+inline constexpr bool is_surely_copyable = std::is_trivially_copyable_v<T> && std::is_copy_constructible_v<T>;
+template <class Char, class Traits, class Allocator>
+inline constexpr bool is_surely_copyable<std::basic_string<Char, Traits, Allocator>> = true;
+template <class T>
+inline constexpr bool is_surely_copyable<std::shared_ptr<T>> = true;
+template <class Signature>
+inline constexpr bool is_surely_copyable<std::function<Signature>> = true;
+template <class T, class Allocator>
+inline constexpr bool is_surely_copyable<std::vector<T, Allocator>> = is_surely_copyable<T>;
+template <class T>
+inline constexpr bool is_surely_copyable<std::optional<T>> = is_surely_copyable<T>;
+template <class A, class B>
+inline constexpr bool is_surely_copyable<std::pair<A, B>> = is_surely_copyable<A> && is_surely_copyable<B>;
+template <class K, class V, class Compare, class Allocator>
+inline constexpr bool is_surely_copyable<std::map<K, V, Compare, Allocator>> =
+    is_surely_copyable<K> && is_surely_copyable<V>;
+
+// Whether a call can be made from a copy, so that it is there for another run.
+template <class C>
+inline constexpr bool is_copyable_call = false;
+template <class F, class... Args>
+inline constexpr bool is_copyable_call<Call<F, Args...>> =
+    is_surely_copyable<F> && (is_surely_copyable<Args> && ...);
 
 // What a handler is called with beside the exception: R, or optional<R> where there is no R to give beside an error.
 template <class R>
@@ -72,7 +106,8 @@ class HandlerExecutor {
 
 template <class C, class Handler>
 class TaskImpl final : public TaskNode {
-  using Result = call_result_t<C>;
+  using Result = task_result_t<C>;
+  static constexpr bool gives_coroutine = is_awaitable<call_result_t<C>>;
   static constexpr bool is_void = std::is_void_v<Result>;
   using HandlerAllocator = asio::associated_allocator_t<Handler, asio::recycling_allocator<void>>;
   using NodeAllocator = typename std::allocator_traits<HandlerAllocator>::template rebind_alloc<TaskImpl>;
@@ -94,13 +129,20 @@ class TaskImpl final : public TaskNode {
 
   const Handler& handler() const noexcept { return *handler_; }
 
-  Outcome run() noexcept override {
+  Outcome run(bool keep) noexcept override {
     try {
-      if constexpr (is_void) {
-        std::apply(std::move(call_.function), std::move(call_.arguments));
-      } else {
-        result_.emplace(std::apply(std::move(call_.function), std::move(call_.arguments)));
+      if constexpr (gives_coroutine) {
+        throw_needs_event_loop(*this);
+      } else if constexpr (Sendable<C>) {
+        if (keep) return run_encoded_copy(*this);
+      } else if constexpr (is_copyable_call<C>) {
+        if (keep) {
+          C copy(call_);
+          run_call(copy);
+          return Outcome::completed;
+        }
       }
+      if constexpr (!gives_coroutine) run_call(call_);
       return Outcome::completed;
     } catch (const StopRequested&) {
       error = stopped_error(*this);
@@ -111,8 +153,30 @@ class TaskImpl final : public TaskNode {
     }
   }
 
+  bool is_coroutine() const noexcept override { return gives_coroutine; }
+
+  void start_coroutine(const asio::any_io_executor& on, asio::cancellation_slot slot,
+                       std::unique_ptr<CoroutineRun> run, bool keep) override {
+    if constexpr (gives_coroutine) {
+      // Beside the coroutine, whose parameters and closure may refer to it; until it is over.
+      std::shared_ptr<C> call;
+      if constexpr (is_copyable_call<C>) {
+        if (keep) call = std::make_shared<C>(call_);
+      }
+      if (!call) call = std::make_shared<C>(std::move(call_));
+      C& called = *call;
+      asio::co_spawn(on, run_coroutine(*this, called),
+                     asio::bind_cancellation_slot(
+                         slot, [this, call = std::move(call), run = std::move(run)](std::exception_ptr thrown) {
+                           run->done(coroutine_outcome(*this, std::move(thrown)));
+                         }));
+    }
+  }
+
   void encode(Encoder& encoder) override {
-    if constexpr (Sendable<C>) {
+    if constexpr (gives_coroutine) {
+      throw_needs_event_loop(*this);
+    } else if constexpr (Sendable<C>) {
       Remote<C>::encode(call_, encoder);
     } else {
       throw SerializationError(SerializationError::Part::callable, type_name<typename CallTraits<C>::function>(),
@@ -122,7 +186,7 @@ class TaskImpl final : public TaskNode {
   }
 
   void decode_result(Decoder& decoder) override {
-    if constexpr (Sendable<C>) {
+    if constexpr (Sendable<C> && !gives_coroutine) {
       if constexpr (!is_void) result_.emplace(bulkhead::decode<Result>(decoder));
       decoder.finish();
     } else {
@@ -148,10 +212,12 @@ class TaskImpl final : public TaskNode {
 
   void deliver_progress(Progress&& progress) override {
     if (!handler_ || !progress_relay || !progress_relay->set(std::move(progress))) return;
-    asio::post(asio::get_associated_executor(*handler_, core->io), ProgressRelay::Run(progress_relay));
+    // By way of the executor's own: that of an any_completion_handler cannot be posted to.
+    asio::post(core->io, asio::bind_executor(asio::get_associated_executor(*handler_, core->io),
+                                             ProgressRelay::Run(progress_relay)));
   }
 
-  bool repeatable() const noexcept override { return Sendable<C>; }
+  bool repeatable() const noexcept override { return is_copyable_call<C> || (Sendable<C> && !gives_coroutine); }
 
   void deliver_early(std::exception_ptr cause, Delivery from) override {
     if (!handler_) return;
@@ -164,12 +230,12 @@ class TaskImpl final : public TaskNode {
   void drop_handler() noexcept override { handler_.reset(); }
   void destroy() noexcept override { free_node(); }
 
-  std::string default_name() const override {
+  NameSource name_source() const noexcept override {
     using F = typename CallTraits<C>::function;
     if constexpr (is_function_pointer<F> || std::is_member_function_pointer_v<F>) {
-      return function_name(code_of(call_.function), typeid(F).name());
+      return {[](const void* code) { return function_name(code, typeid(F).name()); }, code_of(call_.function)};
     } else {
-      return type_name<F>();
+      return {[](const void*) { return type_name<F>(); }, nullptr};
     }
   }
 
@@ -182,12 +248,28 @@ class TaskImpl final : public TaskNode {
         executor_(handler, core->io),
         handler_(std::forward<H>(handler)) {
     if (options.on_progress()) progress_relay = std::make_shared<ProgressRelay>(options.on_progress());
-    if constexpr (Sendable<C>) {
+    if constexpr (Sendable<C> && !gives_coroutine) {
       library_encoding = Remote<C>::library_encoding;
       library_decoding = Remote<C>::library_decoding;
     }
   }
   ~TaskImpl() = default;
+
+  static asio::awaitable<void> run_coroutine(TaskImpl& self, C& call) {
+    if constexpr (is_void) {
+      co_await std::apply(call.function, std::move(call.arguments));
+    } else {
+      self.result_.emplace(co_await std::apply(call.function, std::move(call.arguments)));
+    }
+  }
+
+  void run_call(C& call) {
+    if constexpr (is_void) {
+      std::apply(std::move(call.function), std::move(call.arguments));
+    } else {
+      result_.emplace(std::apply(std::move(call.function), std::move(call.arguments)));
+    }
+  }
 
   void free_node() noexcept {
     NodeAllocator allocator(allocator_);

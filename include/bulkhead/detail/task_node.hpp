@@ -8,11 +8,16 @@
 #include <bulkhead/progress.hpp>
 #include <bulkhead/task_options.hpp>
 
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+
+#include <time.h>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -26,6 +31,7 @@ namespace bulkhead::detail {
 
 class ExecutorCore;
 class ProgressRelay;
+class TaskRecord;
 
 enum class Outcome : std::uint8_t { completed, failed, cancelled, timed_out };
 
@@ -34,6 +40,20 @@ enum class Delivery : std::uint8_t {
   on_io_executor,  // a handler that runs on the executor's own Asio executor
   elsewhere,       // any thread
   initiating       // inside the initiating function, where no handler may be called
+};
+
+// Makes a task's default name. Not yet the name: finding a function's may mean reading the program's symbols.
+struct NameSource {
+  std::string (*make)(const void* code) = nullptr;
+  const void* code = nullptr;
+};
+
+// A coroutine that runs as a task, as its executor sees it. Destroyed without `done` if its event loop is.
+class CoroutineRun {
+ public:
+  virtual ~CoroutineRun() = default;
+  // It has ended, and its result or error is in the node.
+  virtual void done(Outcome outcome) = 0;
 };
 
 struct OpenLink : ListLink {};   // among the tasks of an executor that have no outcome
@@ -48,8 +68,14 @@ class TaskNode : public OpenLink, public QueuedTask {
   TaskNode(const TaskNode&) = delete;
   TaskNode& operator=(const TaskNode&) = delete;
 
-  // Runs the call here and keeps its result or, in `error`, what it threw.
-  virtual Outcome run() noexcept = 0;
+  // Runs the call here and keeps its result or, in `error`, what it threw. `keep`: it may be run again; asked of
+  // `repeatable` tasks only.
+  virtual Outcome run(bool keep) noexcept = 0;
+  // Whether the call gives a coroutine, which an event loop has to run.
+  virtual bool is_coroutine() const noexcept { return false; }
+  // Starts the coroutine on this Asio executor.
+  virtual void start_coroutine(const asio::any_io_executor& on, asio::cancellation_slot slot,
+                               std::unique_ptr<CoroutineRun> run, bool keep) = 0;
   // Writes the call for `run_encoded`. Throws SerializationError or FunctionUnavailableError.
   virtual void encode(Encoder& encoder) = 0;
   // Reads what the call returned.
@@ -58,6 +84,8 @@ class TaskNode : public OpenLink, public QueuedTask {
   virtual void deliver(Delivery from) = 0;
   // Has `on_progress` called with this, unless a later one or the outcome overtakes it.
   virtual void deliver_progress(Progress&& progress) = 0;
+  // A run of it has begun; for who has set `wants_started`. With the executor's mutex.
+  virtual void note_started() noexcept {}
   // Whether the call can be run again.
   virtual bool repeatable() const noexcept = 0;
   // Hands `cause` over and keeps the node, which goes on without anybody waiting.
@@ -67,10 +95,16 @@ class TaskNode : public OpenLink, public QueuedTask {
   // Destroys the node without an outcome.
   virtual void destroy() noexcept = 0;
   // The default name: the function's, or the callable's type.
-  virtual std::string default_name() const = 0;
+  virtual NameSource name_source() const noexcept = 0;
 
-  unsigned attempt() const noexcept { return failed_runs ? static_cast<unsigned>(failed_runs->size()) + 1 : 1; }
-  std::string name() const { return options.name().empty() ? default_name() : options.name(); }
+  unsigned attempt() const noexcept {
+    return earlier_runs + (failed_runs ? static_cast<unsigned>(failed_runs->size()) : 0) + 1;
+  }
+  std::string name() const {
+    if (!options.name().empty()) return options.name();
+    const NameSource source = name_source();
+    return source.make(source.code);
+  }
 
   std::shared_ptr<ExecutorCore> core;
   TaskOptions options;
@@ -83,16 +117,30 @@ class TaskNode : public OpenLink, public QueuedTask {
   std::shared_ptr<ProgressRelay> progress_relay;
   // The runs that failed before this one, if the task is retried.
   std::unique_ptr<std::vector<RetryError::Attempt>> failed_runs;
+  // What the handle of a spawned task sees of it.
+  std::shared_ptr<TaskRecord> record;
+  // The time limit that has passed, while the run goes on that is to be followed by another.
+  std::exception_ptr verdict;
+  // The CPU clock of the thread that runs it, and what it read at the beginning, where CPU time is limited.
+  std::optional<clockid_t> cpu_clock;
+  std::uint64_t cpu_began_ns = 0;
   // When the next run is due; 0: it does not wait for one.
   std::uint64_t retry_at_ns = 0;
   // What the running task may look at, where it runs in this process.
   std::atomic<std::uint32_t> stop_requested{0};
   Outcome outcome = Outcome::completed;
-  bool waiting = false;    // for admission
-  bool admitted = false;   // holds one of `max_pending` slots
-  bool settled = false;    // has its outcome; nobody waits any more
-  bool last_run = false;   // its caller has asked for its end: it is not run again
-  bool runs_here = false;  // is counted in the core's `running`
+  // Runs that another executor knows of.
+  unsigned earlier_runs = 0;
+  // The number of its wait for one of `max_instances`; 0: it does not wait for that.
+  std::uint64_t instance_wait = 0;
+  bool waiting = false;         // for admission
+  bool admitted = false;        // holds one of `max_pending` slots
+  bool settled = false;         // has its outcome; nobody waits any more
+  bool last_run = false;        // its caller has asked for its end: it is not run again
+  bool runs_here = false;       // is counted in the core's `running`
+  bool holds_instance = false;  // is one of `max_instances`
+  bool told_started = false;    // this run's beginning has been told
+  bool wants_started = false;   // `note_started` is to be called
   // Whether encoding the call, or decoding its result, runs library code only, and is quick: it may be done under the
   // mutex.
   bool library_encoding = false;
@@ -119,6 +167,8 @@ class TaskNode : public OpenLink, public QueuedTask {
     std::uint64_t placed_ns = 0;
     // When the host first saw that it had begun; 0: not yet.
     std::uint64_t seen_begun_ns = 0;
+    // Whether it had begun when its progress was looked at.
+    bool looked_at = false;
     std::uint64_t deadline = 0;
     // When the worker is killed since its caller has cancelled the task; 0: it is not to be.
     std::uint64_t kill_at = 0;
@@ -137,5 +187,14 @@ class TaskNode : public OpenLink, public QueuedTask {
 
 // What the caller of a task gets that stopped since it was asked to.
 BULKHEAD_EXPORT std::exception_ptr stopped_error(const TaskNode& node);
+
+// A coroutine was given to an executor that has no event loop for it.
+[[noreturn]] BULKHEAD_EXPORT void throw_needs_event_loop(const TaskNode& node);
+
+// Runs the call from its encoding, so that it is there for another run.
+BULKHEAD_EXPORT Outcome run_encoded_copy(TaskNode& node) noexcept;
+
+// How a coroutine ended that threw this, or nothing; the error is in the node.
+BULKHEAD_EXPORT Outcome coroutine_outcome(TaskNode& node, std::exception_ptr thrown) noexcept;
 
 }  // namespace bulkhead::detail

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <bulkhead/base_executor.hpp>
+#include <bulkhead/executor_registry.hpp>
+
+#include <boost/json/array.hpp>
+#include <boost/json/object.hpp>
+#include <boost/json/parse.hpp>
+#include <boost/json/serialize.hpp>
+#include <boost/json/value.hpp>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+// Executors from a JSON file. Not part of bulkhead.hpp, since it needs Boost.JSON: link Boost::json, or include
+// <boost/json/src.hpp> in one source file of the program.
+
+namespace bulkhead {
+
+namespace detail {
+
+struct ConfiguredExecutor {
+  std::string name;
+  std::string type = "local";
+  OptionMap options;
+  std::vector<std::string> members;  // of a hybrid
+};
+
+inline std::string option_text(const std::string& place, const boost::json::value& value) {
+  switch (value.kind()) {
+    case boost::json::kind::string:
+      return std::string(value.get_string());
+    case boost::json::kind::bool_:
+    case boost::json::kind::int64:
+    case boost::json::kind::uint64:
+      return boost::json::serialize(value);
+    case boost::json::kind::array: {
+      std::vector<std::string> names;
+      for (const boost::json::value& name : value.get_array()) {
+        if (!name.is_string()) throw std::invalid_argument(place + ": a list must be one of strings");
+        names.emplace_back(name.get_string());
+      }
+      return fmt::format("{}", fmt::join(names, ","));
+    }
+    default:
+      throw std::invalid_argument(place + ": must be a string, a whole number, true, false, or a list of strings");
+  }
+}
+
+inline std::vector<ConfiguredExecutor> parse_config(std::string_view text) {
+  boost::json::value document;
+  try {
+    document = boost::json::parse(boost::json::string_view(text.data(), text.size()));
+  } catch (const std::exception& error) {
+    throw std::invalid_argument(std::string("it is not JSON: ") + error.what());
+  }
+  const auto* top = document.if_object();
+  const auto* section = top == nullptr ? nullptr : top->if_contains("executors");
+  if (section == nullptr || !section->is_object()) {
+    throw std::invalid_argument("it must be an object with an object \"executors\"");
+  }
+  std::vector<ConfiguredExecutor> configured;
+  for (const auto& [key, value] : section->get_object()) {
+    ConfiguredExecutor executor;
+    executor.name = std::string(key);
+    const std::string place = "executor '" + executor.name + "'";
+    if (!value.is_object()) throw std::invalid_argument(place + ": must be an object of options");
+    for (const auto& [option, setting] : value.get_object()) {
+      const std::string name(option);
+      std::string given = option_text(place + ": option '" + name + "'", setting);
+      if (name == "type") {
+        executor.type = std::move(given);
+      } else {
+        if (name == "executors" && setting.is_array()) {
+          for (const boost::json::value& member : setting.get_array()) {
+            executor.members.emplace_back(member.get_string());
+          }
+        }
+        executor.options.emplace(name, std::move(given));
+      }
+    }
+    configured.push_back(std::move(executor));
+  }
+  return configured;
+}
+
+// Whoever is made of others comes after them.
+inline void sort_by_members(std::vector<ConfiguredExecutor>& configured) {
+  std::vector<ConfiguredExecutor> sorted;
+  std::set<std::string> unsorted;
+  for (const ConfiguredExecutor& executor : configured) unsorted.insert(executor.name);
+  while (!configured.empty()) {
+    const auto next = std::find_if(configured.begin(), configured.end(), [&](const ConfiguredExecutor& executor) {
+      return std::none_of(executor.members.begin(), executor.members.end(),
+                          [&](const std::string& member) { return unsorted.contains(member); });
+    });
+    if (next == configured.end()) {
+      throw std::invalid_argument("executor '" + configured.front().name + "': is part of itself");
+    }
+    unsorted.erase(next->name);
+    sorted.push_back(std::move(*next));
+    configured.erase(next);
+  }
+  configured = std::move(sorted);
+}
+
+}  // namespace detail
+
+/// Makes the executors that a JSON text describes, and gives them in the order of their making:
+///
+///     {"executors": {"images": {"type": "local", "max_workers": 4, "idle_timeout": "30s"},
+///                    "files":  {"type": "thread", "max_threads": 8, "overload": "wait"},
+///                    "both":   {"type": "hybrid", "executors": ["images", "files"]}}}
+///
+/// Each has a `type` ("local" if there is none) and that type's options as in OptionMap. All or none: if one cannot be
+/// made, those that were made for this text are removed again.
+/// Errors: `std::invalid_argument` that names the executor, the option, and what is known; those of `get_or_create`.
+inline std::vector<std::shared_ptr<BaseExecutor>> from_config_text(ExecutorRegistry& registry, std::string_view text) {
+  auto configured = detail::parse_config(text);
+  detail::sort_by_members(configured);
+  std::vector<std::shared_ptr<BaseExecutor>> executors;
+  std::vector<std::string> added;
+  try {
+    for (const auto& executor : configured) {
+      const bool is_new = !registry.contains(executor.name);
+      try {
+        executors.push_back(registry.get_or_create(executor.name, executor.type, executor.options));
+      } catch (const std::invalid_argument& error) {
+        throw std::invalid_argument("executor '" + executor.name + "': " + error.what());
+      }
+      if (is_new) added.push_back(executor.name);
+    }
+  } catch (...) {
+    for (const std::string& name : added) registry.remove(name);
+    throw;
+  }
+  return executors;
+}
+
+/// The same from a file. Errors: also `std::system_error` if it cannot be read; all say which file it is.
+inline std::vector<std::shared_ptr<BaseExecutor>> from_config(ExecutorRegistry& registry,
+                                                              const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::system_error(errno, std::generic_category(), "cannot read " + path.string());
+  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  try {
+    return from_config_text(registry, text);
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(path.string() + ": " + error.what());
+  }
+}
+
+}  // namespace bulkhead

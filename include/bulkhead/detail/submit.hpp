@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <bulkhead/call.hpp>
+#include <bulkhead/detail/executor_core.hpp>
+#include <bulkhead/detail/task_impl.hpp>
+#include <bulkhead/detail/task_record.hpp>
+#include <bulkhead/detail/timed_runs.hpp>
+#include <bulkhead/task_options.hpp>
+
+#include <boost/asio/any_completion_handler.hpp>
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/associated_cancellation_slot.hpp>
+#include <boost/asio/async_result.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/cancellation_type.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <type_traits>
+#include <utility>
+
+// From a call to a task of an executor.
+
+namespace bulkhead::detail {
+
+// Creates the task and hands it to the executor; what a completion token starts.
+struct InitiateSubmit {
+  using executor_type = asio::any_io_executor;
+  std::shared_ptr<ExecutorCore> core;
+  std::shared_ptr<TaskRecord> record;
+
+  explicit InitiateSubmit(std::shared_ptr<ExecutorCore> executor, std::shared_ptr<TaskRecord> spawned = nullptr)
+      : core(std::move(executor)), record(std::move(spawned)) {}
+  executor_type get_executor() const noexcept { return core->io; }
+
+  template <class Handler, class C>
+  void operator()(Handler&& handler, TaskOptions&& options, C&& call) && {
+    using Node = TaskImpl<C, std::decay_t<Handler>>;
+    ExecutorCore& executor = *core;
+    Node* node = Node::create(std::move(core), std::move(options), std::move(call), std::forward<Handler>(handler));
+    if (record) {
+      const std::uint64_t id = executor.make_cancellable(*node);
+      node->record = record;
+      record->set_number(id);
+    }
+    auto slot = asio::get_associated_cancellation_slot(node->handler());
+    if (slot.is_connected()) {
+      const std::uint64_t id = record ? node->id : executor.make_cancellable(*node);
+      slot.assign([weak = executor.weak_from_this(), id](asio::cancellation_type type) {
+        if (const auto alive = weak.lock()) alive->cancel(id, type);
+      });
+    }
+    executor.submit(node);
+  }
+};
+
+template <class C>
+constexpr void require_invocable() {
+  static_assert(CallTraits<C>::invocable,
+                "bulkhead: the function cannot be called with these arguments; it gets them as rvalues, so a parameter "
+                "cannot be a reference to non-const: return what it is to change.");
+}
+
+template <class C, class CompletionToken>
+auto initiate_call(std::shared_ptr<ExecutorCore> core, TaskOptions&& options, C&& call, CompletionToken&& token) {
+  require_invocable<C>();
+  using Signature = typename CompletionSignature<task_result_t<C>>::type;
+  return asio::async_initiate<CompletionToken, Signature>(InitiateSubmit(std::move(core)), token, std::move(options),
+                                                          std::move(call));
+}
+
+template <class R>
+asio::awaitable<R> unwrap(asio::awaitable<std::optional<R>> result) {
+  std::optional<R> value = co_await std::move(result);
+  co_return std::move(*value);
+}
+
+template <class C>
+auto await_call(std::shared_ptr<ExecutorCore> core, TaskOptions&& options, C&& call)
+    -> asio::awaitable<task_result_t<C>> {
+  using Result = task_result_t<C>;
+  if constexpr (std::is_void_v<Result>) {
+    return initiate_call(std::move(core), std::move(options), std::move(call), asio::use_awaitable);
+  } else if constexpr (std::is_default_constructible_v<Result>) {
+    return initiate_call(std::move(core), std::move(options), std::move(call), asio::use_awaitable);
+  } else {
+    return unwrap(initiate_call(std::move(core), std::move(options), std::move(call), asio::use_awaitable));
+  }
+}
+
+template <class C>
+void spawn_call(const std::shared_ptr<ExecutorCore>& core, std::shared_ptr<TaskRecord> record, TaskOptions&& options,
+                C&& call) {
+  using Result = task_result_t<C>;
+  RecordCompletion<Result> completion(record);
+  InitiateSubmit initiation(core, std::move(record));
+  std::move(initiation)(std::move(completion), std::move(options), std::move(call));
+}
+
+template <class C>
+void spawn_call_at(const std::shared_ptr<ExecutorCore>& core, const std::shared_ptr<TaskRecord>& record,
+                   StartTime time, TaskOptions&& options, C&& call) {
+  // std::function wants what can be copied.
+  struct Pending {
+    TaskOptions options;
+    C call;
+  };
+  auto pending = std::make_shared<Pending>(Pending{std::move(options), std::move(call)});
+  start_at(core, time, record, [weak = std::weak_ptr(core), record, pending = std::move(pending)] {
+    if (const auto alive = weak.lock()) spawn_call(alive, record, std::move(pending->options), std::move(pending->call));
+  });
+}
+
+template <class C>
+Schedule repeat_call(const std::shared_ptr<ExecutorCore>& core, std::chrono::nanoseconds period,
+                     ScheduleOptions&& schedule, TaskOptions&& options, C&& call) {
+  static_assert(std::is_copy_constructible_v<C>,
+                "bulkhead: a task that is repeated is called with copies of its function and arguments: they must be "
+                "copyable.");
+  require_invocable<C>();
+  struct Repeated {
+    TaskOptions options;
+    C call;
+  };
+  auto repeated = std::make_shared<const Repeated>(Repeated{std::move(options), std::move(call)});
+  return start_every(core, period, std::move(schedule),
+                     [weak = std::weak_ptr(core), repeated = std::move(repeated)](RunEnded ended) {
+                       const auto alive = weak.lock();
+                       if (!alive) return;
+                       TaskOptions run_options(repeated->options);
+                       C run_call(repeated->call);
+                       InitiateSubmit initiation(alive);
+                       std::move(initiation)(
+                           [ended = std::move(ended)](const std::exception_ptr& error, auto&&...) { ended(error); },
+                           std::move(run_options), std::move(run_call));
+                     });
+}
+
+}  // namespace bulkhead::detail

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <bulkhead/detail/config.hpp>
+#include <bulkhead/detail/task_record.hpp>
+#include <bulkhead/task_id.hpp>
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/cancellation_type.hpp>
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+namespace bulkhead {
+
+/// A task that was spawned: it runs whether or not anybody waits. Copyable; dropping a handle drops nothing.
+///
+/// Thread safety: shared objects: safe. A handle may outlive its executor.
+template <class R>
+class TaskHandle {
+ public:
+  using Duration = std::chrono::nanoseconds;
+  using result_type = R;
+
+  /// The task's id, by which `wait_for_result` and `get_result` find its result.
+  const TaskId& id() const noexcept { return record_->id(); }
+  /// The name that was given to the task; empty if it has none.
+  const std::string& name() const noexcept { return record_->name(); }
+  /// Where the task is now. Of a task in a worker process as far as the worker has told.
+  TaskStatus status() const { return record_->status(); }
+
+  /// Asks for the task's end, as a cancellation slot does: of a task that has not begun every type, of one that runs
+  /// `partial` to have it asked to stop, and `terminal` to have it ended. Does nothing once it is over.
+  void cancel(asio::cancellation_type type = asio::cancellation_type::terminal) const { record_->cancel(type); }
+
+  /// What the task returned, or throws what it threw. May be awaited often and by many; a result that can only be moved
+  /// goes to the first of them, and the others get a `std::logic_error`.
+  ///
+  /// Resumes: on the awaiting coroutine's executor. Cancellation: terminal ends the waiting, not the task.
+  /// Errors: `TaskTimeoutError` (`Which::wait`) after `timeout`; the task goes on.
+  asio::awaitable<R> result(std::optional<Duration> timeout = std::nullopt) const {
+    return detail::await_result<R>(record_, timeout);
+  }
+
+  /// For the library.
+  explicit TaskHandle(std::shared_ptr<detail::TaskRecord> record) noexcept : record_(std::move(record)) {}
+
+ private:
+  std::shared_ptr<detail::TaskRecord> record_;
+};
+
+}  // namespace bulkhead

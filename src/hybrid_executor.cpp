@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <bulkhead/hybrid_executor.hpp>
+
+#include <bulkhead/detail/task_impl.hpp>
+
+#include <boost/asio/bind_executor.hpp>
+#include <boost/asio/post.hpp>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <utility>
+
+namespace bulkhead {
+namespace {
+
+using detail::Delivery;
+using detail::ExecutorCore;
+using detail::Initiation;
+using detail::Outcome;
+using detail::TaskNode;
+
+CommonOptions common(const HybridExecutorOptions& options,
+                     const std::vector<std::shared_ptr<BaseExecutor>>& executors) {
+  if (executors.empty()) throw std::invalid_argument("a HybridExecutor needs at least one executor");
+  if (std::any_of(executors.begin(), executors.end(), [](const auto& executor) { return !executor; })) {
+    throw std::invalid_argument("an executor of a HybridExecutor is null");
+  }
+  return {.name = options.name,
+          .max_pending = options.max_pending,
+          .overload = options.overload,
+          .instances = options.instances,
+          .tasks = options.tasks,
+          .results = options.results};
+}
+
+// What the executor that has the task must know; the rest is the hybrid's business.
+TaskOptions forwarded_options(const TaskOptions& given) {
+  TaskOptions options;
+  options.priority(given.priority());
+  if (const auto limit = given.timeout()) options.timeout(*limit);
+  if (const auto limit = given.queue_timeout()) options.queue_timeout(*limit);
+  if (!given.has_rare()) return options;
+  if (!given.name().empty()) options.name(given.name());
+  if (const auto limit = given.cpu_timeout()) options.cpu_timeout(*limit);
+  if (!given.trace_parent().empty()) options.trace_parent(given.trace_parent());
+  if (!given.quarantine_key().empty()) options.quarantine_key(given.quarantine_key());
+  return options;
+}
+
+Outcome outcome_of(const std::exception_ptr& error) {
+  if (!error) return Outcome::completed;
+  try {
+    std::rethrow_exception(error);
+  } catch (const TaskTimeoutError&) {
+    return Outcome::timed_out;
+  } catch (const TaskCancelledError&) {
+    return Outcome::cancelled;
+  } catch (...) {
+    return Outcome::failed;
+  }
+}
+
+// Whether another executor may have the task that failed so: it has not begun anywhere.
+bool may_go_on(const std::exception_ptr& error, const HybridExecutorOptions& options) {
+  if (!error) return false;
+  try {
+    std::rethrow_exception(error);
+  } catch (const ExecutorOverloadError&) {
+    return true;
+  } catch (const ExecutorNotRunningError&) {
+    return options.on_not_running;
+  } catch (const WorkerStartError&) {
+    return options.on_not_running;
+  } catch (const WorkerCrashedError& crash) {
+    return options.on_crash_before_start && crash.started() == Started::never;
+  } catch (...) {
+    return false;
+  }
+}
+
+}  // namespace
+
+struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
+  class Forwarded;
+
+  // Where a task is now.
+  struct Place {
+    std::weak_ptr<ExecutorCore> core;
+    std::uint64_t id = 0;
+  };
+
+  Engine(std::shared_ptr<ExecutorCore> hybrid, std::vector<std::shared_ptr<BaseExecutor>> members,
+         const HybridExecutorOptions& given)
+      : core(std::move(hybrid)), executors(std::move(members)), options(given) {}
+
+  // Gives the task to this executor. Without any mutex.
+  void submit(TaskNode* node, std::size_t index);
+
+  // `error` is what this executor, or the task, failed with.
+  void ended(TaskNode* node, std::size_t index, std::exception_ptr error) {
+    bool cancelled = false;
+    {
+      const std::lock_guard lock(mutex);
+      places.erase(node);
+    }
+    {
+      const ExecutorCore::Lock lock(core->mutex);
+      cancelled = node->place.cancel_requested;
+    }
+    if (!cancelled && index + 1 < executors.size() && may_go_on(error, options)) {
+      submit(node, index + 1);
+      return;
+    }
+    const Outcome outcome = outcome_of(error);
+    node->error = std::move(error);
+    core->settle(node, outcome, Initiation::delivery());
+  }
+
+  std::vector<Place> all_places() const {
+    const std::lock_guard lock(mutex);
+    std::vector<Place> all;
+    for (const auto& [node, place] : places) all.push_back(place);
+    return all;
+  }
+  void cancel_all(asio::cancellation_type type) const {
+    for (const Place& place : all_places()) {
+      if (const auto holder = place.core.lock()) holder->cancel(place.id, type);
+    }
+  }
+
+  const std::shared_ptr<ExecutorCore> core;
+  const std::vector<std::shared_ptr<BaseExecutor>> executors;
+  const HybridExecutorOptions options;
+  mutable std::mutex mutex;
+  std::map<TaskNode*, Place> places;  // guarded by `mutex`
+};
+
+// A task as the executor sees it that the hybrid has given it to. What it does is done to the hybrid's task.
+//
+// That executor's mutex may be held where this takes the hybrid's, and never the other way round.
+class HybridExecutor::Engine::Forwarded final : public TaskNode {
+ public:
+  Forwarded(std::shared_ptr<Engine> engine, std::size_t index, TaskNode* outer)
+      : TaskNode(std::shared_ptr<ExecutorCore>(detail::core_of(*engine->executors[index])),
+                 forwarded_options(outer->options)),
+        engine_(std::move(engine)),
+        index_(index),
+        outer_(outer) {
+    library_encoding = outer->library_encoding;
+    library_decoding = outer->library_decoding;
+    progress_relay = outer->progress_relay;
+    wants_started = true;
+    earlier_runs = outer->attempt() - 1;
+  }
+
+  Outcome run(bool) noexcept override {
+    const Outcome ending = outer_->run(keeps());
+    error = std::exchange(outer_->error, nullptr);
+    return ending;
+  }
+  bool is_coroutine() const noexcept override { return outer_->is_coroutine(); }
+  void start_coroutine(const asio::any_io_executor& on, asio::cancellation_slot slot,
+                       std::unique_ptr<detail::CoroutineRun> run, bool) override {
+    // So that a coroutine which is told to stop says so as the caller asked.
+    class Run final : public detail::CoroutineRun {
+     public:
+      Run(Forwarded* node, std::unique_ptr<detail::CoroutineRun> inner) : node_(node), inner_(std::move(inner)) {}
+      void done(Outcome outcome) override {
+        node_->error = std::exchange(node_->outer_->error, nullptr);
+        inner_->done(outcome);
+      }
+
+     private:
+      Forwarded* node_;
+      std::unique_ptr<detail::CoroutineRun> inner_;
+    };
+    outer_->start_coroutine(on, slot, std::make_unique<Run>(this, std::move(run)), keeps());
+  }
+  void encode(Encoder& encoder) override { outer_->encode(encoder); }
+  void decode_result(Decoder& decoder) override { outer_->decode_result(decoder); }
+  bool repeatable() const noexcept override { return outer_->repeatable(); }
+  detail::NameSource name_source() const noexcept override { return outer_->name_source(); }
+
+  void note_started() noexcept override { outer_->core->begin(*outer_); }
+  void deliver_progress(Progress&& progress) override {
+    const ExecutorCore::Lock lock(outer_->core->mutex);
+    outer_->core->tell_progress(*outer_, std::move(progress));
+  }
+
+  void deliver(Delivery) override {
+    if (began_ns != 0) {
+      outer_->began_ns = std::max(began_ns, outer_->submitted_ns);
+      outer_->ended_ns = std::max(ended_ns, outer_->began_ns);
+    }
+    outer_->place.worker_pid = place.worker_pid;
+    const auto engine = std::move(engine_);
+    TaskNode* const outer = outer_;
+    const std::size_t index = index_;
+    std::exception_ptr cause = std::move(error);
+    delete this;
+    engine->ended(outer, index, std::move(cause));
+  }
+  // The caller is told, and the task runs on.
+  void deliver_early(std::exception_ptr cause, Delivery) override {
+    told_early_ = true;
+    ExecutorCore& hybrid = *outer_->core;
+    const ExecutorCore::Lock lock(hybrid.mutex);
+    if (hybrid.would_retry(*outer_, RetryOn::timeout) && outcome_of(cause) == Outcome::timed_out) {
+      // The next run must not begin before this one is over.
+      outer_->verdict = std::move(cause);
+    } else {
+      hybrid.end_early(*outer_, outcome_of(cause), cause);
+    }
+  }
+  // That executor's Asio context is gone.
+  void drop_handler() noexcept override {}
+  void destroy() noexcept override {
+    const auto engine = std::move(engine_);
+    TaskNode* const outer = outer_;
+    const std::size_t last = engine->executors.size();
+    std::exception_ptr cause;
+    if (!told_early_) cause = std::make_exception_ptr(TaskAbandonedError(outer->core->context_of(*outer)));
+    if (told_early_ && began_ns != 0) outer->ended_ns = ExecutorCore::now();
+    delete this;
+    engine->ended(outer, last, std::move(cause));
+  }
+
+ private:
+  ~Forwarded() = default;
+
+  bool keeps() const noexcept {
+    return outer_->options.has_rare() && outer_->options.retry() != nullptr && outer_->repeatable();
+  }
+
+  std::shared_ptr<Engine> engine_;
+  const std::size_t index_;
+  TaskNode* const outer_;
+  bool told_early_ = false;
+};
+
+void HybridExecutor::Engine::submit(TaskNode* node, std::size_t index) {
+  auto* const forwarded = new Forwarded(shared_from_this(), index, node);
+  const auto holder = detail::core_of(*executors[index]);
+  const std::uint64_t id = holder->make_cancellable(*forwarded);
+  {
+    const std::lock_guard lock(mutex);
+    places[node] = {holder, id};
+  }
+  holder->submit(forwarded);
+}
+
+HybridExecutor::HybridExecutor(asio::any_io_executor io_executor, std::vector<std::shared_ptr<BaseExecutor>> executors,
+                               HybridExecutorOptions options)
+    : BaseExecutor(std::move(io_executor), common(options, executors)),
+      options_(std::move(options)),
+      engine_(std::make_shared<Engine>(core(), std::move(executors), options_)) {
+  core()->owner_limits_runs = true;
+}
+
+HybridExecutor::~HybridExecutor() {
+  close();
+  engine_->cancel_all(asio::cancellation_type::terminal);
+}
+
+const std::vector<std::shared_ptr<BaseExecutor>>& HybridExecutor::executors() const noexcept {
+  return engine_->executors;
+}
+
+std::vector<Metrics> HybridExecutor::all_metrics() const {
+  std::vector<Metrics> all{metrics()};
+  for (const auto& executor : engine_->executors) all.push_back(executor->metrics());
+  return all;
+}
+
+void HybridExecutor::execute(Task task) { engine_->submit(TaskAccess::release(task), 0); }
+
+asio::awaitable<void> HybridExecutor::stop(ShutdownOptions options) {
+  const auto engine = engine_;
+  const auto tasks = core();
+  std::exception_ptr failure;
+  if (engine->options.shut_down_executors) {
+    // First all of them, without waiting: what is to happen at the end of the time happens to all at once.
+    ShutdownOptions begin = options;
+    begin.wait = false;
+    for (const auto& executor : engine->executors) co_await executor->shutdown(begin);
+    if (!options.wait) co_return;
+    for (const auto& executor : engine->executors) {
+      try {
+        co_await executor->shutdown();
+      } catch (...) {
+        failure = std::current_exception();
+      }
+    }
+  } else {
+    if (options.cancel_pending) engine->cancel_all(asio::cancellation_type::total);
+    if (options.timeout) {
+      tasks->wait_idle(options.timeout, asio::bind_executor(tasks->io, [engine](std::exception_ptr, bool idle) {
+                         if (!idle) engine->cancel_all(asio::cancellation_type::terminal);
+                       }));
+    }
+    if (!options.wait) co_return;
+  }
+  co_await wait_until_idle(tasks, std::nullopt);
+  if (failure) std::rethrow_exception(failure);
+}
+
+void HybridExecutor::add_metrics(Metrics& metrics) const {
+  metrics.mode = "hybrid";
+  metrics.workers = engine_->executors.size();
+}
+
+// Posts, since the other executor's mutex must not be taken under this one's.
+bool HybridExecutor::cancel_in_flight(TaskNode& node, asio::cancellation_type type) {
+  node.place.cancel_requested = true;
+  if (!core()->context_alive) return true;
+  Engine::Place place;
+  {
+    const std::lock_guard lock(engine_->mutex);
+    const auto found = engine_->places.find(&node);
+    if (found == engine_->places.end()) return true;
+    place = found->second;
+  }
+  asio::post(core()->io, [place, type] {
+    if (const auto holder = place.core.lock()) holder->cancel(place.id, type);
+  });
+  return true;
+}
+
+}  // namespace bulkhead

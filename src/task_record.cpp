@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: BSL-1.0
+#include <bulkhead/detail/task_record.hpp>
+
+#include "wait_list.hpp"
+
+#include <bulkhead/detail/executor_core.hpp>
+#include <bulkhead/result_store.hpp>
+
+#include <boost/asio/any_completion_handler.hpp>
+#include <boost/asio/append.hpp>
+#include <boost/asio/post.hpp>
+
+#include <fmt/format.h>
+
+#include <atomic>
+#include <mutex>
+#include <stdexcept>
+#include <utility>
+
+namespace bulkhead::detail {
+
+struct TaskRecord::State {
+  explicit State(const std::shared_ptr<ExecutorCore>& executor)
+      : io(executor->io),
+        core(executor),
+        store(executor->results),
+        waits(std::make_shared<WaitList>(executor->io)),
+        executor_name(executor->name) {}
+
+  const asio::any_io_executor io;
+  const std::weak_ptr<ExecutorCore> core;
+  const std::weak_ptr<ResultStore> store;
+  const std::shared_ptr<WaitList> waits;
+  const std::string executor_name;
+  std::atomic<TaskStatus> status{TaskStatus::queued};
+  mutable std::mutex mutex;
+  std::uint64_t number = 0;
+  std::function<void()> cancel;
+  std::exception_ptr error;
+  bool finished = false;
+};
+
+TaskRecord::TaskRecord(const std::shared_ptr<ExecutorCore>& core, std::string name)
+    : id_(TaskId::make()), name_(std::move(name)), state_(std::make_unique<State>(core)) {}
+TaskRecord::~TaskRecord() = default;
+
+std::shared_ptr<TaskRecord> TaskRecord::create(const std::shared_ptr<ExecutorCore>& core, std::string name) {
+  auto record = std::make_shared<TaskRecord>(core, std::move(name));
+  core->results->add(record);
+  return record;
+}
+
+void TaskRecord::set_status(TaskStatus status) noexcept { state_->status.store(status); }
+
+void TaskRecord::set_number(std::uint64_t number) {
+  std::function<void()> dropped;
+  const std::lock_guard lock(state_->mutex);
+  state_->number = number;
+  dropped.swap(state_->cancel);
+}
+
+void TaskRecord::set_cancel(std::function<void()> cancel) {
+  const std::lock_guard lock(state_->mutex);
+  state_->cancel = std::move(cancel);
+}
+
+TaskStatus TaskRecord::status() const {
+  const TaskStatus known = state_->status.load();
+  if (is_over(known)) return known;
+  std::uint64_t number = 0;
+  {
+    const std::lock_guard lock(state_->mutex);
+    number = state_->number;
+  }
+  if (number != 0) {
+    const auto core = state_->core.lock();
+    if (const auto now = core ? core->status_of(number) : std::nullopt) return *now;
+  }
+  return state_->status.load();
+}
+
+void TaskRecord::cancel(asio::cancellation_type type) {
+  std::uint64_t number = 0;
+  std::function<void()> before;
+  {
+    const std::lock_guard lock(state_->mutex);
+    number = state_->number;
+    before = state_->cancel;
+  }
+  if (before) {
+    before();
+  } else if (const auto core = state_->core.lock(); core && number != 0) {
+    core->cancel(number, type);
+  }
+}
+
+void TaskRecord::finish(std::exception_ptr error, AnyValue value, std::size_t size) {
+  {
+    const std::lock_guard lock(state_->mutex);
+    if (state_->finished) return;
+    state_->finished = true;
+    state_->cancel = nullptr;
+    const TaskStatus before = state_->status.load();
+    if (!is_over(before)) state_->status = error ? TaskStatus::failed : TaskStatus::succeeded;
+    // Its value could not be kept.
+    if (before == TaskStatus::succeeded && error) state_->status = TaskStatus::failed;
+    state_->error = std::move(error);
+    value_ = std::move(value);
+  }
+  state_->waits->complete();
+  if (const auto store = state_->store.lock()) store->finished(id_, size);
+}
+
+void TaskRecord::abandon() noexcept {
+  state_->waits->context_gone();
+  {
+    const std::lock_guard lock(state_->mutex);
+    if (state_->finished) return;
+    state_->finished = true;
+    state_->cancel = nullptr;
+    if (!is_over(state_->status.load())) state_->status = TaskStatus::cancelled;
+    state_->error = std::make_exception_ptr(TaskAbandonedError(ErrorContext{name_, state_->number, state_->executor_name, {}}));
+  }
+  if (const auto store = state_->store.lock()) store->finished(id_, 0);
+}
+
+bool TaskRecord::finished() const noexcept {
+  const std::lock_guard lock(state_->mutex);
+  return state_->finished;
+}
+
+asio::awaitable<bool> TaskRecord::wait_finished(std::shared_ptr<TaskRecord> record,
+                                                std::optional<std::chrono::nanoseconds> timeout) {
+  return wait_for([record = std::move(record), timeout](WaitList::Handler handler) {
+    State& state = *record->state_;
+    const std::lock_guard lock(state.mutex);
+    if (state.finished) {
+      asio::post(state.io, asio::append(std::move(handler), std::exception_ptr(), true));
+    } else {
+      state.waits->wait(timeout, std::move(handler));
+    }
+  });
+}
+
+void TaskRecord::rethrow_error() const {
+  std::exception_ptr error;
+  {
+    const std::lock_guard lock(state_->mutex);
+    error = state_->error;
+  }
+  if (error) std::rethrow_exception(error);
+}
+
+ErrorContext TaskRecord::context() const {
+  const std::lock_guard lock(state_->mutex);
+  ErrorContext context;
+  context.task = name_.empty() ? id_.to_string() : name_;
+  context.task_id = state_->number;
+  context.executor = state_->executor_name;
+  return context;
+}
+
+AnyValue TaskRecord::shared_value() const {
+  const std::lock_guard lock(state_->mutex);
+  return value_;
+}
+
+void throw_result_type(const std::type_info* held, const std::type_info& wanted) {
+  throw TaskSignatureError(fmt::format("the task's result is {} and not {}", demangle(held->name()), demangle(wanted.name())));
+}
+
+void throw_result_taken() {
+  throw std::logic_error("bulkhead: the task's result can only be moved, and has been moved out before");
+}
+
+}  // namespace bulkhead::detail

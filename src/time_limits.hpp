@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include "background.hpp"
+
+#include <bulkhead/detail/executor_core.hpp>
+#include <bulkhead/detail/task_node.hpp>
+
+#include <boost/asio/steady_timer.hpp>
+
+#include <cstdint>
+#include <set>
+#include <utility>
+
+namespace bulkhead::detail {
+
+// When the tasks of an executor are to be looked at: those that wait for admission or an instance, and those that run
+// in this process. The timer belongs to the background thread, so that a limit holds though the event loop is busy.
+struct ExecutorCore::Limits {
+  explicit Limits(Background& background) : timer(background.context()) {}
+
+  std::set<std::pair<std::uint64_t, TaskNode*>> by_time;
+  asio::steady_timer timer;
+};
+
+}  // namespace bulkhead::detail

@@ -188,9 +188,10 @@ void ExecutorCore::refuse(TaskNode* node, std::exception_ptr error, Lock& lock) 
   if (events_) tell(EventKind::rejected, *node, error);
   node->error = std::move(error);
   if (node->record) node->record->set_status(TaskStatus::failed);
+  const bool over = !context_alive || node->post_outcome();
   release_instance(*node, lock);
   if (lock.owns_lock()) lock.unlock();
-  node->deliver(Delivery::initiating);
+  hand_over(node, !over, Delivery::initiating);
 }
 
 // With the mutex, which is given back.
@@ -328,12 +329,16 @@ void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from, Lock& 
     return;
   }
   Admitted admitted;
-  const bool wanted = account(*node, outcome, admitted);
+  bool wanted = account(*node, outcome, admitted);
+  // What is posted anyway is posted under the mutex, where it is known whether there still is a context.
+  const bool post = outcomes_from_threads || from == Delivery::initiating;
+  if (post && wanted && (!context_alive || node->post_outcome())) wanted = false;
   // Until the handler has been handed over.
   std::optional<Work> work;
   if (!admitted.empty() || in_flight == 0 || open == 0) {
     if (work_ && open == 0 && waiting.empty()) work.swap(work_);
     complete_idle_waits();
+    if (outcomes_from_threads) work.reset();
   }
   if (node->holds_instance) release_instance(*node, lock);
   if (lock.owns_lock()) lock.unlock();

@@ -99,6 +99,8 @@ bool ExecutorCore::try_again(TaskNode& node, Outcome outcome, Lock& lock) {
     again = again && would_retry(node, *kind);
   }
   if (!again && !node.failed_runs) return false;
+  if (node.began_ns != 0 && wants_started(node)) tell_started(node);
+  if (again && events_) tell(EventKind::retried, node, node.error);
   if (!node.failed_runs) node.failed_runs = std::make_unique<std::vector<RetryError::Attempt>>();
   const auto run_time = std::chrono::nanoseconds(node.ended_ns == 0 ? 0 : node.ended_ns - node.began_ns);
   node.failed_runs->push_back({std::exchange(node.error, nullptr), run_time, node.began_ns != 0});
@@ -106,7 +108,9 @@ bool ExecutorCore::try_again(TaskNode& node, Outcome outcome, Lock& lock) {
     retry_later(node);
     return true;
   }
+  node.earlier_runs += static_cast<unsigned>(node.failed_runs->size()) - 1;
   node.error = std::make_exception_ptr(RetryError(std::move(*node.failed_runs), context_of(node)));
+  node.failed_runs.reset();
   return false;
 }
 
@@ -115,10 +119,6 @@ bool ExecutorCore::try_again(TaskNode& node, Outcome outcome, Lock& lock) {
 void ExecutorCore::retry_later(TaskNode& node) {
   count_run(node);
   ++retried;
-  if (events_) {
-    if (node.began_ns != 0) tell_started(node);
-    tell(EventKind::retried, node, node.failed_runs->back().error);
-  }
   unwatch(node);
   node.told_started = false;
   node.cpu_clock.reset();

@@ -189,6 +189,9 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
     outer_->core->tell_progress(*outer_, std::move(progress));
   }
 
+  // What comes next takes other mutexes.
+  bool post_outcome() override { return false; }
+
   void deliver(Delivery) override {
     if (began_ns != 0) {
       outer_->began_ns = std::max(began_ns, outer_->submitted_ns);
@@ -257,6 +260,7 @@ HybridExecutor::HybridExecutor(asio::any_io_executor io_executor, std::vector<st
       options_(std::move(options)),
       engine_(std::make_shared<Engine>(core(), std::move(executors), options_)) {
   core()->owner_limits_runs = true;
+  core()->outcomes_from_threads = true;
 }
 
 HybridExecutor::~HybridExecutor() {

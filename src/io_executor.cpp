@@ -153,8 +153,7 @@ struct IoExecutor::Engine : std::enable_shared_from_this<Engine> {
   class Pending {
    public:
     Pending(std::shared_ptr<Engine> engine, TaskNode* node) : engine_(std::move(engine)), node_(node) {}
-    Pending(Pending&& other) noexcept
-        : engine_(std::move(other.engine_)), node_(std::exchange(other.node_, nullptr)) {}
+    Pending(Pending&& other) noexcept : engine_(std::move(other.engine_)), node_(std::exchange(other.node_, nullptr)) {}
     ~Pending() {
       if (node_ == nullptr) return;
       engine_->left(*node_);
@@ -203,6 +202,7 @@ IoExecutor::IoExecutor(asio::any_io_executor io_executor, IoExecutorOptions opti
       options_(std::move(options)),
       engine_(std::make_shared<Engine>(core(), options_)) {
   core()->cancel_grace = options_.cancel_grace;
+  core()->outcomes_from_threads = true;
 }
 
 IoExecutor::~IoExecutor() {

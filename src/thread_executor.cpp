@@ -25,6 +25,7 @@ ThreadExecutor::ThreadExecutor(asio::any_io_executor io_executor, ThreadExecutor
       options_(std::move(options)),
       pool_(std::make_shared<detail::ThreadPool>(core(), options_.max_threads, options_.idle_timeout)) {
   core()->cancel_grace = options_.cancel_grace;
+  core()->outcomes_from_threads = true;
 }
 
 ThreadExecutor::~ThreadExecutor() {

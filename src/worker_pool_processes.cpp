@@ -427,6 +427,7 @@ void WorkerPool::fail_queue_if_hopeless() {
 void WorkerPool::worker_spawned(Worker& worker, process::FileDescriptor pidfd) {
   worker.pidfd = std::move(pidfd);
   worker.pid = process::pid_of(worker.pidfd);
+  core_->tell_worker(EventKind::worker_started, worker.pid);
   if (worker.killed != Killed::no || stopping_) process::kill_process(worker.pidfd);
   if (worker.killed == Killed::no) limit_start(worker);
   worker.death = std::make_unique<DescriptorWatch>(background_, worker.pidfd.get());
@@ -542,6 +543,13 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
   if (worker->output) worker->output->end();
   give_back_places(*worker);
   dispatcher_.worker_removed(worker->index);
+  if (worker->pid > 0) {
+    std::optional<int> signal;
+    std::optional<int> exit_code;
+    if (worker->status && worker->status->signal != 0) signal = worker->status->signal;
+    if (worker->status && worker->status->signal == 0) exit_code = worker->status->code;
+    core_->tell_worker(EventKind::worker_exited, worker->pid, signal, exit_code);
+  }
   workers_[worker->index].reset();
   if (dispatcher_.queued() > 0 || ready_count_ > 0) schedule_drain();
   all_gone_if_so();

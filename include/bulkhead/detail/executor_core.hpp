@@ -146,6 +146,9 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   bool owner_holds_work = false;
   // Whether the executor itself ends runs that last too long; else the core tells their callers, and lets them run on.
   bool owner_limits_runs = false;
+  // Whether outcomes come from threads that nobody waits for when the Asio context is destroyed: then they are posted
+  // under the mutex, where it is known whether there still is a context.
+  bool outcomes_from_threads = false;
   // How long a running task that was cancelled may go on before its caller is told, where the core does that.
   std::chrono::nanoseconds cancel_grace{0};
   std::size_t in_flight = 0;  // admitted tasks whose slot is not free yet

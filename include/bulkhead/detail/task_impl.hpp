@@ -35,10 +35,10 @@
 
 namespace bulkhead::detail {
 
-// Whether a value can be copied for sure: std::is_copy_constructible is also true of a std::vector<std::unique_ptr>, and
-// of everything that has such a member, which then does not compile.
+// Whether a value can be copied for sure: std::is_copy_constructible is also true of a std::vector<std::unique_ptr>,
+// and of everything that has such a member, which then does not compile.
 template <class T>
-inline constexpr bool is_surely_copyable = std::is_trivially_copyable_v<T> && std::is_copy_constructible_v<T>;
+inline constexpr bool is_surely_copyable = std::is_trivially_copyable_v<T>&& std::is_copy_constructible_v<T>;
 template <class Char, class Traits, class Allocator>
 inline constexpr bool is_surely_copyable<std::basic_string<Char, Traits, Allocator>> = true;
 template <class T>
@@ -50,17 +50,16 @@ inline constexpr bool is_surely_copyable<std::vector<T, Allocator>> = is_surely_
 template <class T>
 inline constexpr bool is_surely_copyable<std::optional<T>> = is_surely_copyable<T>;
 template <class A, class B>
-inline constexpr bool is_surely_copyable<std::pair<A, B>> = is_surely_copyable<A> && is_surely_copyable<B>;
+inline constexpr bool is_surely_copyable<std::pair<A, B>> = is_surely_copyable<A>&& is_surely_copyable<B>;
 template <class K, class V, class Compare, class Allocator>
 inline constexpr bool is_surely_copyable<std::map<K, V, Compare, Allocator>> =
-    is_surely_copyable<K> && is_surely_copyable<V>;
+    is_surely_copyable<K>&& is_surely_copyable<V>;
 
 // Whether a call can be made from a copy, so that it is there for another run.
 template <class C>
 inline constexpr bool is_copyable_call = false;
 template <class F, class... Args>
-inline constexpr bool is_copyable_call<Call<F, Args...>> =
-    is_surely_copyable<F> && (is_surely_copyable<Args> && ...);
+inline constexpr bool is_copyable_call<Call<F, Args...>> = is_surely_copyable<F> && (is_surely_copyable<Args> && ...);
 
 // What a handler is called with beside the exception: R, or optional<R> where there is no R to give beside an error.
 template <class R>
@@ -155,8 +154,8 @@ class TaskImpl final : public TaskNode {
 
   bool is_coroutine() const noexcept override { return gives_coroutine; }
 
-  void start_coroutine(const asio::any_io_executor& on, asio::cancellation_slot slot,
-                       std::unique_ptr<CoroutineRun> run, bool keep) override {
+  void start_coroutine(const asio::any_io_executor& on, asio::cancellation_slot slot, std::unique_ptr<CoroutineRun> run,
+                       bool keep) override {
     if constexpr (gives_coroutine) {
       // Beside the coroutine, whose parameters and closure may refer to it; until it is over.
       std::shared_ptr<C> call;
@@ -208,6 +207,15 @@ class TaskImpl final : public TaskNode {
     const std::shared_ptr<ProgressRelay> relay = std::move(progress_relay);
     free_node();
     hand_over(std::move(handler), std::move(executor), keep->io, std::move(cause), std::move(result), from, relay);
+  }
+
+  bool post_outcome() override {
+    if (!handler_) return true;
+    Handler handler = std::move(*handler_);
+    handler_.reset();
+    hand_over(std::move(handler), std::move(executor_), core->io, std::move(error), std::move(result_),
+              Delivery::initiating, std::move(progress_relay));
+    return true;
   }
 
   void deliver_progress(Progress&& progress) override {

@@ -82,6 +82,8 @@ class TaskNode : public OpenLink, public QueuedTask {
   virtual void decode_result(Decoder& decoder) = 0;
   // Hands the outcome over and destroys the node.
   virtual void deliver(Delivery from) = 0;
+  // Posts the outcome, and keeps the node to be destroyed: this may be done with the mutex. False: not this one.
+  virtual bool post_outcome() = 0;
   // Has `on_progress` called with this, unless a later one or the outcome overtakes it.
   virtual void deliver_progress(Progress&& progress) = 0;
   // A run of it has begun; for who has set `wants_started`. With the executor's mutex.

@@ -1,0 +1,728 @@
+// SPDX-License-Identifier: BSL-1.0
+// Threads, coroutines, hybrid, inline, and the unified Executor: what is theirs alone. What all executors have in
+// common is in executor_contract_test.
+#include <bulkhead/executor.hpp>
+#include <bulkhead/hybrid_executor.hpp>
+#include <bulkhead/inline_executor.hpp>
+#include <bulkhead/io_executor.hpp>
+#include <bulkhead/local_executor.hpp>
+#include <bulkhead/this_task.hpp>
+#include <bulkhead/thread_executor.hpp>
+
+#include "support/catch.hpp"
+#include "support/outcome.hpp"
+#include "support/processes.hpp"
+#include "support/run.hpp"
+#include "support/sanitizer.hpp"
+#include "support/shared.hpp"
+
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include <pthread.h>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <ctime>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace asio = boost::asio;
+using bulkhead::BaseExecutor;
+using bulkhead::Executor;
+using bulkhead::ExecutorNotRunningError;
+using bulkhead::ExecutorOverloadError;
+using bulkhead::FunctionUnavailableError;
+using bulkhead::HybridExecutor;
+using bulkhead::HybridExecutorOptions;
+using bulkhead::InlineExecutor;
+using bulkhead::IoExecutor;
+using bulkhead::IoExecutorOptions;
+using bulkhead::LocalExecutor;
+using bulkhead::LocalExecutorOptions;
+using bulkhead::RetryError;
+using bulkhead::RetryPolicy;
+using bulkhead::TaskCancelledError;
+using bulkhead::TaskOptions;
+using bulkhead::TaskTimeoutError;
+using bulkhead::ThreadExecutor;
+using bulkhead::ThreadExecutorOptions;
+using bulkhead::test::adds_up;
+using bulkhead::test::error_as;
+using bulkhead::test::Gate;
+using bulkhead::test::holds;
+using bulkhead::test::message;
+using bulkhead::test::Outcome;
+using bulkhead::test::poll_until;
+using bulkhead::test::run;
+using bulkhead::test::run_until;
+using bulkhead::test::settle;
+using bulkhead::test::shared_object;
+using Catch::Matchers::ContainsSubstring;
+using namespace std::chrono_literals;
+
+namespace {
+
+Gate& gate = shared_object<Gate>();
+
+ThreadExecutorOptions threads(unsigned number) {
+  ThreadExecutorOptions options;
+  options.max_threads = number;
+  return options;
+}
+
+std::string thread_name() {
+  std::array<char, 16> name{};
+  ::pthread_getname_np(::pthread_self(), name.data(), name.size());
+  return name.data();
+}
+
+int twice(int value) { return 2 * value; }
+int wait_at_gate(int value) {
+  gate.wait();
+  return value;
+}
+int throw_out_of_range() { throw std::out_of_range("nothing there"); }
+
+// Opens only when so many have come.
+class Barrier {
+ public:
+  explicit Barrier(int number) : number_(number) {}
+  bool arrive() {
+    ++arrived_;
+    return poll_until([this] { return arrived_ >= number_; }, 60s);
+  }
+
+ private:
+  const int number_;
+  std::atomic<int> arrived_{0};
+};
+
+asio::awaitable<int> twice_later(int value) {
+  asio::steady_timer timer(co_await asio::this_coro::executor, 1ms);
+  co_await timer.async_wait(asio::use_awaitable);
+  co_return 2 * value;
+}
+
+asio::awaitable<void> wait_for_ever(std::atomic<int>& begun, std::atomic<int>& cancelled) {
+  asio::steady_timer timer(co_await asio::this_coro::executor, std::chrono::steady_clock::time_point::max());
+  ++begun;
+  try {
+    co_await timer.async_wait(asio::use_awaitable);
+  } catch (const boost::system::system_error&) {
+    ++cancelled;
+    throw;
+  }
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Threads.
+
+TEST_CASE("four blocking calls on four threads run at the same time", "[thread]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor(), threads(4));
+  Barrier barrier(4);
+  std::deque<Outcome<bool>> outcomes(4);
+  for (auto& outcome : outcomes) {
+    executor.async_submit(bulkhead::call([&barrier] { return barrier.arrive(); }), outcome.handler());
+  }
+  REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+  for (const auto& outcome : outcomes) CHECK(outcome.value == true);
+  CHECK(executor.metrics().workers == 4);
+}
+
+TEST_CASE("a thread executor takes captures, move-only arguments and results, and anything else", "[thread]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor());
+  int captured = 20;
+  auto add = [&captured](std::unique_ptr<int> value) { return std::make_unique<int>(*value + captured); };
+  CHECK(*run(context, executor.submit(add, std::make_unique<int>(22))) == 42);
+  struct NoDefault {
+    explicit NoDefault(int given) : value(given) {}
+    int value;
+  };
+  int seven = 0;
+  executor.async_submit(bulkhead::call([] { return NoDefault(7); }),
+                        [&](std::exception_ptr, std::optional<NoDefault> result) { seven = result->value; });
+  REQUIRE(run_until(context, [&] { return seven != 0; }));
+  CHECK(seven == 7);
+  std::vector<std::unique_ptr<int>> many;
+  many.push_back(std::make_unique<int>(3));
+  auto first = [](std::vector<std::unique_ptr<int>> values) { return *values.front(); };
+  CHECK(run(context, executor.submit(first, std::move(many))) == 3);
+}
+
+TEST_CASE("threads are started when tasks wait, carry the executor's name, and end when they are idle", "[thread]") {
+  asio::io_context context;
+  ThreadExecutorOptions options = threads(3);
+  options.name = "a-rather-long-name";
+  options.idle_timeout = 20ms;
+  ThreadExecutor executor(context.get_executor(), options);
+  CHECK(executor.metrics().workers == 0);
+  CHECK(run(context, executor.submit(thread_name)) == "a-rather-long/1");
+  gate.reset();
+  std::deque<Outcome<>> outcomes(5);
+  for (auto& outcome : outcomes) executor.async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
+  REQUIRE(run_until(context, [&] { return gate.waiting == 3; }));
+  CHECK(executor.metrics().workers == 3);
+  CHECK(executor.metrics().running == 3);
+  CHECK(executor.metrics().pending == 2);
+  gate.open = 1;
+  REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+  CHECK(run_until(context, [&] { return executor.metrics().workers == 0; }));
+  // And again.
+  CHECK(run(context, executor.submit(twice, 4)) == 8);
+  CHECK(executor.metrics().workers_started >= 4);
+}
+
+TEST_CASE("a cancelled task keeps its place until its function returns", "[thread]") {
+  asio::io_context context;
+  ThreadExecutorOptions options = threads(1);
+  options.max_pending = 1;
+  options.cancel_grace = 0ns;
+  ThreadExecutor executor(context.get_executor(), options);
+  gate.reset();
+  asio::cancellation_signal signal;
+  Outcome<> outcome;
+  executor.async_submit(bulkhead::call(wait_at_gate, 1),
+                        asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
+  REQUIRE(run_until(context, [&] { return gate.waiting == 1; }));
+  signal.emit(asio::cancellation_type::terminal);
+  REQUIRE(run_until(context, [&] { return outcome.calls == 1; }));
+  CHECK(holds<TaskCancelledError>(outcome.error));
+  CHECK(executor.metrics().cancelled == 1);
+  CHECK(adds_up(executor));
+  Outcome<> refused;
+  executor.async_submit(bulkhead::call(twice, 1), refused.handler());
+  settle(context);
+  CHECK(holds<ExecutorOverloadError>(refused.error));
+  gate.open = 1;
+  REQUIRE(run_until(context, [&] {
+    Outcome<> next;
+    executor.async_submit(bulkhead::call(twice, 1), next.handler());
+    return run_until(context, [&] { return next.calls == 1; }) && next.value == 2;
+  }));
+  CHECK(outcome.calls == 1);
+}
+
+TEST_CASE("a task on a thread is told when its time limit passes, and does not run again before it is over",
+          "[thread]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor(), threads(4));
+  std::atomic<int> at_once{0};
+  std::atomic<int> most{0};
+  std::atomic<int> runs{0};
+  auto slow = [&] {
+    most = std::max(most.load(), ++at_once);
+    ++runs;
+    poll_until([] { return bulkhead::this_task::stop_requested(); }, 60s);
+    --at_once;
+    return 1;
+  };
+  auto options = TaskOptions().timeout(5ms).retry(RetryPolicy(3));
+  const auto error = [&] {
+    try {
+      run(context, executor.submit(std::move(options), slow));
+    } catch (...) {
+      return std::current_exception();
+    }
+    return std::exception_ptr();
+  }();
+  CHECK(holds<TaskTimeoutError>(error));  // the last run goes on when its caller is told
+  REQUIRE(run_until(context, [&] { return at_once == 0; }));
+  CHECK(most == 1);
+  CHECK(runs == 3);
+}
+
+TEST_CASE("a spinning task on a thread is told when its CPU time is used up, and a sleeping one is not", "[thread]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor(), threads(2));
+  auto spin = [] {
+    while (!bulkhead::this_task::stop_requested()) {
+    }
+    return 1;
+  };
+  Outcome<> spinning;
+  executor.async_submit(TaskOptions().cpu_timeout(5ms), bulkhead::call(spin), spinning.handler());
+  REQUIRE(run_until(context, [&] { return spinning.calls == 1; }));
+  const auto error = error_as<TaskTimeoutError>(spinning.error);
+  REQUIRE(error);
+  CHECK(error->which() == TaskTimeoutError::Which::cpu);
+  gate.reset();
+  Outcome<> sleeping;
+  executor.async_submit(TaskOptions().cpu_timeout(10s), bulkhead::call(wait_at_gate, 3), sleeping.handler());
+  REQUIRE(run_until(context, [&] { return gate.waiting == 1; }));
+  gate.open = 1;
+  REQUIRE(run_until(context, [&] { return sleeping.calls == 1; }));
+  CHECK(sleeping.value == 3);
+}
+
+TEST_CASE("destroying a thread executor waits for no function", "[thread]") {
+  asio::io_context context;
+  gate.reset();
+  auto executor = std::make_unique<ThreadExecutor>(context.get_executor(), threads(1));
+  Outcome<> running;
+  Outcome<> queued;
+  executor->async_submit(bulkhead::call(wait_at_gate, 1), running.handler());
+  executor->async_submit(bulkhead::call(twice, 1), queued.handler());
+  REQUIRE(run_until(context, [&] { return gate.waiting == 1; }));
+  executor.reset();
+  settle(context);
+  CHECK(holds<TaskCancelledError>(running.error));
+  CHECK(holds<TaskCancelledError>(queued.error));
+  gate.open = 1;
+}
+
+TEST_CASE("the program's signals are for the program's threads", "[thread]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor());
+  auto blocked = [] {
+    sigset_t mask;
+    ::pthread_sigmask(SIG_BLOCK, nullptr, &mask);
+    return ::sigismember(&mask, SIGTERM) == 1 && ::sigismember(&mask, SIGINT) == 1;
+  };
+  CHECK(run(context, executor.submit(blocked)));
+}
+
+TEST_CASE("options out of range are refused, and say the range", "[thread][io][hybrid]") {
+  asio::io_context context;
+  const auto io = context.get_executor();
+  CHECK_THROWS_WITH(ThreadExecutor(io, threads(0)), ContainsSubstring("'max_threads' must be 1 to 4096"));
+  ThreadExecutorOptions negative;
+  negative.idle_timeout = -1s;
+  CHECK_THROWS_WITH(ThreadExecutor(io, negative), ContainsSubstring("'idle_timeout'"));
+  negative.idle_timeout = 1s;
+  negative.cancel_grace = -1s;
+  CHECK_THROWS_WITH(ThreadExecutor(io, negative), ContainsSubstring("'cancel_grace'"));
+  IoExecutorOptions none;
+  none.max_concurrent = 0;
+  CHECK_THROWS_WITH(IoExecutor(io, none), ContainsSubstring("'max_concurrent'"));
+  CHECK_THROWS_AS(HybridExecutor(io, {}), std::invalid_argument);
+  CHECK_THROWS_AS(HybridExecutor(io, {nullptr}), std::invalid_argument);
+}
+
+TEST_CASE("a submitted coroutine is refused at run time where the executor's type is not known", "[thread]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor());
+  BaseExecutor& base = executor;
+  try {
+    run(context, base.submit(twice_later, 2));
+    FAIL("it ran");
+  } catch (const FunctionUnavailableError& error) {
+    CHECK_THAT(error.what(), ContainsSubstring("IoExecutor"));
+  }
+  LocalExecutor bypass(context.get_executor(), bulkhead::test::workers(1, true));
+  BaseExecutor& local = bypass;
+  CHECK_THROWS_AS(run(context, local.submit(twice_later, 2)), FunctionUnavailableError);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Coroutines.
+
+TEST_CASE("coroutines give their results, of any type", "[io]") {
+  asio::io_context context;
+  IoExecutor executor(context.get_executor());
+  CHECK(run(context, executor.submit(twice_later, 21)) == 42);
+  std::atomic<int> done{0};
+  auto nothing = [&done]() -> asio::awaitable<void> {
+    ++done;
+    co_return;
+  };
+  run(context, executor.submit(nothing));
+  CHECK(done == 1);
+  auto moved = [](std::unique_ptr<int> value) -> asio::awaitable<std::unique_ptr<int>> {
+    ++*value;
+    co_return value;
+  };
+  CHECK(*run(context, executor.submit(moved, std::make_unique<int>(1))) == 2);
+  auto failing = []() -> asio::awaitable<int> {
+    throw std::out_of_range("nothing there");
+    co_return 1;
+  };
+  CHECK_THROWS_AS(run(context, executor.submit(failing)), std::out_of_range);
+  const auto metrics = executor.metrics();
+  CHECK(metrics.completed == 3);
+  CHECK(metrics.failed == 1);
+  CHECK(metrics.mode == "io");
+}
+
+TEST_CASE("a coroutine may refer to its arguments and captures to its end", "[io]") {
+  asio::io_context context;
+  IoExecutor executor(context.get_executor());
+  std::string captured = "a captured text that is too long for a small buffer";
+  auto later = [captured](const std::string& argument) -> asio::awaitable<std::string> {
+    asio::steady_timer timer(co_await asio::this_coro::executor, 1ms);
+    co_await timer.async_wait(asio::use_awaitable);
+    co_return captured + argument;
+  };
+  CHECK(run(context, executor.submit(later, std::string(100, 'x'))) == captured + std::string(100, 'x'));
+}
+
+TEST_CASE("no more coroutines run at once than max_concurrent says", "[io]") {
+  asio::io_context context;
+  IoExecutorOptions options;
+  options.max_concurrent = 2;
+  IoExecutor executor(context.get_executor(), options);
+  int at_once = 0;
+  int most = 0;
+  auto work = [&]() -> asio::awaitable<void> {
+    most = std::max(most, ++at_once);
+    asio::steady_timer timer(co_await asio::this_coro::executor, 1ms);
+    co_await timer.async_wait(asio::use_awaitable);
+    --at_once;
+  };
+  std::deque<Outcome<void>> outcomes(10);
+  for (auto& outcome : outcomes) executor.async_submit(bulkhead::call(work), outcome.handler());
+  REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+  CHECK(most == 2);
+}
+
+TEST_CASE("a coroutine that is cancelled or late is cancelled in what it awaits", "[io]") {
+  asio::io_context context;
+  IoExecutor executor(context.get_executor());
+  std::atomic<int> begun{0};
+  std::atomic<int> cancelled{0};
+  auto endless = [&]() { return wait_for_ever(begun, cancelled); };
+  {
+    asio::cancellation_signal signal;
+    Outcome<void> outcome;
+    executor.async_submit(bulkhead::call(endless), asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
+    REQUIRE(run_until(context, [&] { return begun == 1; }));
+    signal.emit(asio::cancellation_type::terminal);
+    REQUIRE(run_until(context, [&] { return outcome.calls == 1; }));
+    CHECK(holds<TaskCancelledError>(outcome.error));
+    CHECK(cancelled == 1);
+  }
+  Outcome<void> late;
+  executor.async_submit(TaskOptions().timeout(5ms), bulkhead::call(endless), late.handler());
+  REQUIRE(run_until(context, [&] { return late.calls == 1; }));
+  CHECK(holds<TaskTimeoutError>(late.error));
+  REQUIRE(run_until(context, [&] { return cancelled == 2; }));
+  run(context, executor.shutdown());
+  CHECK(adds_up(executor));
+}
+
+TEST_CASE("this_task knows a coroutine in every handler that it goes on in, and none beside it", "[io]") {
+  asio::io_context context;
+  IoExecutor executor(context.get_executor());
+  std::vector<std::string> seen;
+  auto look = [&seen]() -> asio::awaitable<std::uint64_t> {
+    seen.push_back(bulkhead::this_task::name());
+    asio::steady_timer timer(co_await asio::this_coro::executor, 1ms);
+    co_await timer.async_wait(asio::use_awaitable);
+    seen.push_back(bulkhead::this_task::name());
+    bulkhead::this_task::report_progress(1, 2, "half");
+    co_return bulkhead::this_task::id();
+  };
+  std::vector<std::string> told;
+  auto options = TaskOptions().name("looker").on_progress([&](const auto& progress) { told.push_back(progress.text); });
+  CHECK(run(context, executor.submit(std::move(options), look)) == 1);
+  CHECK(seen == std::vector<std::string>{"looker", "looker"});
+  CHECK(told == std::vector<std::string>{"half"});
+  CHECK_FALSE(bulkhead::this_task::is_running());
+}
+
+TEST_CASE("what a coroutine leaves behind on its executor knows of no task any more", "[io]") {
+  asio::io_context context;
+  IoExecutor executor(context.get_executor());
+  std::atomic<int> asked{0};
+  auto leave = [&asked]() -> asio::awaitable<void> {
+    const auto own = co_await asio::this_coro::executor;
+    auto timer = std::make_shared<asio::steady_timer>(own, 20ms);
+    timer->async_wait([timer, &asked](boost::system::error_code) {
+      if (!bulkhead::this_task::stop_requested() && bulkhead::this_task::id() == 0) ++asked;
+    });
+  };
+  run(context, executor.submit(leave));
+  CHECK(run_until(context, [&] { return asked == 1; }));
+}
+
+TEST_CASE("a coroutine is run again as its policy says, with what it was called with", "[io]") {
+  asio::io_context context;
+  IoExecutor executor(context.get_executor());
+  int runs = 0;
+  auto flaky = [counter = &runs](std::string text) -> asio::awaitable<std::string> {
+    if (++*counter < 3) throw std::runtime_error("not yet");
+    co_return text + std::to_string(bulkhead::this_task::attempt());
+  };
+  auto options = TaskOptions().retry(RetryPolicy(3));
+  CHECK(run(context, executor.submit(std::move(options), flaky, "run ")) == "run 3");
+}
+
+TEST_CASE("a plain function given to an IoExecutor runs on a thread, and leaves the event loop alone", "[io]") {
+  asio::io_context context;
+  IoExecutor executor(context.get_executor());
+  gate.reset();
+  Outcome<> blocking;
+  executor.async_submit(bulkhead::call(wait_at_gate, 1), blocking.handler());
+  REQUIRE(run_until(context, [&] { return gate.waiting == 1; }));
+  CHECK(run(context, executor.submit(twice_later, 1)) == 2);
+  CHECK(blocking.calls == 0);
+  gate.open = 1;
+  REQUIRE(run_until(context, [&] { return blocking.calls == 1; }));
+}
+
+TEST_CASE("a coroutine may run on another event loop than the executor's", "[io]") {
+  asio::io_context context;
+  asio::io_context other;
+  auto work = asio::make_work_guard(other);
+  std::thread thread([&] { other.run(); });
+  {
+    IoExecutorOptions options;
+    options.run_on = other.get_executor();
+    IoExecutor executor(context.get_executor(), options);
+    auto where = []() -> asio::awaitable<std::thread::id> { co_return std::this_thread::get_id(); };
+    CHECK(run(context, executor.submit(where)) == thread.get_id());
+  }
+  work.reset();
+  thread.join();
+}
+
+TEST_CASE("destroying the event loop with coroutines under way leaves nothing behind", "[io]") {
+  std::atomic<int> begun{0};
+  std::atomic<int> cancelled{0};
+  Outcome<void> outcome;
+  std::unique_ptr<IoExecutor> executor;
+  {
+    asio::io_context context;
+    executor = std::make_unique<IoExecutor>(context.get_executor());
+    executor->async_submit(bulkhead::call([&] { return wait_for_ever(begun, cancelled); }), outcome.handler());
+    REQUIRE(run_until(context, [&] { return begun == 1; }));
+  }
+  CHECK(outcome.calls == 0);  // as with every Asio object
+  CHECK(adds_up(*executor));
+}
+
+TEST_CASE("a CPU limit for a coroutine is refused, since it could not be kept", "[io]") {
+  asio::io_context context;
+  IoExecutor executor(context.get_executor());
+  auto options = TaskOptions().cpu_timeout(1s);
+  CHECK_THROWS_AS(run(context, executor.submit(std::move(options), twice_later, 1)), std::invalid_argument);
+}
+
+TEST_CASE("many coroutines on several threads of the event loop all end once", "[io]") {
+  asio::io_context context;
+  IoExecutorOptions options;
+  options.max_pending = 10'000;
+  options.max_concurrent = 50;
+  IoExecutor executor(context.get_executor(), options);
+  std::atomic<int> good{0};
+  std::atomic<int> told{0};
+  constexpr int kTasks = 500;
+  for (int i = 0; i < kTasks; ++i) {
+    executor.async_submit(bulkhead::call(twice_later, i), [&, i](std::exception_ptr error, int value) {
+      if (!error && value == 2 * i) ++good;
+      ++told;
+    });
+  }
+  std::vector<std::thread> loop;
+  for (int i = 0; i < 3; ++i) loop.emplace_back([&] { context.run(); });
+  for (auto& thread : loop) thread.join();
+  CHECK(told == kTasks);
+  CHECK(good == kTasks);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Hybrid.
+
+namespace {
+
+struct Pair {
+  explicit Pair(asio::io_context& context, HybridExecutorOptions options = {}) {
+    LocalExecutorOptions few = bulkhead::test::workers(1);
+    few.name = "processes";
+    few.max_pending = 1;
+    processes = std::make_shared<LocalExecutor>(context.get_executor(), few);
+    ThreadExecutorOptions some = ::threads(2);
+    some.name = "threads";
+    some.max_pending = 2;
+    threads = std::make_shared<ThreadExecutor>(context.get_executor(), some);
+    hybrid = std::make_unique<HybridExecutor>(
+        context.get_executor(), std::vector<std::shared_ptr<BaseExecutor>>{processes, threads}, std::move(options));
+  }
+
+  std::shared_ptr<LocalExecutor> processes;
+  std::shared_ptr<ThreadExecutor> threads;
+  std::unique_ptr<HybridExecutor> hybrid;
+};
+
+std::string where() { return bulkhead::this_task::executor_name(); }
+
+}  // namespace
+
+TEST_CASE("a hybrid gives tasks to the first that has room, and refuses when none has", "[hybrid]") {
+  asio::io_context context;
+  Pair pair(context);
+  CHECK(run(context, pair.hybrid->submit(where)) == "processes");
+  gate.reset();
+  std::deque<Outcome<>> outcomes(4);
+  for (auto& outcome : outcomes) pair.hybrid->async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcomes[3].calls == 1 && gate.waiting == 3; }));
+  const auto refused = error_as<ExecutorOverloadError>(outcomes[3].error);
+  REQUIRE(refused);
+  CHECK(refused->context().executor == "threads");
+  CHECK(pair.processes->metrics().pending + pair.processes->metrics().running == 1);
+  CHECK(pair.threads->metrics().running == 2);
+  gate.open = 1;
+  REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+  const auto all = pair.hybrid->all_metrics();
+  REQUIRE(all.size() == 3);
+  CHECK(all[0].submitted == 5);
+  CHECK(all[0].completed == 4);
+  CHECK(all[0].failed == 1);
+  CHECK(all[1].name == "processes");
+  CHECK(all[1].rejected == 3);
+  CHECK(all[2].rejected == 1);
+  for (const auto& metrics : all) CHECK(adds_up(metrics));
+}
+
+TEST_CASE("a hybrid goes on when one is not running only if that is asked for", "[hybrid]") {
+  asio::io_context context;
+  HybridExecutorOptions options;
+  options.on_not_running = GENERATE(false, true);
+  Pair pair(context, options);
+  run(context, pair.processes->shutdown());
+  if (options.on_not_running) {
+    CHECK(run(context, pair.hybrid->submit(where)) == "threads");
+  } else {
+    CHECK_THROWS_AS(run(context, pair.hybrid->submit(where)), ExecutorNotRunningError);
+  }
+}
+
+TEST_CASE("a cancelled task of a hybrid is cancelled where it is", "[hybrid]") {
+  asio::io_context context;
+  Pair pair(context);
+  gate.reset();
+  Outcome<> first;
+  asio::cancellation_signal signal;
+  Outcome<> second;
+  pair.hybrid->async_submit(bulkhead::call(wait_at_gate, 1),
+                            asio::bind_cancellation_slot(signal.slot(), first.handler()));
+  pair.hybrid->async_submit(bulkhead::call(wait_at_gate, 2), second.handler());
+  REQUIRE(run_until(context, [&] { return gate.waiting == 2; }));
+  signal.emit(asio::cancellation_type::terminal);
+  REQUIRE(run_until(context, [&] { return first.calls == 1; }));
+  CHECK(holds<TaskCancelledError>(first.error));
+  CHECK(second.calls == 0);
+  gate.open = 1;
+  REQUIRE(run_until(context, [&] { return second.calls == 1; }));
+  CHECK(second.value == 2);
+  run(context, pair.hybrid->shutdown());
+  CHECK(pair.processes->metrics().cancelled == 1);
+}
+
+TEST_CASE("a hybrid shuts its executors down, or leaves them", "[hybrid]") {
+  asio::io_context context;
+  HybridExecutorOptions options;
+  options.shut_down_executors = GENERATE(true, false);
+  Pair pair(context, options);
+  CHECK(run(context, pair.hybrid->submit(twice, 1)) == 2);
+  run(context, pair.hybrid->shutdown());
+  CHECK_THROWS_AS(run(context, pair.hybrid->submit(twice, 1)), ExecutorNotRunningError);
+  if (options.shut_down_executors) {
+    CHECK_THROWS_AS(run(context, pair.threads->submit(twice, 1)), ExecutorNotRunningError);
+  } else {
+    CHECK(run(context, pair.threads->submit(twice, 1)) == 2);
+  }
+}
+
+TEST_CASE("what a task of a hybrid throws and what it tells of its progress reach its caller", "[hybrid]") {
+  asio::io_context context;
+  Pair pair(context);
+  CHECK_THROWS_AS(run(context, pair.hybrid->submit(throw_out_of_range)), std::out_of_range);
+  std::uint64_t last = 0;
+  auto options = TaskOptions().on_progress([&](const auto& progress) { last = progress.done; });
+  CHECK(run(context, pair.hybrid->submit(
+                         std::move(options), +[] {
+                           bulkhead::this_task::report_progress(7, 9);
+                           return 1;
+                         })) == 1);
+  CHECK(last == 7);
+}
+
+TEST_CASE("a crash in a hybrid's process fails the task with the crash", "[hybrid]") {
+  asio::io_context context;
+  Pair pair(context);
+  CHECK_THROWS_AS(run(context, pair.hybrid->submit(+[] { std::abort(); })), bulkhead::WorkerCrashedError);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Inline, and the unified Executor.
+
+TEST_CASE("an inline executor runs a task on the thread that submits it, before submit returns", "[inline]") {
+  asio::io_context context;
+  InlineExecutor executor(context.get_executor());
+  std::thread::id where_it_ran;
+  Outcome<void> outcome;
+  executor.async_submit(bulkhead::call([&] { where_it_ran = std::this_thread::get_id(); }), outcome.handler());
+  CHECK(where_it_ran == std::this_thread::get_id());
+  CHECK(outcome.calls == 0);
+  settle(context);
+  CHECK(outcome.calls == 1);
+}
+
+TEST_CASE("the unified executor must be started, can be started again, and does both twice without harm",
+          "[executor]") {
+  asio::io_context context;
+  bulkhead::ExecutorOptions options;
+  options.processes.max_workers = 1;
+  Executor executor(context.get_executor(), options);
+  CHECK_FALSE(executor.is_running());
+  for (const bool blocking : {true, false}) {
+    try {
+      if (blocking) {
+        run(context, executor.run_blocking(twice, 1));
+      } else {
+        run(context, executor.run_process(twice, 1));
+      }
+      FAIL("it ran");
+    } catch (const ExecutorNotRunningError& error) {
+      CHECK_THAT(error.what(), ContainsSubstring("not started. Call startup() first"));
+    }
+  }
+  run(context, executor.shutdown());
+  for (int round = 0; round < 2; ++round) {
+    run(context, executor.startup());
+    run(context, executor.startup());
+    CHECK(executor.is_running());
+    CHECK(run(context, executor.run_blocking(twice, 21)) == 42);
+    CHECK(run(context, executor.run_process(twice, 21)) == 42);
+    CHECK_THROWS_AS(run(context, executor.run_process(throw_out_of_range)), std::out_of_range);
+    CHECK(executor.metrics().size() == 2);
+    run(context, executor.shutdown());
+    run(context, executor.shutdown());
+    CHECK_FALSE(executor.is_running());
+  }
+}
+
+TEST_CASE("get_executor gives one executor, whoever asks and however many at once", "[executor]") {
+  std::mutex mutex;
+  std::set<Executor*> seen;
+  std::vector<std::thread> askers;
+  for (int i = 0; i < 8; ++i) {
+    askers.emplace_back([&] {
+      Executor& given = bulkhead::get_executor();
+      const std::lock_guard lock(mutex);
+      seen.insert(&given);
+    });
+  }
+  for (auto& asker : askers) asker.join();
+  CHECK(seen.size() == 1);
+  CHECK_FALSE(bulkhead::get_executor().is_running());
+}

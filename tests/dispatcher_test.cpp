@@ -991,3 +991,39 @@ TEST_CASE("a worker that takes nothing up gets nothing more until it is heard of
   dispatcher.left(0, std::nullopt);
   CHECK(dispatcher.choose_worker() == 0U);
 }
+
+TEST_CASE("workers that die soon after their start, and of no task, come back after pauses that grow", "[dispatcher]") {
+  Dispatcher dispatcher(limits(1));
+  Dispatcher::Time now = 0s;
+  Dispatcher::Time last_pause{0};
+  for (int death = 0; death < 12; ++death) {
+    INFO(death);
+    const auto worker = dispatcher.worker_to_start(now);
+    REQUIRE(worker);
+    dispatcher.worker_added(*worker);
+    dispatcher.worker_ready(*worker, now);
+    // Being ready is no proof that it lives.
+    dispatcher.start_succeeded();
+    now += 3ms;
+    dispatcher.worker_removed(*worker);
+    dispatcher.died_young(now);
+    CHECK_FALSE(dispatcher.worker_to_start(now));
+    const auto next = dispatcher.next_start();
+    REQUIRE(next);
+    const auto pause = *next - now;
+    CHECK(pause >= last_pause);
+    CHECK(pause <= 1s);
+    last_pause = pause;
+    now = *next;
+  }
+  CHECK(last_pause == 1s);
+  // Long after that one death is one again.
+  const auto worker = dispatcher.worker_to_start(now);
+  REQUIRE(worker);
+  dispatcher.worker_added(*worker);
+  dispatcher.worker_ready(*worker, now);
+  now += 1h;
+  dispatcher.worker_removed(*worker);
+  dispatcher.died_young(now);
+  CHECK(*dispatcher.next_start() - now == 10ms);
+}

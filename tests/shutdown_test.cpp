@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 // What becomes of tasks, and of those who wait for a shutdown, when the executor is destroyed.
 #include <bulkhead/local_executor.hpp>
+#include <bulkhead/this_task.hpp>
 
 #include "support/catch.hpp"
 #include "support/outcome.hpp"
@@ -8,6 +9,8 @@
 #include "support/run.hpp"
 #include "support/shared.hpp"
 
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 
@@ -17,6 +20,8 @@
 #include <exception>
 #include <memory>
 #include <optional>
+#include <stdexcept>
+#include <thread>
 
 namespace asio = boost::asio;
 using bulkhead::LocalExecutor;
@@ -55,7 +60,98 @@ int count_the_end(int value) {
   return value;
 }
 
+// Whose encoding waits at a gate of the host's.
+Gate encoding;
+std::atomic<bool> encoding_waits{false};
+struct SlowToWrite {
+  int value = 0;
+  template <class Archive>
+  void serialize(Archive& archive) {
+    if (Archive::is_saving::value && encoding_waits) encoding.wait();
+    archive(value);
+  }
+};
+
+int end_with(SlowToWrite argument) { return count_the_end(argument.value); }
+int fail_at_first(SlowToWrite argument) {
+  if (bulkhead::this_task::attempt() == 1) throw std::runtime_error("the first run fails");
+  return count_the_end(argument.value);
+}
+
 }  // namespace
+
+TEST_CASE("A shutdown goes on though nobody waits for it any more, or ever did", "[shutdown]") {
+  const bool waits = GENERATE(true, false);
+  asio::io_context context;
+  board.gate.reset();
+  LocalExecutor pool(context.get_executor(), workers(1));
+  Outcome<> outcome;
+  pool.async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 1; }));
+  bool told = false;
+  asio::cancellation_signal signal;
+  bulkhead::ShutdownOptions options;
+  options.wait = waits;
+  options.timeout = 20ms;
+  asio::co_spawn(context, pool.shutdown(options),
+                 asio::bind_cancellation_slot(signal.slot(), [&](std::exception_ptr) { told = true; }));
+  bulkhead::test::settle(context);
+  signal.emit(asio::cancellation_type::terminal);
+  REQUIRE(run_until(context, [&] { return told; }));
+  REQUIRE(run_until(context, [&] { return outcome.calls == 1; }));
+  CHECK(cancelled_stage(outcome.error) == TaskCancelledError::Stage::running);
+  CHECK(run_until(context, [&] { return pool.worker_pids().empty(); }));
+  board.gate.open = 1;
+}
+
+TEST_CASE("A shutdown reaches a task whose arguments are being written", "[shutdown]") {
+  asio::io_context context;
+  encoding.reset();
+  board.ended = 0;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  CHECK(run(context, pool.submit(twice, 1)) == 2);
+  encoding_waits = true;
+  Outcome<> outcome;
+  std::thread other([&] { pool.async_submit(bulkhead::call(end_with, SlowToWrite{7}), outcome.handler()); });
+  REQUIRE(poll_until([] { return encoding.waiting == 1; }, bulkhead::test::kDeadline));
+  bool over = false;
+  asio::co_spawn(context, pool.shutdown({.wait = true, .timeout = {}, .cancel_pending = true}),
+                 [&](std::exception_ptr) { over = true; });
+  bulkhead::test::settle(context);
+  encoding_waits = false;
+  encoding.open = 1;
+  other.join();
+  REQUIRE(run_until(context, [&] { return outcome.calls == 1 && over; }));
+  CHECK(cancelled_stage(outcome.error) == TaskCancelledError::Stage::queued);
+  CHECK(board.ended == 0);
+}
+
+TEST_CASE("A task that is cancelled while its next run is on its way to a worker does not run", "[shutdown]") {
+  asio::io_context context;
+  encoding.reset();
+  board.ended = 0;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  const auto options = [] { return bulkhead::TaskOptions().retry(bulkhead::RetryPolicy(2).delay(50ms)); };
+  const auto first = pool.spawn(options(), fail_at_first, SlowToWrite{1});
+  const auto second = pool.spawn(options(), fail_at_first, SlowToWrite{2});
+  using bulkhead::TaskStatus;
+  REQUIRE(run_until(context,
+                    [&] { return first.status() == TaskStatus::retrying && second.status() == TaskStatus::retrying; }));
+  const auto both_due = std::chrono::steady_clock::now() + 60ms;
+  REQUIRE(poll_until([&] { return std::chrono::steady_clock::now() > both_due; }, bulkhead::test::kDeadline));
+  encoding_waits = true;
+  context.restart();
+  std::thread loop([&] { context.run(); });
+  REQUIRE(poll_until([] { return encoding.waiting == 1; }, bulkhead::test::kDeadline));
+  first.cancel();
+  second.cancel();
+  encoding_waits = false;
+  encoding.open = 1;
+  loop.join();
+  CHECK(first.status() == TaskStatus::cancelled);
+  CHECK(second.status() == TaskStatus::cancelled);
+  CHECK(board.ended == 0);
+}
 
 TEST_CASE("A shutdown that waits for tasks, or for workers, ends though the executor is destroyed", "[shutdown]") {
   const bool for_tasks = GENERATE(true, false);

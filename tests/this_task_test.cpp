@@ -359,6 +359,29 @@ TEST_CASE("The caller gets the latest progress while the task runs, and the last
   CHECK(seen.size() < 100);
 }
 
+TEST_CASE("Progress that several threads of a task tell at once is never torn, and the last is the last",
+          "[this_task]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  for (int round = 0; round < 30; ++round) {
+    std::uint64_t last = 0;
+    auto options = TaskOptions().on_progress([&](const Progress& progress) { last = progress.done; });
+    run(context, pool.submit(
+                     std::move(options), +[] {
+                       std::vector<std::thread> threads;
+                       for (int i = 0; i < 4; ++i) {
+                         threads.emplace_back([] {
+                           for (std::uint64_t n = 0; n < 2000; ++n)
+                             bulkhead::this_task::report_progress(n, 0, "one of many");
+                         });
+                       }
+                       for (std::thread& thread : threads) thread.join();
+                       bulkhead::this_task::report_progress(1'000'000, 0, "the last");
+                     }));
+    REQUIRE(last == 1'000'000);
+  }
+}
+
 TEST_CASE("Of many tasks in one worker each caller gets its own last progress", "[this_task]") {
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));

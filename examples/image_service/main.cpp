@@ -8,13 +8,11 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
-#include <boost/asio/signal_set.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <bulkhead/bulkhead.hpp>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <stdexcept>
@@ -31,8 +29,9 @@ using asio::ip::tcp;
 using image_service::Options;
 using namespace std::chrono_literals;
 
-// On Ctrl-C, so long for answers under way, and then for the pool's last tasks.
+// On Ctrl-C, so long for answers under way, and so long in all, the pool's last tasks included.
 constexpr auto kGrace = 5s;
+constexpr auto kDrain = 10s;
 
 tcp::endpoint endpoint_of(const Options& options) {
   boost::system::error_code error;
@@ -47,42 +46,34 @@ std::string to_url(const tcp::endpoint& address) {
   return fmt::format("http://{}:{}/", host, address.port());
 }
 
-asio::awaitable<void> run(Options options) {
+asio::awaitable<void> serve(bulkhead::Lifecycle& lifecycle, Options options) {
   const asio::any_io_executor strand = co_await asio::this_coro::executor;
-  // Caught from here on, so that no Ctrl-C finds the service half-started.
-  asio::signal_set signals(strand, SIGINT, SIGTERM);
-
   // First the port, which is the likeliest thing to fail.
   image_service::Server server(strand, endpoint_of(options));
-  bulkhead::LocalExecutor pool(
-      strand, bulkhead::LocalExecutorOptions{
-                  .name = "images", .max_workers = options.workers, .max_pending = options.max_pending});
-  const image_service::Gallery gallery = co_await image_service::load_gallery(pool, options.folder);
-  image_service::Routes routes(pool, gallery, options.task_timeout);
+  const auto pool = lifecycle.executors().get_or_create<bulkhead::LocalExecutor>(
+      "images", bulkhead::LocalExecutorOptions{.max_workers = options.workers, .max_pending = options.max_pending});
+  const image_service::Gallery gallery = co_await image_service::load_gallery(*pool, options.folder);
+  image_service::Routes routes(*pool, gallery, options.task_timeout);
   server.start(routes, options.body_limit);
+  lifecycle.on_stop([&server]() -> asio::awaitable<void> {
+    fmt::print("Stopping: answers under way are finished.\n");
+    std::fflush(stdout);
+    co_await server.stop(kGrace);
+  });
 
   fmt::print("Bulkhead image service: {}\n", to_url(server.address()));
   fmt::print("{} pictures from {}, {} worker processes. Ctrl-C stops it.\n", gallery.pictures().size(), gallery.place(),
-             pool.options().max_workers);
+             pool->options().max_workers);
   std::fflush(stdout);
 
-  co_await signals.async_wait(asio::use_awaitable);
-  signals.clear();  // a second Ctrl-C ends the program the hard way
-  fmt::print("Stopping: answers under way are finished.\n");
-  std::fflush(stdout);
-  co_await server.stop(kGrace);
-  bulkhead::ShutdownOptions shutdown;
-  shutdown.timeout = kGrace;
-  co_await pool.shutdown(shutdown);
-  const bulkhead::Metrics metrics = pool.metrics();
+  co_await lifecycle.run();
+  const bulkhead::Metrics metrics = pool->metrics();
   fmt::print("Stopped. {} pictures were made, {} workers crashed.\n", metrics.completed, metrics.workers_crashed);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  // The first line: worker processes are forked from a process that has no threads, sockets or memory of this one yet.
-  bulkhead::start_fork_server();
   try {
     const Options options = image_service::parse_options(std::span(argv, static_cast<std::size_t>(argc)).subspan(1));
     if (options.help) {
@@ -90,7 +81,11 @@ int main(int argc, char** argv) {
       return 0;
     }
     asio::io_context io;
-    asio::co_spawn(asio::make_strand(io), run(options), [](const std::exception_ptr& error) {
+    const asio::any_io_executor strand = asio::make_strand(io);
+    // Before the program has threads: it starts the fork server. Ctrl-C is caught from here on, so that none finds the
+    // service half-started.
+    bulkhead::Lifecycle lifecycle(strand, {.drain_timeout = kDrain});
+    asio::co_spawn(strand, serve(lifecycle, options), [](const std::exception_ptr& error) {
       if (error) std::rethrow_exception(error);
     });
     io.run();

@@ -1,4 +1,4 @@
-// expect: a coroutine cannot run in a worker process
+// expect: a coroutine cannot run in a worker process, which has no event loop: submit it to an IoExecutor
 // SPDX-License-Identifier: BSL-1.0
 #include <bulkhead/local_executor.hpp>
 

@@ -15,7 +15,10 @@ constexpr unsigned kEventsPerRound = 32;
 }  // namespace
 
 EventQueue::EventQueue(Listener listener, EventMask mask, asio::any_io_executor executor, std::size_t limit)
-    : mask_(mask), limit_(limit), listener_(std::move(listener)), executor_(std::move(executor)) {}
+    : mask_(mask),
+      limit_(limit),
+      listener_(std::make_shared<Listener>(std::move(listener))),
+      executor_(std::move(executor)) {}
 
 void EventQueue::push(const EventNote& note) {
   const std::lock_guard lock(mutex_);
@@ -38,7 +41,7 @@ void EventQueue::schedule() {
 void EventQueue::deliver_some() {
   for (unsigned i = 0;; ++i) {
     EventNote note;
-    Listener listener;
+    std::shared_ptr<Listener> listener;
     {
       const std::lock_guard lock(mutex_);
       if (!active_ || notes_.empty()) {
@@ -51,13 +54,13 @@ void EventQueue::deliver_some() {
       }
       note = std::move(notes_.front());
       notes_.pop_front();
-      // A copy: it may end its own subscription.
+      // It may end its own subscription.
       listener = listener_;
     }
     std::exception_ptr thrown;
     try {
       if (note.event.task.empty() && note.name.make != nullptr) note.event.task = note.name.make(note.name.code);
-      listener(note.event);
+      (*listener)(note.event);
     } catch (...) {
       thrown = std::current_exception();
     }
@@ -70,7 +73,7 @@ void EventQueue::deliver_some() {
 
 void EventQueue::cancel() noexcept {
   std::deque<EventNote> dropped;
-  Listener listener;
+  std::shared_ptr<Listener> listener;
   const std::lock_guard lock(mutex_);
   active_ = false;
   dropped.swap(notes_);

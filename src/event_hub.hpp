@@ -48,7 +48,7 @@ class EventQueue : public std::enable_shared_from_this<EventQueue> {
   const EventMask mask_;
   const std::size_t limit_;
   mutable std::mutex mutex_;
-  Listener listener_;
+  std::shared_ptr<Listener> listener_;
   asio::any_io_executor executor_;
   std::deque<EventNote> notes_;
   bool active_ = true;

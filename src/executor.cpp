@@ -5,6 +5,7 @@
 
 #include <exception>
 #include <mutex>
+#include <stdexcept>
 #include <utility>
 
 namespace bulkhead {
@@ -22,7 +23,7 @@ struct Executor::State {
 };
 
 Executor::Executor(asio::any_io_executor io_executor, ExecutorOptions options)
-    : state_(std::make_unique<State>(std::move(io_executor), std::move(options))) {}
+    : state_(std::make_shared<State>(std::move(io_executor), std::move(options))) {}
 Executor::~Executor() = default;
 
 asio::awaitable<void> Executor::startup() {
@@ -36,14 +37,21 @@ asio::awaitable<void> Executor::startup() {
   state_->running = true;
 }
 
-asio::awaitable<void> Executor::shutdown(ShutdownOptions options) {
+asio::awaitable<void> Executor::shutdown(ShutdownOptions options) { return shut_down(state_, options); }
+
+// Holds the state and not the object, which may be destroyed while somebody waits for this.
+asio::awaitable<void> Executor::shut_down(std::shared_ptr<State> state, ShutdownOptions options) {
+  if (options.timeout && *options.timeout < std::chrono::nanoseconds::zero()) {
+    throw std::invalid_argument(
+        fmt::format("option 'timeout' of shutdown must not be negative, and is {} ns", options.timeout->count()));
+  }
   std::shared_ptr<ThreadExecutor> threads;
   std::shared_ptr<LocalExecutor> processes;
   {
-    const std::lock_guard lock(state_->mutex);
-    state_->running = false;
-    threads = state_->threads;
-    processes = state_->processes;
+    const std::lock_guard lock(state->mutex);
+    state->running = false;
+    threads = state->threads;
+    processes = state->processes;
   }
   if (!threads) co_return;
   // First both, without waiting, so that one limit holds for both.
@@ -60,10 +68,10 @@ asio::awaitable<void> Executor::shutdown(ShutdownOptions options) {
     failure = std::current_exception();
   }
   {
-    const std::lock_guard lock(state_->mutex);
-    if (!state_->running && state_->threads == threads) {
-      state_->threads.reset();
-      state_->processes.reset();
+    const std::lock_guard lock(state->mutex);
+    if (!state->running && state->threads == threads) {
+      state->threads.reset();
+      state->processes.reset();
     }
   }
   if (failure) std::rethrow_exception(failure);

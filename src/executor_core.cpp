@@ -19,6 +19,7 @@
 #include <boost/asio/post.hpp>
 
 #include <ctime>
+#include <deque>
 #include <utility>
 
 // A task's way in, and out.
@@ -154,6 +155,20 @@ void ExecutorCore::submit(TaskNode* node) {
   Lock lock(mutex);
   node->submitted_ns = recent_now();
   if (node->id == 0) node->id = ++last_id;
+  if (accepting && node->cancel_asked) {
+    // It never became one of the tasks in flight, yet its caller gets an outcome: both sides of the sum count it.
+    auto error = cancelled_error(*node, "it was cancelled as it was submitted");
+    ++submitted;
+    ++cancelled;
+    --rejected;  // which `refuse` counts
+    if (events_) {
+      tell(EventKind::submitted, *node);
+      tell(EventKind::cancelled, *node, error);
+    }
+    if (node->record) node->record->set_status(TaskStatus::cancelled);
+    refuse(node, std::move(error), lock, Outcome::cancelled);
+    return;
+  }
   if (accepting && quarantine && refused_by_quarantine(*node)) {
     refuse(node, std::exchange(node->error, nullptr), lock);
     return;
@@ -182,12 +197,15 @@ void ExecutorCore::submit(TaskNode* node) {
 }
 
 // With the mutex, which is given back.
-void ExecutorCore::refuse(TaskNode* node, std::exception_ptr error, Lock& lock) {
+void ExecutorCore::refuse(TaskNode* node, std::exception_ptr error, Lock& lock, Outcome as) {
   ++rejected;
   forget(*node);
-  if (events_) tell(EventKind::rejected, *node, error);
+  if (as == Outcome::failed) {
+    if (events_) tell(EventKind::rejected, *node, error);
+    if (node->record) node->record->set_status(TaskStatus::failed);
+  }
+  node->outcome = as;
   node->error = std::move(error);
-  if (node->record) node->record->set_status(TaskStatus::failed);
   const bool over = !context_alive || node->post_outcome();
   release_instance(*node, lock);
   if (lock.owns_lock()) lock.unlock();
@@ -200,6 +218,11 @@ void ExecutorCore::start_one(TaskNode* node, Lock& lock, Initiation& initiation)
     lock.unlock();
     fail(node, std::make_exception_ptr(ExecutorNotRunningError(context_of(*node))), Outcome::failed,
          Delivery::initiating);
+    return;
+  }
+  if (node->settled) {
+    // It was cancelled on its way here.
+    settle(node, Outcome::cancelled, Delivery::initiating, lock);
     return;
   }
   if (node->options.has_rare() && waits_for_instance(*node)) {
@@ -226,11 +249,29 @@ void ExecutorCore::start_one(TaskNode* node, Lock& lock, Initiation& initiation)
   fail(node, std::move(thrown), Outcome::failed, Delivery::initiating);
 }
 
+namespace {
+// Tasks that this thread is to start: one that ends at once lets in the next, and so on, which must not be a recursion.
+thread_local std::deque<TaskNode*>* starting_here = nullptr;
+}  // namespace
+
 void ExecutorCore::start(const Admitted& admitted) {
-  for (TaskNode* node : admitted) {
+  if (admitted.empty()) return;
+  if (starting_here != nullptr) {
+    starting_here->insert(starting_here->end(), admitted.begin(), admitted.end());
+    return;
+  }
+  std::deque<TaskNode*> nodes(admitted.begin(), admitted.end());
+  struct Here {
+    explicit Here(std::deque<TaskNode*>& list) { starting_here = &list; }
+    ~Here() { starting_here = nullptr; }
+  } const here(nodes);
+  while (!nodes.empty()) {
+    TaskNode* const node = nodes.front();
+    nodes.pop_front();
+    const std::shared_ptr<ExecutorCore> core = node->core;
     Initiation initiation;  // Whoever starts a task is inside an initiating function, or has just settled another task.
-    Lock lock(mutex);
-    start_one(node, lock, initiation);
+    Lock lock(core->mutex);
+    core->start_one(node, lock, initiation);
   }
 }
 
@@ -247,6 +288,7 @@ void ExecutorCore::count(TaskNode& node, Outcome outcome, const std::exception_p
   if (node.began_ns != 0 && wants_started(node)) tell_started(node);
   if (events_) tell(event_of(outcome), node, error);
   node.settled = true;
+  node.outcome = outcome;
   --open;
   if (std::exchange(node.runs_here, false)) --running;
   static_cast<OpenLink&>(node).unlink();

@@ -13,6 +13,7 @@
 #include <boost/asio/any_completion_handler.hpp>
 #include <boost/asio/bind_executor.hpp>
 
+#include <algorithm>
 #include <utility>
 
 // Ends that do not come from the task itself: its caller cancels it, the executor shuts down, is destroyed, or loses
@@ -60,6 +61,7 @@ bool ExecutorCore::withdraw(TaskNode& node) {
 
 void ExecutorCore::fail_all(const std::vector<Withdrawn>& withdrawn) {
   for (const Withdrawn& task : withdrawn) fail(task.node, task.error, task.outcome, Delivery::initiating);
+  if (!withdrawn.empty()) pass_grants_on();
 }
 
 // With the mutex: asks a task that runs in this process to stop.
@@ -135,11 +137,13 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
       never_admitted = &node;
       release_instance(node, lock);
     } else if (!static_cast<OpenLink&>(node).linked()) {
-      return;  // Not submitted yet: its initiation is under way.
+      node.cancel_asked = true;  // Its initiation is under way.
+      return;
     } else {
       const bool waits_for_retry = node.retry_at_ns != 0;
       if (withdraw(node)) {
-        withdrawn.push_back({&node, cancelled_error(node, waits_for_retry ? "it had failed, and waited for its next run" : ""),
+        withdrawn.push_back({&node,
+                             cancelled_error(node, waits_for_retry ? "it had failed, and waited for its next run" : ""),
                              Outcome::cancelled});
         node.last_run = true;
       } else {
@@ -181,6 +185,7 @@ void ExecutorCore::stop_accepting() {
     while (TaskNode* node = waiting.pop_front()) {
       --waiting_count;
       node->waiting = false;
+      unwatch(*node);
       refused.push_back(node);
     }
     complete_idle_waits();
@@ -201,7 +206,11 @@ void ExecutorCore::stop_accepting() {
 bool ExecutorCore::add_schedule(const std::shared_ptr<ScheduledRuns>& schedule) {
   const Lock lock(mutex);
   if (!accepting || owner == nullptr) return false;
-  std::erase_if(schedules_, [](const auto& known) { return known.expired(); });
+  // Now and then, so that each costs little.
+  if (schedules_.size() >= schedules_cleared_at_) {
+    std::erase_if(schedules_, [](const auto& known) { return known.expired(); });
+    schedules_cleared_at_ = std::max<std::size_t>(64, 2 * schedules_.size());
+  }
   schedules_.push_back(schedule);
   return true;
 }
@@ -229,15 +238,17 @@ void ExecutorCore::disown() {
 
 void ExecutorCore::context_gone() noexcept {
   std::vector<TaskNode*> refused;
+  std::vector<std::shared_ptr<void>> handlers;
   std::function<void()> let_go;
   std::unique_ptr<Retries> retries;
+  std::unique_ptr<EventHub> events;
   std::vector<std::weak_ptr<ScheduledRuns>> schedules;
   {
     const Lock lock(mutex);
     accepting = false;
     context_alive = false;
     schedules.swap(schedules_);
-    if (events_) events_->context_gone();
+    events.swap(events_);
     for (TaskNode* node : take_retries()) {
       count(*node, Outcome::cancelled, nullptr);
       refused.push_back(node);
@@ -256,16 +267,26 @@ void ExecutorCore::context_gone() noexcept {
     }
     while (TaskNode* node = open_tasks.front()) {
       count(*node, Outcome::cancelled, nullptr);
-      node->drop_handler();
+      handlers.push_back(node->take_handler());
     }
     work_.reset();
     let_go = on_context_gone;
   }
+  // What users gave is destroyed without the mutex: its destructors may ask this executor something, or be its last
+  // owner's.
+  if (events) events->context_gone();
   for (const auto& weak : schedules) {
     if (const auto schedule = weak.lock()) schedule->context_gone();
   }
   idle_waits_->context_gone();
-  for (TaskNode* node : refused) node->destroy();
+  for (TaskNode* node : refused) {
+    {
+      Lock lock(mutex);
+      release_instance(*node, lock);
+    }
+    node->destroy();
+  }
+  pass_grants_on();
   if (let_go) let_go();
 }
 

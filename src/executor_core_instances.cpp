@@ -4,6 +4,7 @@
 #include <bulkhead/instance_group.hpp>
 
 #include <utility>
+#include <vector>
 
 // TaskOptions::max_instances. A task that may wait for its turn is admitted first and keeps its place among
 // `max_pending`: so the number of those that wait is bounded, and all of them are counted.
@@ -35,14 +36,14 @@ bool ExecutorCore::waits_for_instance(TaskNode& node) {
   const auto* const rule = node.options.max_instances();
   if (rule == nullptr || node.holds_instance) return false;
   const std::string key = instance_key(node);
-  node.instance_wait = instances->acquire_or_wait(key, rule->limit, [weak = weak_from_this(), group = instances,
-                                                                     id = node.id, key] {
-    if (const auto self = weak.lock()) {
-      self->instance_granted(id, key);
-    } else {
-      group->release(key);
-    }
-  });
+  node.instance_wait =
+      instances->acquire_or_wait(key, rule->limit, [weak = weak_from_this(), group = instances, id = node.id, key] {
+        if (const auto self = weak.lock()) {
+          self->instance_granted(id, key);
+        } else {
+          group->release(key);
+        }
+      });
   node.holds_instance = node.instance_wait == 0;
   if (node.holds_instance) return false;
   parked_.emplace(node.id, &node);
@@ -52,7 +53,6 @@ bool ExecutorCore::waits_for_instance(TaskNode& node) {
 }
 
 void ExecutorCore::instance_granted(std::uint64_t id, const std::string& key) {
-  Initiation initiation;
   Lock lock(mutex);
   const auto found = parked_.find(id);
   if (found == parked_.end()) {
@@ -65,7 +65,8 @@ void ExecutorCore::instance_granted(std::uint64_t id, const std::string& key) {
   parked_.erase(found);
   node->instance_wait = 0;
   node->holds_instance = true;
-  start_one(node, lock, initiation);
+  lock.unlock();
+  start({node});
 }
 
 // With the mutex. True: the task waited for an instance, and does not any more.
@@ -73,8 +74,18 @@ bool ExecutorCore::unpark(TaskNode& node) {
   if (node.instance_wait == 0) return false;
   parked_.erase(node.id);
   // If its turn comes just now, `instance_granted` finds it gone.
-  instances->forget(std::exchange(node.instance_wait, 0));
+  for (auto& grant : instances->forget(std::exchange(node.instance_wait, 0))) grants_.push_back(std::move(grant));
   return true;
+}
+
+// Without the mutex: those whom a forgotten wait kept from going on may be tasks of any executor.
+void ExecutorCore::pass_grants_on() {
+  std::vector<std::function<void()>> grants;
+  {
+    const Lock lock(mutex);
+    grants.swap(grants_);
+  }
+  for (const auto& grant : grants) grant();
 }
 
 // With the mutex, which is given back if there was one: the next task may be of another executor.

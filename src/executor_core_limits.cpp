@@ -126,6 +126,7 @@ void ExecutorCore::limit_passed(TaskNode& node, std::vector<Withdrawn>& withdraw
   const auto timeout = [&](Which which, const std::optional<TaskOptions::Duration>& limit) {
     return std::make_exception_ptr(TaskTimeoutError(which, *limit, context_of(node)));
   };
+  if (node.settled) return;
   const std::uint64_t time = now();
   if (!node.runs_here) {
     const auto limit = node.options.queue_timeout();
@@ -138,7 +139,6 @@ void ExecutorCore::limit_passed(TaskNode& node, std::vector<Withdrawn>& withdraw
     }
     return;
   }
-  if (node.settled) return;
   const auto passed = [&](const std::optional<TaskOptions::Duration>& limit, std::uint64_t used) {
     return limit && used >= static_cast<std::uint64_t>(limit->count());
   };
@@ -149,8 +149,7 @@ void ExecutorCore::limit_passed(TaskNode& node, std::vector<Withdrawn>& withdraw
   }
   if (passed(node.options.timeout(), time - node.began_ns)) {
     error = timeout(Which::run, node.options.timeout());
-  } else if (node.cpu_clock && node.options.has_rare() &&
-             passed(node.options.cpu_timeout(), cpu_used(node))) {
+  } else if (node.cpu_clock && node.options.has_rare() && passed(node.options.cpu_timeout(), cpu_used(node))) {
     error = timeout(Which::cpu, node.options.cpu_timeout());
   }
   if (!error) {

@@ -88,6 +88,7 @@ bool ExecutorCore::try_again(TaskNode& node, Outcome outcome, Lock& lock) {
   const auto kind = kind_of(node.error);
   bool again = kind && would_retry(node, *kind);
   if (again && kind == RetryOn::exception && policy->predicate()) {
+    unwatch(node);  // the run is over
     lock.unlock();
     try {
       again = policy->predicate()(node.error);
@@ -120,6 +121,7 @@ void ExecutorCore::retry_later(TaskNode& node) {
   count_run(node);
   ++retried;
   unwatch(node);
+  node.verdict = nullptr;
   node.told_started = false;
   node.cpu_clock.reset();
   node.began_ns = 0;

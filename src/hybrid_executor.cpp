@@ -49,20 +49,7 @@ TaskOptions forwarded_options(const TaskOptions& given) {
   return options;
 }
 
-Outcome outcome_of(const std::exception_ptr& error) {
-  if (!error) return Outcome::completed;
-  try {
-    std::rethrow_exception(error);
-  } catch (const TaskTimeoutError&) {
-    return Outcome::timed_out;
-  } catch (const TaskCancelledError&) {
-    return Outcome::cancelled;
-  } catch (...) {
-    return Outcome::failed;
-  }
-}
-
-// Whether another executor may have the task that failed so: it has not begun anywhere.
+// Whether another executor may have the task, which has not begun, and was refused so.
 bool may_go_on(const std::exception_ptr& error, const HybridExecutorOptions& options) {
   if (!error) return false;
   try {
@@ -99,7 +86,7 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
   void submit(TaskNode* node, std::size_t index);
 
   // `error` is what this executor, or the task, failed with.
-  void ended(TaskNode* node, std::size_t index, std::exception_ptr error) {
+  void ended(TaskNode* node, std::size_t index, std::exception_ptr error, Outcome outcome, bool begun) {
     bool cancelled = false;
     {
       const std::lock_guard lock(mutex);
@@ -109,11 +96,10 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
       const ExecutorCore::Lock lock(core->mutex);
       cancelled = node->place.cancel_requested;
     }
-    if (!cancelled && index + 1 < executors.size() && may_go_on(error, options)) {
+    if (!begun && !cancelled && index + 1 < executors.size() && may_go_on(error, options)) {
       submit(node, index + 1);
       return;
     }
-    const Outcome outcome = outcome_of(error);
     node->error = std::move(error);
     core->settle(node, outcome, Initiation::delivery());
   }
@@ -202,23 +188,25 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
     TaskNode* const outer = outer_;
     const std::size_t index = index_;
     std::exception_ptr cause = std::move(error);
+    const Outcome ending = outcome;
+    const bool begun = began_ns != 0;
     delete this;
-    engine->ended(outer, index, std::move(cause));
+    engine->ended(outer, index, std::move(cause), ending, begun);
   }
   // The caller is told, and the task runs on.
   void deliver_early(std::exception_ptr cause, Delivery) override {
     told_early_ = true;
     ExecutorCore& hybrid = *outer_->core;
     const ExecutorCore::Lock lock(hybrid.mutex);
-    if (hybrid.would_retry(*outer_, RetryOn::timeout) && outcome_of(cause) == Outcome::timed_out) {
+    if (outcome == Outcome::timed_out && began_ns != 0 && hybrid.would_retry(*outer_, RetryOn::timeout)) {
       // The next run must not begin before this one is over.
       outer_->verdict = std::move(cause);
     } else {
-      hybrid.end_early(*outer_, outcome_of(cause), cause);
+      if (!outer_->settled) hybrid.end_early(*outer_, outcome, cause);
     }
   }
   // That executor's Asio context is gone.
-  void drop_handler() noexcept override {}
+  std::shared_ptr<void> take_handler() override { return nullptr; }
   void destroy() noexcept override {
     const auto engine = std::move(engine_);
     TaskNode* const outer = outer_;
@@ -227,7 +215,8 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
     if (!told_early_) cause = std::make_exception_ptr(TaskAbandonedError(outer->core->context_of(*outer)));
     if (told_early_ && began_ns != 0) outer->ended_ns = ExecutorCore::now();
     delete this;
-    engine->ended(outer, last, std::move(cause));
+    const Outcome ending = cause ? Outcome::failed : Outcome::completed;
+    engine->ended(outer, last, std::move(cause), ending, true);
   }
 
  private:
@@ -251,6 +240,13 @@ void HybridExecutor::Engine::submit(TaskNode* node, std::size_t index) {
     const std::lock_guard lock(mutex);
     places[node] = {holder, id};
   }
+  bool cancelled = false;
+  {
+    const ExecutorCore::Lock lock(core->mutex);
+    cancelled = node->place.cancel_requested;
+  }
+  // Asked for before it could be found there.
+  if (cancelled) holder->cancel(id, asio::cancellation_type::terminal);
   holder->submit(forwarded);
 }
 
@@ -283,30 +279,47 @@ void HybridExecutor::execute(Task task) { engine_->submit(TaskAccess::release(ta
 asio::awaitable<void> HybridExecutor::stop(ShutdownOptions options) {
   const auto engine = engine_;
   const auto tasks = core();
+  using Clock = std::chrono::steady_clock;
+  std::optional<Clock::time_point> end;
+  // A century is for ever, and can be added to any time of the clock.
+  if (options.timeout) {
+    end = Clock::now() + std::min<std::chrono::nanoseconds>(*options.timeout, std::chrono::hours(24 * 365 * 100));
+  }
   std::exception_ptr failure;
   if (engine->options.shut_down_executors) {
     // First all of them, without waiting: what is to happen at the end of the time happens to all at once.
     ShutdownOptions begin = options;
     begin.wait = false;
     for (const auto& executor : engine->executors) co_await executor->shutdown(begin);
-    if (!options.wait) co_return;
+  } else if (options.cancel_pending) {
+    engine->cancel_all(asio::cancellation_type::total);
+  }
+  if (options.cancel_pending) tasks->cancel_parked("the executor was shut down");
+  const std::string late = "it had not ended when the time for the shutdown was over";
+  if (options.timeout) {
+    tasks->wait_idle(options.timeout,
+                     asio::bind_executor(tasks->io, [engine, tasks, late](std::exception_ptr, bool idle) {
+                       if (idle) return;
+                       engine->cancel_all(asio::cancellation_type::terminal);
+                       tasks->cancel_open(true, late);
+                     }));
+  }
+  if (!options.wait) co_return;
+  if (engine->options.shut_down_executors) {
     for (const auto& executor : engine->executors) {
+      ShutdownOptions rest;
+      if (end) rest.timeout = std::max<std::chrono::nanoseconds>(*end - Clock::now(), std::chrono::nanoseconds::zero());
       try {
-        co_await executor->shutdown();
+        co_await executor->shutdown(rest);
       } catch (...) {
         failure = std::current_exception();
       }
     }
-  } else {
-    if (options.cancel_pending) engine->cancel_all(asio::cancellation_type::total);
-    if (options.timeout) {
-      tasks->wait_idle(options.timeout, asio::bind_executor(tasks->io, [engine](std::exception_ptr, bool idle) {
-                         if (!idle) engine->cancel_all(asio::cancellation_type::terminal);
-                       }));
-    }
-    if (!options.wait) co_return;
   }
-  co_await wait_until_idle(tasks, std::nullopt);
+  std::optional<std::chrono::nanoseconds> left;
+  if (end) left = std::max<std::chrono::nanoseconds>(*end - Clock::now(), std::chrono::nanoseconds::zero());
+  const bool idle = co_await wait_until_idle(tasks, left);
+  if (!idle) tasks->cancel_open(true, late);
   if (failure) std::rethrow_exception(failure);
 }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <bulkhead/instance_group.hpp>
 
-#include <algorithm>
 #include <list>
 #include <mutex>
 #include <unordered_map>
@@ -19,9 +18,28 @@ struct InstanceGroup::State {
     std::size_t count = 0;
     std::list<Wait> waits;
   };
+  using Keys = std::unordered_map<std::string, Key>;
+  struct Place {
+    std::string key;
+    std::list<Wait>::iterator wait;
+  };
+
+  // Who may go on now, the first first.
+  std::list<Wait> take_granted(Keys::iterator found) {
+    Key& key = found->second;
+    std::list<Wait> granted;
+    while (!key.waits.empty() && key.count < key.waits.front().limit) {
+      ++key.count;
+      places.erase(key.waits.front().number);
+      granted.splice(granted.end(), key.waits, key.waits.begin());
+    }
+    if (key.count == 0 && key.waits.empty()) keys.erase(found);
+    return granted;
+  }
 
   mutable std::mutex mutex;
-  std::unordered_map<std::string, Key> keys;
+  Keys keys;
+  std::unordered_map<std::uint64_t, Place> places;  // of those that wait
   std::uint64_t last_wait = 0;
 };
 
@@ -36,9 +54,7 @@ std::size_t InstanceGroup::count(const std::string& key) const {
 
 std::size_t InstanceGroup::waiting() const {
   const std::lock_guard lock(state_->mutex);
-  std::size_t number = 0;
-  for (const auto& [name, key] : state_->keys) number += key.waits.size();
-  return number;
+  return state_->places.size();
 }
 
 bool InstanceGroup::try_acquire(const std::string& key, unsigned limit) {
@@ -57,16 +73,24 @@ std::uint64_t InstanceGroup::acquire_or_wait(const std::string& key, unsigned li
     ++counted.count;
     return 0;
   }
-  counted.waits.push_back({++state_->last_wait, limit, std::move(grant)});
-  return state_->last_wait;
+  const std::uint64_t number = ++state_->last_wait;
+  const auto wait = counted.waits.insert(counted.waits.end(), {number, limit, std::move(grant)});
+  state_->places.emplace(number, State::Place{key, wait});
+  return number;
 }
 
-bool InstanceGroup::forget(std::uint64_t wait) {
+std::vector<InstanceGroup::Grant> InstanceGroup::forget(std::uint64_t wait) {
+  std::list<State::Wait> forgotten;
+  std::vector<Grant> granted;
   const std::lock_guard lock(state_->mutex);
-  for (auto& [name, key] : state_->keys) {
-    if (std::erase_if(key.waits, [&](const State::Wait& waiting) { return waiting.number == wait; }) > 0) return true;
-  }
-  return false;
+  const auto place = state_->places.find(wait);
+  if (place == state_->places.end()) return granted;
+  const auto found = state_->keys.find(place->second.key);
+  forgotten.splice(forgotten.end(), found->second.waits, place->second.wait);
+  state_->places.erase(place);
+  // It may have kept others from going on whose limit is higher.
+  for (State::Wait& next : state_->take_granted(found)) granted.push_back(std::move(next.grant));
+  return granted;
 }
 
 void InstanceGroup::release(const std::string& key) {
@@ -75,13 +99,8 @@ void InstanceGroup::release(const std::string& key) {
     const std::lock_guard lock(state_->mutex);
     const auto found = state_->keys.find(key);
     if (found == state_->keys.end()) return;
-    State::Key& counted = found->second;
-    --counted.count;
-    while (!counted.waits.empty() && counted.count < counted.waits.front().limit) {
-      ++counted.count;
-      granted.splice(granted.end(), counted.waits, counted.waits.begin());
-    }
-    if (counted.count == 0 && counted.waits.empty()) state_->keys.erase(found);
+    --found->second.count;
+    granted = state_->take_granted(found);
   }
   for (const State::Wait& wait : granted) wait.grant();
 }

@@ -66,10 +66,14 @@ std::uint64_t RunTimes::runs_to_begin(Time now) {
 }
 
 std::optional<RunTimes::Time> RunTimes::next() const noexcept {
+  // While a run is under way that is alone, its end is what to wait for.
+  if (!rules_.overlap && under_way_ > 0) return std::nullopt;
+  return next_due();
+}
+
+std::optional<RunTimes::Time> RunTimes::next_due() const noexcept {
   if (over()) return std::nullopt;
   return next_due_;
 }
-
-std::optional<RunTimes::Time> RunTimes::next_due() const noexcept { return next(); }
 
 }  // namespace bulkhead::detail

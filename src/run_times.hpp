@@ -31,6 +31,10 @@ class RunTimes {
   /// How many runs begin now: ask at `next()` and whenever a run has ended. They count as under way until `run_ended`.
   std::uint64_t runs_to_begin(Time now);
   void run_ended() noexcept { --under_way_; }
+  /// Sorts what has become due, or too late, since the last look: for `missed`.
+  void look(Time now) {
+    if (!over()) note_due(now);
+  }
 
   /// When to ask again; empty: when a run has ended, or never.
   std::optional<Time> next() const noexcept;

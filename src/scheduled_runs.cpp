@@ -30,6 +30,7 @@ DelayedRun::DelayedRun(const std::shared_ptr<ExecutorCore>& core, std::shared_pt
 
 void DelayedRun::arm(StartTime time) {
   const std::lock_guard lock(mutex_);
+  if (!start_) return;  // cancelled already
   const auto due = [self = shared_from_this()](boost::system::error_code error) {
     if (error) return;
     if (const auto start = self->take()) start();
@@ -145,8 +146,9 @@ std::uint64_t RepeatedRuns::runs() const {
   const std::lock_guard lock(mutex_);
   return times_.begun();
 }
-std::uint64_t RepeatedRuns::missed() const {
+std::uint64_t RepeatedRuns::missed() {
   const std::lock_guard lock(mutex_);
+  if (timer_) times_.look(time_now());
   return times_.missed();
 }
 std::uint64_t RepeatedRuns::failures() const {
@@ -184,8 +186,7 @@ Schedule start_every(const std::shared_ptr<ExecutorCore>& core, std::chrono::nan
   };
   require(period > std::chrono::nanoseconds::zero(), "the period must be more than zero");
   require(!options.first || *options.first >= std::chrono::nanoseconds::zero(), "option 'first' must not be negative");
-  require(!options.grace || *options.grace > std::chrono::nanoseconds::zero(),
-          "option 'grace' must be more than zero");
+  require(!options.grace || *options.grace > std::chrono::nanoseconds::zero(), "option 'grace' must be more than zero");
   require(options.most_made_up > 0, "option 'most_made_up' must be at least 1");
   // A century is for ever, and can be added to any time of the clock.
   constexpr std::chrono::nanoseconds kForEver = std::chrono::hours(24 * 365 * 100);

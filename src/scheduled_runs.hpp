@@ -6,8 +6,8 @@
 #include <bulkhead/detail/executor_core.hpp>
 #include <bulkhead/detail/timed_runs.hpp>
 
-#include <boost/asio/system_timer.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <boost/asio/system_timer.hpp>
 
 #include <cstdint>
 #include <exception>
@@ -62,7 +62,7 @@ class RepeatedRuns final : public ScheduledRuns, public std::enable_shared_from_
 
   bool active() const;
   std::uint64_t runs() const;
-  std::uint64_t missed() const;
+  std::uint64_t missed();
   std::uint64_t failures() const;
   std::exception_ptr last_error() const;
   std::optional<std::chrono::steady_clock::time_point> next() const;

@@ -9,6 +9,7 @@
 #include <boost/asio/any_completion_handler.hpp>
 #include <boost/asio/append.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/this_coro.hpp>
 
 #include <fmt/format.h>
 
@@ -36,6 +37,7 @@ struct TaskRecord::State {
   mutable std::mutex mutex;
   std::uint64_t number = 0;
   std::function<void()> cancel;
+  bool cancel_asked = false;
   std::exception_ptr error;
   bool finished = false;
 };
@@ -54,9 +56,15 @@ void TaskRecord::set_status(TaskStatus status) noexcept { state_->status.store(s
 
 void TaskRecord::set_number(std::uint64_t number) {
   std::function<void()> dropped;
-  const std::lock_guard lock(state_->mutex);
-  state_->number = number;
-  dropped.swap(state_->cancel);
+  bool asked = false;
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->number = number;
+    dropped.swap(state_->cancel);
+    asked = state_->cancel_asked;
+  }
+  if (!asked) return;
+  if (const auto core = state_->core.lock()) core->cancel(number, asio::cancellation_type::terminal);
 }
 
 void TaskRecord::set_cancel(std::function<void()> cancel) {
@@ -86,6 +94,8 @@ void TaskRecord::cancel(asio::cancellation_type type) {
     const std::lock_guard lock(state_->mutex);
     number = state_->number;
     before = state_->cancel;
+    // Its time may have come just now, and its submission be under way.
+    if (number == 0) state_->cancel_asked = true;
   }
   if (before) {
     before();
@@ -112,15 +122,16 @@ void TaskRecord::finish(std::exception_ptr error, AnyValue value, std::size_t si
 }
 
 void TaskRecord::abandon() noexcept {
-  state_->waits->context_gone();
   {
     const std::lock_guard lock(state_->mutex);
     if (state_->finished) return;
     state_->finished = true;
     state_->cancel = nullptr;
     if (!is_over(state_->status.load())) state_->status = TaskStatus::cancelled;
-    state_->error = std::make_exception_ptr(TaskAbandonedError(ErrorContext{name_, state_->number, state_->executor_name, {}}));
+    state_->error =
+        std::make_exception_ptr(TaskAbandonedError(ErrorContext{name_, state_->number, state_->executor_name, {}}));
   }
+  state_->waits->complete();
   if (const auto store = state_->store.lock()) store->finished(id_, 0);
 }
 
@@ -131,15 +142,18 @@ bool TaskRecord::finished() const noexcept {
 
 asio::awaitable<bool> TaskRecord::wait_finished(std::shared_ptr<TaskRecord> record,
                                                 std::optional<std::chrono::nanoseconds> timeout) {
-  return wait_for([record = std::move(record), timeout](WaitList::Handler handler) {
+  // On the waiter's own Asio executor: that of the task's executor may be gone, or not running.
+  const asio::any_io_executor on = co_await asio::this_coro::executor;
+  auto waiting = wait_for([record, timeout, on](WaitList::Handler handler) {
     State& state = *record->state_;
     const std::lock_guard lock(state.mutex);
     if (state.finished) {
-      asio::post(state.io, asio::append(std::move(handler), std::exception_ptr(), true));
+      asio::post(on, asio::append(std::move(handler), std::exception_ptr(), true));
     } else {
-      state.waits->wait(timeout, std::move(handler));
+      state.waits->wait(timeout, std::move(handler), on);
     }
   });
+  co_return co_await std::move(waiting);
 }
 
 void TaskRecord::rethrow_error() const {
@@ -166,7 +180,8 @@ AnyValue TaskRecord::shared_value() const {
 }
 
 void throw_result_type(const std::type_info* held, const std::type_info& wanted) {
-  throw TaskSignatureError(fmt::format("the task's result is {} and not {}", demangle(held->name()), demangle(wanted.name())));
+  throw TaskSignatureError(
+      fmt::format("the task's result is {} and not {}", demangle(held->name()), demangle(wanted.name())));
 }
 
 void throw_result_taken() {

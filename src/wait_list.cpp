@@ -11,12 +11,12 @@
 
 namespace bulkhead::detail {
 
-void WaitList::wait(std::optional<std::chrono::nanoseconds> timeout, Handler handler) {
+void WaitList::wait(std::optional<std::chrono::nanoseconds> timeout, Handler handler, const asio::any_io_executor& on) {
   const std::lock_guard lock(mutex_);
   if (!context_alive_) return;
   const std::uint64_t id = ++last_id_;
   auto slot = asio::get_associated_cancellation_slot(handler);
-  Wait& waiting = *waits_.emplace_back(std::make_unique<Wait>(id, std::move(handler)));
+  Wait& waiting = *waits_.emplace_back(std::make_unique<Wait>(id, std::move(handler), on));
   if (slot.is_connected()) {
     slot.assign([weak = weak_from_this(), id](asio::cancellation_type) {
       const auto self = weak.lock();
@@ -25,7 +25,7 @@ void WaitList::wait(std::optional<std::chrono::nanoseconds> timeout, Handler han
     });
   }
   if (!timeout) return;
-  waiting.timer.emplace(io_);
+  waiting.timer.emplace(on);
   // A century is for ever, and can be added to any time of the clock.
   waiting.timer->expires_after(std::min<std::chrono::nanoseconds>(*timeout, std::chrono::hours(24 * 365 * 100)));
   waiting.timer->async_wait([weak = weak_from_this(), id](boost::system::error_code error) {
@@ -40,13 +40,13 @@ void WaitList::give_up(std::uint64_t id, const std::exception_ptr& error) {
   if (place == waits_.end()) return;
   const std::unique_ptr<Wait> found = std::move(*place);
   waits_.erase(place);
-  asio::post(io_, asio::append(std::move(found->handler), error, false));
+  asio::post(found->on, asio::append(std::move(found->handler), error, false));
 }
 
 void WaitList::complete(const std::exception_ptr& error) {
   const std::lock_guard lock(mutex_);
   for (const auto& waiting : waits_) {
-    asio::post(io_, asio::append(std::move(waiting->handler), error, !error));
+    asio::post(waiting->on, asio::append(std::move(waiting->handler), error, !error));
   }
   waits_.clear();
 }

@@ -30,7 +30,11 @@ class WaitList : public std::enable_shared_from_this<WaitList> {
 
   /// The handler gets true when `complete` is called, or its error; false after the timeout; `operation_aborted` when
   /// it is cancelled.
-  void wait(std::optional<std::chrono::nanoseconds> timeout, Handler handler);
+  void wait(std::optional<std::chrono::nanoseconds> timeout, Handler handler) {
+    wait(timeout, std::move(handler), io_);
+  }
+  /// The same, on another Asio executor than the list's.
+  void wait(std::optional<std::chrono::nanoseconds> timeout, Handler handler, const asio::any_io_executor& on);
   /// Completes all who wait now.
   void complete(const std::exception_ptr& error = nullptr);
   /// The Asio context is being destroyed: all handlers go, none is called.
@@ -38,8 +42,10 @@ class WaitList : public std::enable_shared_from_this<WaitList> {
 
  private:
   struct Wait {
-    Wait(std::uint64_t number, Handler waiting) : id(number), handler(std::move(waiting)) {}
+    Wait(std::uint64_t number, Handler waiting, asio::any_io_executor executor)
+        : id(number), on(std::move(executor)), handler(std::move(waiting)) {}
     std::uint64_t id;
+    asio::any_io_executor on;
     Handler handler;
     std::optional<asio::steady_timer> timer;
   };

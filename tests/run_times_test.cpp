@@ -30,12 +30,14 @@ TEST_CASE("runs begin at their times, one period apart from the first", "[run_ti
   CHECK(times.next() == RunTimes::Time(5s));
   CHECK(times.runs_to_begin(4s) == 0);
   CHECK(times.runs_to_begin(5s) == 1);
-  CHECK(times.next() == RunTimes::Time(6s));
+  CHECK_FALSE(times.next());  // but when the run has ended
+  CHECK(times.next_due() == RunTimes::Time(6s));
   CHECK(times.runs_to_begin(5500ms) == 0);
   times.run_ended();
+  CHECK(times.next() == RunTimes::Time(6s));
   CHECK(times.runs_to_begin(6100ms) == 1);
   // What came late does not put off what comes next.
-  CHECK(times.next() == RunTimes::Time(7s));
+  CHECK(times.next_due() == RunTimes::Time(7s));
   CHECK(times.begun() == 2);
   CHECK(times.missed() == 0);
 }
@@ -62,7 +64,7 @@ TEST_CASE("runs that a stopped program missed are skipped, run once together, or
       CHECK(times.missed() == 0);
       break;
   }
-  CHECK(times.next() == RunTimes::Time(6s));
+  CHECK(times.next_due() == RunTimes::Time(6s));
 }
 
 TEST_CASE("a run does not begin while another goes on, and what that makes late is missed", "[run_times]") {
@@ -150,7 +152,7 @@ TEST_CASE("every due run is begun, missed, or still to come, whatever happens", 
       REQUIRE(times.begun() + times.missed() <= due);
       // One in time, and those that are to be made up for.
       REQUIRE(due - times.begun() - times.missed() <= 1 + rules.most_made_up);
-      REQUIRE(*times.next() > now);
+      REQUIRE(*times.next_due() > now);
     }
   }
 }

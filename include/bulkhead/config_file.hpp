@@ -75,6 +75,7 @@ inline std::vector<ConfiguredExecutor> parse_config(std::string_view text) {
   if (section == nullptr || !section->is_object()) {
     throw std::invalid_argument("it must be an object with an object \"executors\"");
   }
+  if (top->size() != 1) throw std::invalid_argument("it must have \"executors\" and nothing else");
   std::vector<ConfiguredExecutor> configured;
   for (const auto& [key, value] : section->get_object()) {
     ConfiguredExecutor executor;
@@ -87,11 +88,7 @@ inline std::vector<ConfiguredExecutor> parse_config(std::string_view text) {
       if (name == "type") {
         executor.type = std::move(given);
       } else {
-        if (name == "executors" && setting.is_array()) {
-          for (const boost::json::value& member : setting.get_array()) {
-            executor.members.emplace_back(member.get_string());
-          }
-        }
+        if (name == "executors") executor.members = parse_hybrid_options({{name, given}}).executors;
         executor.options.emplace(name, std::move(given));
       }
     }

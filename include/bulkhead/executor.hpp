@@ -49,18 +49,29 @@ class BULKHEAD_EXPORT Executor {
   /// Runs a function on a thread, as `ThreadExecutor::submit` does.
   /// Errors: `ExecutorNotRunningError` ("not started. Call startup() first").
   template <class F, class... Args>
+  requires detail::is_function<F>
   auto run_blocking(F&& function, Args&&... arguments) {
+    return run_blocking(TaskOptions(), std::forward<F>(function), std::forward<Args>(arguments)...);
+  }
+  template <class F, class... Args>
+  auto run_blocking(TaskOptions options, F&& function, Args&&... arguments) {
     using C = detail::call_t<F, Args...>;
     PlainCall::require<C>();
-    return run(threads(), "run_blocking",
+    return run(threads(), "run_blocking", std::move(options),
                bulkhead::call(std::forward<F>(function), std::forward<Args>(arguments)...));
   }
   /// Runs a function in a worker process, as `LocalExecutor::submit` does. The same error.
   template <class F, class... Args>
+  requires detail::is_function<F>
   auto run_process(F&& function, Args&&... arguments) {
+    return run_process(TaskOptions(), std::forward<F>(function), std::forward<Args>(arguments)...);
+  }
+  template <class F, class... Args>
+  auto run_process(TaskOptions options, F&& function, Args&&... arguments) {
     using C = detail::call_t<F, Args...>;
     SendableCall::require<C>();
-    return run(processes(), "run_process", bulkhead::call(std::forward<F>(function), std::forward<Args>(arguments)...));
+    return run(processes(), "run_process", std::move(options),
+               bulkhead::call(std::forward<F>(function), std::forward<Args>(arguments)...));
   }
 
   /// The two executors; null while it is not running.
@@ -72,16 +83,18 @@ class BULKHEAD_EXPORT Executor {
  private:
   struct State;
 
+  static asio::awaitable<void> shut_down(std::shared_ptr<State> state, ShutdownOptions options);
   [[noreturn]] static void throw_not_started(const char* function);
 
   // Holds the executor, which a shutdown may forget meanwhile.
   template <class E, class C>
-  static asio::awaitable<detail::task_result_t<C>> run(std::shared_ptr<E> executor, const char* function, C call) {
+  static asio::awaitable<detail::task_result_t<C>> run(std::shared_ptr<E> executor, const char* function,
+                                                       TaskOptions options, C call) {
     if (!executor) throw_not_started(function);
-    co_return co_await detail::await_call(detail::core_of(*executor), TaskOptions(), std::move(call));
+    co_return co_await detail::await_call(detail::core_of(*executor), std::move(options), std::move(call));
   }
 
-  std::unique_ptr<State> state_;
+  std::shared_ptr<State> state_;
 };
 
 /// One Executor for the whole program, made at the first call, by whichever thread comes first; not started. It runs on

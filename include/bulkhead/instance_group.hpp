@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace bulkhead {
 
@@ -37,8 +38,9 @@ class BULKHEAD_EXPORT InstanceGroup {
   /// The same; if there are `limit`, `grant` is called when there is room, first come, first served. Gives the number
   /// of the wait, or 0 if it was counted at once.
   std::uint64_t acquire_or_wait(const std::string& key, unsigned limit, Grant grant);
-  /// Nobody waits any more. False: the grant is under way, and whoever gets it has to release.
-  bool forget(std::uint64_t wait);
+  /// Nobody waits any more; if a grant is under way, whoever gets it has to release. Gives the grants of those whom it
+  /// kept from going on: call them without any lock.
+  [[nodiscard]] std::vector<Grant> forget(std::uint64_t wait);
   /// One less.
   void release(const std::string& key);
 

@@ -18,7 +18,8 @@ namespace bulkhead {
 
 /// A task that was spawned: it runs whether or not anybody waits. Copyable; dropping a handle drops nothing.
 ///
-/// Thread safety: shared objects: safe. A handle may outlive its executor.
+/// Thread safety: shared objects: safe. A handle may outlive its executor, and the Asio context of that; a task whose
+/// context was destroyed fails with `TaskAbandonedError`.
 template <class R>
 class TaskHandle {
  public:

@@ -113,8 +113,8 @@ class TaskInterface {
                                                                         Args&&... arguments) {
     using Values = std::tuple<detail::kept_t<Args>...>;
     auto values = std::make_shared<Values>(detail::keep(std::forward<Args>(arguments))...);
-    return detail::submit_by_name(target_core(), std::move(options), std::string(std::string_view(name)), typeid(Values),
-                                  std::move(values));
+    return detail::submit_by_name(target_core(), std::move(options), std::string(std::string_view(name)),
+                                  typeid(Values), std::move(values));
   }
 
   /// `submit` for any completion token: `async_submit(call(function, arguments...), token)`.
@@ -132,7 +132,8 @@ class TaskInterface {
     using C = Call<F, Args...>;
     Policy::template require<C>();
     if constexpr (Policy::template accepts<C>) {
-      return detail::initiate_call(target_core(), std::move(options), std::move(call), std::forward<CompletionToken>(token));
+      return detail::initiate_call(target_core(), std::move(options), std::move(call),
+                                   std::forward<CompletionToken>(token));
     } else {
       return asio::awaitable<detail::Refused>();
     }
@@ -184,7 +185,11 @@ class TaskInterface {
   auto submit_at(std::chrono::time_point<Clock, D> time, TaskOptions options, F&& function, Args&&... arguments) {
     static_assert(std::is_same_v<Clock, std::chrono::steady_clock> || std::is_same_v<Clock, std::chrono::system_clock>,
                   "bulkhead: submit_at takes a time of std::chrono::steady_clock or std::chrono::system_clock.");
-    const auto start = std::chrono::time_point_cast<typename Clock::duration>(time);
+    // What lies beyond the clock's end is its end.
+    using Time = typename Clock::time_point;
+    const Time start = time >= std::chrono::time_point_cast<D>(Time::max())
+                           ? Time::max()
+                           : std::chrono::time_point_cast<typename Clock::duration>(time);
     return spawned(std::move(options), bulkhead::call(std::forward<F>(function), std::forward<Args>(arguments)...),
                    [start](const auto& core, const auto& record, TaskOptions&& given, auto&& call) {
                      detail::spawn_call_at(core, record, start, std::move(given), std::move(call));
@@ -202,9 +207,9 @@ class TaskInterface {
     return submit_at(later(delay), std::move(options), std::forward<F>(function), std::forward<Args>(arguments)...);
   }
 
-  /// Submits the task again and again, with copies of the function and its arguments, until the schedule is cancelled or
-  /// the executor shuts down. What the runs return is dropped; what they fail with the schedule tells.
-  /// Throws `std::invalid_argument` naming the option, `ExecutorNotRunningError`.
+  /// Submits the task again and again, with copies of the function and its arguments, until the schedule is cancelled
+  /// or the executor shuts down. What the runs return is dropped; what they fail with the schedule tells. Throws
+  /// `std::invalid_argument` naming the option, `ExecutorNotRunningError`.
   template <class F, class... Args>
   requires detail::is_function<F> Schedule submit_every(Duration period, F&& function, Args&&... arguments) {
     return submit_every(period, ScheduleOptions(), TaskOptions(), std::forward<F>(function),

@@ -183,7 +183,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   };
 
   // Submitting and settling.
-  void refuse(TaskNode* node, std::exception_ptr error, Lock& lock);
+  void refuse(TaskNode* node, std::exception_ptr error, Lock& lock, Outcome as = Outcome::failed);
   bool admit(TaskNode& node);
   void count_in(TaskNode& node);
   void start_one(TaskNode* node, Lock& lock, Initiation& initiation);
@@ -213,6 +213,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   bool waits_for_instance(TaskNode& node);
   void instance_granted(std::uint64_t id, const std::string& key);
   bool unpark(TaskNode& node);
+  void pass_grants_on();
   void release_instance(TaskNode& node, Lock& lock);
 
   // Retries and quarantine.
@@ -227,12 +228,14 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
 
   std::unordered_map<std::uint64_t, TaskNode*> cancellable_;
   std::unordered_map<std::uint64_t, TaskNode*> parked_;  // admitted, and waiting for one of their instances
+  std::vector<std::function<void()>> grants_;            // to be called without the mutex
   std::shared_ptr<WaitList> idle_waits_;
   std::shared_ptr<Background> background_;  // once a time limit was needed; given back by `disown`
   std::unique_ptr<Limits> limits_;
   std::unique_ptr<Retries> retries_;
   std::unique_ptr<EventHub> events_;
   std::vector<std::weak_ptr<ScheduledRuns>> schedules_;
+  std::size_t schedules_cleared_at_ = 64;
   std::optional<Work> work_;  // while tasks are open
   std::uint64_t recent_ns_ = 0;
   std::uint64_t recent_ticks_ = 0;

@@ -88,7 +88,12 @@ class HandlerExecutor {
     if (!same(executor, io)) tracked_.emplace(asio::prefer(executor, asio::execution::outstanding_work.tracked));
   }
 
+  HandlerExecutor(HandlerExecutor&& other) noexcept : tracked_(std::exchange(other.tracked_, std::nullopt)) {}
+  HandlerExecutor& operator=(HandlerExecutor&&) = delete;
+
   bool is_io_executor() const noexcept { return !tracked_; }
+  // The node may outlive the Asio context, and must not hold it at work then.
+  void release() noexcept { tracked_.reset(); }
 
  private:
   static bool same(const Executor& executor, const asio::any_io_executor& io) {
@@ -235,7 +240,13 @@ class TaskImpl final : public TaskNode {
               std::move(progress_relay));
   }
 
-  void drop_handler() noexcept override { handler_.reset(); }
+  std::shared_ptr<void> take_handler() override {
+    executor_.release();
+    if (!handler_) return nullptr;
+    auto handler = std::make_shared<Handler>(std::move(*handler_));
+    handler_.reset();
+    return handler;
+  }
   void destroy() noexcept override { free_node(); }
 
   NameSource name_source() const noexcept override {
@@ -305,7 +316,7 @@ class TaskImpl final : public TaskNode {
     Delivery from_;
   };
 
-  static void hand_over(Handler&& handler, HandlerExecutor<Handler>&& executor, const asio::any_io_executor& io,
+  static void hand_over(Handler&& handler, HandlerExecutor<Handler> executor, const asio::any_io_executor& io,
                         std::exception_ptr&& cause, Stored&& result, Delivery from,
                         const std::shared_ptr<ProgressRelay>& relay) {
     if (relay) {

@@ -92,8 +92,8 @@ class TaskNode : public OpenLink, public QueuedTask {
   virtual bool repeatable() const noexcept = 0;
   // Hands `cause` over and keeps the node, which goes on without anybody waiting.
   virtual void deliver_early(std::exception_ptr cause, Delivery from) = 0;
-  // Destroys the handler without calling it.
-  virtual void drop_handler() noexcept = 0;
+  // Gives the handler away, which is not to be called any more: it is destroyed without the mutex.
+  virtual std::shared_ptr<void> take_handler() = 0;
   // Destroys the node without an outcome.
   virtual void destroy() noexcept = 0;
   // The default name: the function's, or the callable's type.
@@ -142,6 +142,7 @@ class TaskNode : public OpenLink, public QueuedTask {
   bool runs_here = false;       // is counted in the core's `running`
   bool holds_instance = false;  // is one of `max_instances`
   bool told_started = false;    // this run's beginning has been told
+  bool cancel_asked = false;    // before it was submitted
   bool wants_started = false;   // `note_started` is to be called
   // Whether encoding the call, or decoding its result, runs library code only, and is quick: it may be done under the
   // mutex.

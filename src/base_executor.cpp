@@ -149,8 +149,8 @@ asio::awaitable<AnyResult> submit_by_name(std::shared_ptr<ExecutorCore> core, Ta
   auto initiation = [core, task, given = task->options(options), values](auto&& handler) mutable {
     task->submit(core, std::move(given), values.get(), AnyHandler(std::forward<decltype(handler)>(handler)));
   };
-  auto result = asio::async_initiate<asio::use_awaitable_t<>, void(std::exception_ptr, AnyResult)>(
-      std::move(initiation), token);
+  auto result =
+      asio::async_initiate<asio::use_awaitable_t<>, void(std::exception_ptr, AnyResult)>(std::move(initiation), token);
   co_return co_await std::move(result);
 }
 

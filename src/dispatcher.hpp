@@ -46,8 +46,8 @@ class Dispatcher {
     /// costs one process a second, not a fork storm.
     Duration first_pause = std::chrono::milliseconds(10);
     Duration longest_pause = std::chrono::seconds(1);
-    /// A worker that dies young counts together with those before it if they died no longer ago than that: ten times the
-    /// longest pause, so that a start which always ends so keeps its pauses.
+    /// A worker that dies young counts together with those before it if they died no longer ago than that: ten times
+    /// the longest pause, so that a start which always ends so keeps its pauses.
     Duration young_deaths_memory = std::chrono::seconds(10);
   };
 

@@ -313,8 +313,7 @@ std::string describe_timeout(TaskTimeoutError::Which which, std::chrono::nanosec
 
 TaskTimeoutError::TaskTimeoutError(Which which, std::chrono::nanoseconds limit, ErrorContext context,
                                    const std::string& reason)
-    : ExecutorError(
-Errc::timeout, describe_timeout(which, limit, context, reason), context),
+    : ExecutorError(Errc::timeout, describe_timeout(which, limit, context, reason), context),
       which_(which),
       limit_(limit) {}
 TaskTimeoutError::~TaskTimeoutError() = default;
@@ -362,11 +361,12 @@ WorkerStuckError::WorkerStuckError(std::vector<int> pids, ErrorContext context)
 WorkerStuckError::~WorkerStuckError() = default;
 
 MaxInstancesError::MaxInstancesError(std::string key, unsigned limit, ErrorContext context)
-    : ExecutorError(Errc::max_instances,
-                    fmt::format("{} was refused: {} of '{}' are in executors, which is their max_instances; submit it when "
-                                "one of them is over, or let it wait (OverloadPolicy::wait)",
-                                subject(context), limit, key),
-                    context),
+    : ExecutorError(
+          Errc::max_instances,
+          fmt::format("{} was refused: {} of '{}' are in executors, which is their max_instances; submit it when "
+                      "one of them is over, or let it wait (OverloadPolicy::wait)",
+                      subject(context), limit, key),
+          context),
       key_(share(std::move(key))),
       limit_(limit) {}
 MaxInstancesError::~MaxInstancesError() = default;
@@ -382,7 +382,8 @@ UnknownTaskError::~UnknownTaskError() = default;
 
 DuplicateTaskError::DuplicateTaskError(const std::string& name)
     : ExecutorError(Errc::duplicate_task,
-                    fmt::format("a task '{}' is registered already: give it another name, or remove the first", name)) {}
+                    fmt::format("a task '{}' is registered already: give it another name, or remove the first", name)) {
+}
 DuplicateTaskError::~DuplicateTaskError() = default;
 
 TaskSignatureError::TaskSignatureError(const std::string& message, ErrorContext context)

@@ -76,9 +76,9 @@ std::string& hybrid_name(HybridConfig& config) { return config.options.name; }
 
 // What `config` holds once it is normalised.
 template <class E>
-std::shared_ptr<BaseExecutor> make(asio::any_io_executor io_executor, const std::string&, const ExecutorConfig& config) {
-  return std::make_shared<E>(std::move(io_executor),
-                             *config.get<typename detail::RegisteredType<E>::options>());
+std::shared_ptr<BaseExecutor> make(asio::any_io_executor io_executor, const std::string&,
+                                   const ExecutorConfig& config) {
+  return std::make_shared<E>(std::move(io_executor), *config.get<typename detail::RegisteredType<E>::options>());
 }
 
 }  // namespace

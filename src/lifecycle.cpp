@@ -156,8 +156,8 @@ asio::awaitable<int> Lifecycle::run() {
   });
   co_await std::move(asked);
   co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
-  const auto end = Clock::now() + std::min<std::chrono::nanoseconds>(state->options.drain_timeout,
-                                                                    std::chrono::hours(24 * 365 * 100));
+  const auto end = Clock::now() +
+                   std::min<std::chrono::nanoseconds>(state->options.drain_timeout, std::chrono::hours(24 * 365 * 100));
   std::vector<Step> steps;
   {
     const std::lock_guard lock(state->mutex);

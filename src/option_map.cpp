@@ -74,11 +74,13 @@ void parse(std::string_view option, std::string_view value, unsigned& to) {
 
 void parse(std::string_view option, std::string_view value, std::uint64_t& to) {
   const auto quantity = parse_quantity(value);
-  const auto number =
-      quantity ? scaled(*quantity,
-                        {{"", 1}, {"KiB", std::uint64_t{1} << 10}, {"MiB", std::uint64_t{1} << 20}, {"GiB", std::uint64_t{1} << 30}},
-                        std::numeric_limits<std::uint64_t>::max())
-               : std::nullopt;
+  const auto number = quantity ? scaled(*quantity,
+                                        {{"", 1},
+                                         {"KiB", std::uint64_t{1} << 10},
+                                         {"MiB", std::uint64_t{1} << 20},
+                                         {"GiB", std::uint64_t{1} << 30}},
+                                        std::numeric_limits<std::uint64_t>::max())
+                               : std::nullopt;
   if (!number) refuse(option, value, "a whole number, not negative, alone or with KiB, MiB or GiB");
   to = *number;
 }
@@ -154,9 +156,8 @@ class Parser {
  public:
   template <class T>
   Parser& add(const char* name, T Options::*field) {
-    fields_.emplace(name, [name, field](Options& options, const std::string& value) {
-      parse(name, value, options.*field);
-    });
+    fields_.emplace(name,
+                    [name, field](Options& options, const std::string& value) { parse(name, value, options.*field); });
     return *this;
   }
   template <class Inner, class T>

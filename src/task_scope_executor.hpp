@@ -30,23 +30,20 @@ class TaskScopeExecutor {
     });
   }
 
-  asio::execution_context& query(asio::execution::context_t property) const {
-    return asio::query(inner_, property);
-  }
+  asio::execution_context& query(asio::execution::context_t property) const { return asio::query(inner_, property); }
   template <class Property>
-  requires asio::can_query<const asio::any_io_executor&, Property>::value decltype(auto) query(const Property& property) const {
+  requires asio::can_query<const asio::any_io_executor&, Property>::value decltype(auto) query(
+      const Property& property) const {
     return asio::query(inner_, property);
   }
   template <class Property>
   requires asio::can_require<const asio::any_io_executor&, Property>::value TaskScopeExecutor
-  require(const Property& property) const {
-    return TaskScopeExecutor(asio::require(inner_, property), context_);
-  }
+  require(const Property& property)
+  const { return TaskScopeExecutor(asio::require(inner_, property), context_); }
   template <class Property>
   requires asio::can_prefer<const asio::any_io_executor&, Property>::value TaskScopeExecutor
-  prefer(const Property& property) const {
-    return TaskScopeExecutor(asio::prefer(inner_, property), context_);
-  }
+  prefer(const Property& property)
+  const { return TaskScopeExecutor(asio::prefer(inner_, property), context_); }
 
   bool operator==(const TaskScopeExecutor& other) const noexcept {
     return context_ == other.context_ && inner_ == other.inner_;

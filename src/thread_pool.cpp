@@ -27,8 +27,7 @@ constexpr unsigned kMostThreads = 4096;
 void check_thread_limits(unsigned max_threads, std::chrono::nanoseconds idle_timeout,
                          std::chrono::nanoseconds cancel_grace) {
   if (max_threads == 0 || max_threads > kMostThreads) {
-    throw std::invalid_argument(
-        fmt::format("option 'max_threads' must be 1 to {}, not {}", kMostThreads, max_threads));
+    throw std::invalid_argument(fmt::format("option 'max_threads' must be 1 to {}, not {}", kMostThreads, max_threads));
   }
   if (idle_timeout <= std::chrono::nanoseconds::zero()) {
     throw std::invalid_argument(

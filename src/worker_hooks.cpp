@@ -85,8 +85,8 @@ void run_task(const process::WorkerRequest& request, process::WorkerChannel& cha
   context.id = request.task_id;
   context.attempt = request.attempt;
   if (request.timeout_ns != 0) {
-    context.deadline_ns = deadline_after(
-        request.begun_ns, std::chrono::nanoseconds(static_cast<std::int64_t>(request.timeout_ns)));
+    context.deadline_ns =
+        deadline_after(request.begun_ns, std::chrono::nanoseconds(static_cast<std::int64_t>(request.timeout_ns)));
   }
   context.stop = request.stop;
   context.executor = configuration.name;

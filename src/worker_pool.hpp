@@ -251,7 +251,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::size_t ready_count_ = 0;
   IntrusiveList<TaskNode, QueuedTask> reporting_;  // whose crash is being described
   std::size_t reporting_count_ = 0;
-  std::size_t in_rings_ = 0;                       // requests without an answer
+  std::size_t in_rings_ = 0;  // requests without an answer
   bool drain_posted_ = false;
   bool waiting_ = false;  // for a doorbell
   bool watching_backlog_ = false;

@@ -71,7 +71,8 @@ void WorkerPool::kill_all(const std::string& reason) {
 }
 
 void WorkerPool::kill_all_after(std::chrono::nanoseconds timeout, const std::string& reason) {
-  core_->wait_idle(timeout, asio::bind_executor(core_->io, [self = shared_from_this(), reason](std::exception_ptr, bool idle) {
+  core_->wait_idle(timeout,
+                   asio::bind_executor(core_->io, [self = shared_from_this(), reason](std::exception_ptr, bool idle) {
                      if (idle) return;
                      self->core_->cancel_parked(reason);
                      self->kill_all(reason);

@@ -19,10 +19,9 @@ template <class R>
 struct IsCopyable : std::is_copy_constructible<R> {};
 template <class R>
 requires requires { typename R::value_type; }
-struct IsCopyable<R>
-    : std::bool_constant<std::is_copy_constructible_v<R> &&
-                         std::conditional_t<std::is_same_v<typename R::value_type, R>, std::true_type,
-                                            IsCopyable<typename R::value_type>>::value> {};
+struct IsCopyable<R> : std::bool_constant<std::is_copy_constructible_v<R> &&
+                                          std::conditional_t<std::is_same_v<typename R::value_type, R>, std::true_type,
+                                                             IsCopyable<typename R::value_type>>::value> {};
 template <class A, class B>
 struct IsCopyable<std::pair<A, B>> : std::bool_constant<IsCopyable<A>::value && IsCopyable<B>::value> {};
 
@@ -81,7 +80,8 @@ class BULKHEAD_EXPORT AnyResult {
     return detail::take_or_copy<R>(value_);
   }
   template <class R>
-  requires(!std::same_as<R, AnyResult> && !std::is_reference_v<R>) operator R() {  // NOLINT(google-explicit-constructor)
+  requires(!std::same_as<R, AnyResult> && !std::is_reference_v<R>)
+  operator R() {  // NOLINT(google-explicit-constructor)
     return get<R>();
   }
 

@@ -27,10 +27,10 @@ namespace bulkhead {
 
 /// Something that runs tasks: the base of all executors, and of your own.
 ///
-/// Admission, accounting, outcomes, time limits, cancellation, retries and events live here, once: an executor that only
-/// implements `execute` keeps every accepted task's promise of exactly one outcome, and its metrics add up at every
-/// instant. What can be done with it (`submit`, `async_submit`, `spawn`, `submit_at`, `submit_after`, `submit_every`, and
-/// `operator()`) is in task_interface.hpp.
+/// Admission, accounting, outcomes, time limits, cancellation, retries and events live here, once: an executor that
+/// only implements `execute` keeps every accepted task's promise of exactly one outcome, and its metrics add up at
+/// every instant. What can be done with it (`submit`, `async_submit`, `spawn`, `submit_at`, `submit_after`,
+/// `submit_every`, and `operator()`) is in task_interface.hpp.
 ///
 /// Thread safety: distinct objects: safe. Shared objects: safe; any number of threads may submit and run the Asio
 /// context. Lifetime: the Asio context should outlive the executor; if it is destroyed first, handlers are destroyed
@@ -81,8 +81,8 @@ class BULKHEAD_EXPORT BaseExecutor : public TaskInterface<BaseExecutor, AnyCall>
   /// Throws `std::invalid_argument` for an empty listener or mask, or a queue size out of range.
   Subscription subscribe(Listener listener, EventMask mask = kAllEvents, SubscribeOptions options = {});
 
-  /// Takes no more tasks, and ends. Submits that wait for admission fail with `ExecutorNotRunningError`; tasks that were
-  /// to begin at some time do not.
+  /// Takes no more tasks, and ends. Submits that wait for admission fail with `ExecutorNotRunningError`; tasks that
+  /// were to begin at some time do not.
   ///
   /// Resumes: on the awaiting coroutine's executor, once everything is over (`wait`) or at once. Never blocks a thread.
   /// Cancellation: terminal stops the waiting, not the shutdown. Any number of calls, also at the same time and after

@@ -20,18 +20,18 @@ namespace bulkhead {
 
 /// What can happen to a task or to an executor.
 enum class EventKind : std::uint32_t {
-  submitted = 1U << 0,        ///< The executor accepted the task.
-  rejected = 1U << 1,         ///< It refused the task, which never becomes `submitted`.
-  started = 1U << 2,          ///< A run of the task began.
-  progress = 1U << 3,         ///< The task told how far it is; the latest, at most every 50 ms.
-  retried = 1U << 4,          ///< A run failed, and another will follow.
-  succeeded = 1U << 5,        ///< The end: the function returned.
-  failed = 1U << 6,           ///< The end: it threw, its worker died, or a value could not be carried.
-  cancelled = 1U << 7,        ///< The end: its caller or `shutdown` cancelled it.
-  timed_out = 1U << 8,        ///< The end: one of its time limits passed.
-  worker_started = 1U << 9,   ///< A worker process or thread was started.
-  worker_exited = 1U << 10,   ///< It is gone.
-  max_instances = 1U << 11    ///< `TaskOptions::max_instances` is reached: the task is refused, or waits.
+  submitted = 1U << 0,       ///< The executor accepted the task.
+  rejected = 1U << 1,        ///< It refused the task, which never becomes `submitted`.
+  started = 1U << 2,         ///< A run of the task began.
+  progress = 1U << 3,        ///< The task told how far it is; the latest, at most every 50 ms.
+  retried = 1U << 4,         ///< A run failed, and another will follow.
+  succeeded = 1U << 5,       ///< The end: the function returned.
+  failed = 1U << 6,          ///< The end: it threw, its worker died, or a value could not be carried.
+  cancelled = 1U << 7,       ///< The end: its caller or `shutdown` cancelled it.
+  timed_out = 1U << 8,       ///< The end: one of its time limits passed.
+  worker_started = 1U << 9,  ///< A worker process or thread was started.
+  worker_exited = 1U << 10,  ///< It is gone.
+  max_instances = 1U << 11   ///< `TaskOptions::max_instances` is reached: the task is refused, or waits.
 };
 
 /// A set of kinds: `EventKind::failed | EventKind::timed_out`.
@@ -111,8 +111,8 @@ class EventQueue;
 
 /// What `subscribe` gives: while it lives, events come. Move-only.
 ///
-/// Thread safety: distinct objects: safe. After its end no call of the listener begins; one that is under way on another
-/// thread goes on. It may be ended inside its own listener. It may outlive the executor.
+/// Thread safety: distinct objects: safe. After its end no call of the listener begins; one that is under way on
+/// another thread goes on. It may be ended inside its own listener. It may outlive the executor.
 class BULKHEAD_EXPORT Subscription {
  public:
   /// No subscription.

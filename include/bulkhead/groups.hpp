@@ -101,10 +101,10 @@ class Group : public std::enable_shared_from_this<Group> {
     auto slot = signals_[index]->slot();
     if constexpr (std::is_void_v<T>) {
       asio::co_spawn(strand_, std::move(member),
-                     asio::bind_cancellation_slot(slot, [self = shared_from_this(), ended = std::move(ended)](
-                                                            std::exception_ptr error) mutable {
-                       ended(std::move(error), std::optional<std::monostate>(std::in_place));
-                     }));
+                     asio::bind_cancellation_slot(
+                         slot, [self = shared_from_this(), ended = std::move(ended)](std::exception_ptr error) mutable {
+                           ended(std::move(error), std::optional<std::monostate>(std::in_place));
+                         }));
     } else {
       asio::co_spawn(strand_, boxed(std::move(member)),
                      asio::bind_cancellation_slot(slot, [self = shared_from_this(), ended = std::move(ended)](
@@ -165,9 +165,8 @@ class JoinedGroup : public Group {
           }
           auto shared = std::make_shared<std::decay_t<decltype(handler)>>(std::forward<decltype(handler)>(handler));
           asio::post(group->strand(), [group, start = std::move(start), shared] {
-            auto complete = std::make_shared<std::function<void()>>([group = group.get(), shared] {
-              asio::dispatch(asio::append(std::move(*shared), group->error_));
-            });
+            auto complete = std::make_shared<std::function<void()>>(
+                [group = group.get(), shared] { asio::dispatch(asio::append(std::move(*shared), group->error_)); });
             if (group->left_ == 0) {
               (*complete)();
             } else {
@@ -189,8 +188,8 @@ class JoinedGroup : public Group {
 }  // namespace detail
 
 /// Runs tasks at the same time and gives all their results, in the order of the arguments:
-/// `auto [a, b] = co_await when_all(pool.submit(f, 1), threads.submit(g));`. Takes awaitables and handles; the result of
-/// `void` is a `std::monostate`.
+/// `auto [a, b] = co_await when_all(pool.submit(f, 1), threads.submit(g));`. Takes awaitables and handles; the result
+/// of `void` is a `std::monostate`.
 ///
 /// Resumes: on the awaiting coroutine's executor, when all are over; the tasks' own handlers run on a strand of it.
 /// Cancellation: goes on to all tasks; one that was given as a handle is cancelled.
@@ -202,8 +201,8 @@ auto when_all(OnError on_error, Members... members)
   using Joined = detail::JoinedGroup<Results>;
   const auto group = std::make_shared<Joined>(co_await asio::this_coro::executor, sizeof...(Members), on_error);
   auto kept = std::make_shared<std::tuple<Members...>>(std::move(members)...);
-  std::function<void(typename Joined::Complete)> start = [group = group.get(), kept](
-                                                             typename Joined::Complete complete) {
+  std::function<void(typename Joined::Complete)> start = [group = group.get(),
+                                                          kept](typename Joined::Complete complete) {
     const auto start_one = [&]<std::size_t I>(std::integral_constant<std::size_t, I>) {
       group->start(I, detail::awaitable_of(std::move(std::get<I>(*kept))),
                    [group, complete](std::exception_ptr error, auto value) {
@@ -211,9 +210,8 @@ auto when_all(OnError on_error, Members... members)
                      group->member_ended(error, complete);
                    });
     };
-    [&]<std::size_t... I>(std::index_sequence<I...>) {
-      (start_one(std::integral_constant<std::size_t, I>()), ...);
-    }(std::index_sequence_for<Members...>());
+    [&]<std::size_t... I>(std::index_sequence<I...>) { (start_one(std::integral_constant<std::size_t, I>()), ...); }
+    (std::index_sequence_for<Members...>());
   };
   auto joined = Joined::join(group, std::move(start));
   Results results = co_await std::move(joined);
@@ -238,8 +236,8 @@ auto when_all(OnError on_error, std::vector<Member> members)
   const auto group = std::make_shared<Joined>(co_await asio::this_coro::executor, members.size(), on_error);
   group->results.resize(members.size());
   auto kept = std::make_shared<std::vector<Member>>(std::move(members));
-  std::function<void(typename Joined::Complete)> start = [group = group.get(), kept](
-                                                             typename Joined::Complete complete) {
+  std::function<void(typename Joined::Complete)> start = [group = group.get(),
+                                                          kept](typename Joined::Complete complete) {
     for (std::size_t i = 0; i < kept->size(); ++i) {
       group->start(i, detail::awaitable_of(std::move((*kept)[i])),
                    [group, i, complete](std::exception_ptr error, auto value) {

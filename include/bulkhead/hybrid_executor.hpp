@@ -38,10 +38,10 @@ struct HybridExecutorOptions {
 /// Gives each task to the first of several executors, and on to the next when that is full: a pool of processes first,
 /// say, and then another, or threads. When all refuse, the task fails with what the last one said.
 ///
-/// The executors have their own metrics, limits and events, in which the task appears, too; those of the hybrid count it
-/// once. Retries, `max_instances` and results of spawned tasks belong to the hybrid; time limits and cancellation to the
-/// executor that has the task. An executor with `OverloadPolicy::wait` is never full, so that nothing goes on beyond it.
-/// Thread safety: as BaseExecutor. It shares the executors' ownership.
+/// The executors have their own metrics, limits and events, in which the task appears, too; those of the hybrid count
+/// it once. Retries, `max_instances` and results of spawned tasks belong to the hybrid; time limits and cancellation to
+/// the executor that has the task. An executor with `OverloadPolicy::wait` is never full, so that nothing goes on
+/// beyond it. Thread safety: as BaseExecutor. It shares the executors' ownership.
 class BULKHEAD_EXPORT HybridExecutor final : public BaseExecutor {
  public:
   /// `executors` in order of preference: at least one, none of them null.

@@ -48,11 +48,11 @@ struct IoExecutorOptions {
 /// Each coroutine has a strand of its own. While it runs, `this_task` knows it, in whatever handler it goes on.
 /// Cancellation: as BaseExecutor says. A coroutine that runs gets terminal and partial cancellations through its own
 /// slot, so that what it awaits is cancelled (by default coroutines let only terminal pass), and
-/// `this_task::stop_requested` is set; its caller is told when it has ended, or after `cancel_grace`. When its `timeout`
-/// passes it is cancelled in the same way, and its caller is told at once. It keeps its place until it has ended.
-/// `cpu_timeout` holds for plain functions only: coroutines share the event loop's threads, and a task with one is
-/// refused with `std::invalid_argument`.
-/// Thread safety: as BaseExecutor. Destruction cancels what runs and waits for nothing; await `shutdown` first.
+/// `this_task::stop_requested` is set; its caller is told when it has ended, or after `cancel_grace`. When its
+/// `timeout` passes it is cancelled in the same way, and its caller is told at once. It keeps its place until it has
+/// ended. `cpu_timeout` holds for plain functions only: coroutines share the event loop's threads, and a task with one
+/// is refused with `std::invalid_argument`. Thread safety: as BaseExecutor. Destruction cancels what runs and waits for
+/// nothing; await `shutdown` first.
 class BULKHEAD_EXPORT IoExecutor final : public BaseExecutor {
  public:
   /// Throws `std::invalid_argument` with the option's name and range.

@@ -62,8 +62,8 @@ class BULKHEAD_EXPORT Lifecycle {
   /// Whether it is stopping, or has stopped.
   bool stopping() const noexcept;
 
-  /// Waits for a signal or `request_stop`, runs the steps, shuts all executors down, and gives the signal's number, or 0.
-  /// From the signal on its default action holds again: a second Ctrl-C ends the program the hard way.
+  /// Waits for a signal or `request_stop`, runs the steps, shuts all executors down, and gives the signal's number, or
+  /// 0. From the signal on its default action holds again: a second Ctrl-C ends the program the hard way.
   ///
   /// Resumes: on the awaiting coroutine's executor. Cancellation: terminal, while it waits for a signal; not later.
   /// Errors: the first that a step threw, or `ShutdownFailedError`, when all is over. Call it once.

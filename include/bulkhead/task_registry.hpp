@@ -147,9 +147,8 @@ class RegisteredFunction final : public RegisteredTask {
   }
 
   C make_call(void* arguments) const {
-    return std::apply(
-        [this](auto&... argument) { return C(std::in_place, F(function_), std::move(argument)...); },
-        *static_cast<Arguments*>(arguments));
+    return std::apply([this](auto&... argument) { return C(std::in_place, F(function_), std::move(argument)...); },
+                      *static_cast<Arguments*>(arguments));
   }
 
   const F function_;

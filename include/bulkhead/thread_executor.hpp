@@ -56,8 +56,8 @@ struct PlainCall {
 /// Runs blocking functions on threads of its own, so that the event loop goes on. Takes any callable and arguments that
 /// can be moved; nothing is encoded. What crashes here ends the program: see LocalExecutor for code that may.
 ///
-/// Limits: a function cannot be ended from outside. When its `timeout` or `cpu_timeout` passes, or it was cancelled with
-/// `terminal` and `cancel_grace` is over, it is asked to stop and its caller is told; its thread, its place among
+/// Limits: a function cannot be ended from outside. When its `timeout` or `cpu_timeout` passes, or it was cancelled
+/// with `terminal` and `cancel_grace` is over, it is asked to stop and its caller is told; its thread, its place among
 /// `max_pending` and its `max_instances` are taken until it returns.
 /// Cancellation: as BaseExecutor says; a queued task is removed at once.
 /// Thread safety: as BaseExecutor. Destruction waits for no function: the callers of what has not ended get

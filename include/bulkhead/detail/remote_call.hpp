@@ -264,8 +264,9 @@ struct Remote<Call<F, Args...>> {
 };
 
 template <class C>
-concept Sendable = Remote<C>::callable && Remote<C>::arguments && Remote<C>::invocable &&
-    !is_awaitable<call_result_t<C>> && SendableResult<call_result_t<C>>;
+concept Sendable =
+    Remote<C>::callable && Remote<C>::arguments && Remote<C>::invocable && !is_awaitable<call_result_t<C>> &&
+    SendableResult<call_result_t<C>>;
 
 // Says at compile time why a call cannot be sent, in one sentence; the rest is left out, so that it stays the only one.
 template <class F, class... Args>
@@ -283,8 +284,9 @@ constexpr void require_sendable(std::type_identity<Call<F, Args...>>) {
                   "bulkhead: the function cannot be called with these arguments in a worker process; it gets them as "
                   "rvalues, so a parameter cannot be a reference to non-const: return what it is to change.");
   } else if constexpr (is_awaitable<call_result_t<C>>) {
-    static_assert(!is_awaitable<call_result_t<C>>,
-                  "bulkhead: a coroutine cannot run in a worker process, which has no event loop: submit it to an IoExecutor.");
+    static_assert(
+        !is_awaitable<call_result_t<C>>,
+        "bulkhead: a coroutine cannot run in a worker process, which has no event loop: submit it to an IoExecutor.");
   } else if constexpr (!SendableResult<call_result_t<C>>) {
     codec_detail::require_serializable<call_result_t<C>>();
   }

@@ -101,8 +101,8 @@ void spawn_call(const std::shared_ptr<ExecutorCore>& core, std::shared_ptr<TaskR
 }
 
 template <class C>
-void spawn_call_at(const std::shared_ptr<ExecutorCore>& core, const std::shared_ptr<TaskRecord>& record,
-                   StartTime time, TaskOptions&& options, C&& call) {
+void spawn_call_at(const std::shared_ptr<ExecutorCore>& core, const std::shared_ptr<TaskRecord>& record, StartTime time,
+                   TaskOptions&& options, C&& call) {
   // std::function wants what can be copied.
   struct Pending {
     TaskOptions options;
@@ -110,7 +110,8 @@ void spawn_call_at(const std::shared_ptr<ExecutorCore>& core, const std::shared_
   };
   auto pending = std::make_shared<Pending>(Pending{std::move(options), std::move(call)});
   start_at(core, time, record, [weak = std::weak_ptr(core), record, pending = std::move(pending)] {
-    if (const auto alive = weak.lock()) spawn_call(alive, record, std::move(pending->options), std::move(pending->call));
+    if (const auto alive = weak.lock())
+      spawn_call(alive, record, std::move(pending->options), std::move(pending->call));
   });
 }
 
@@ -126,17 +127,16 @@ Schedule repeat_call(const std::shared_ptr<ExecutorCore>& core, std::chrono::nan
     C call;
   };
   auto repeated = std::make_shared<const Repeated>(Repeated{std::move(options), std::move(call)});
-  return start_every(core, period, std::move(schedule),
-                     [weak = std::weak_ptr(core), repeated = std::move(repeated)](RunEnded ended) {
-                       const auto alive = weak.lock();
-                       if (!alive) return;
-                       TaskOptions run_options(repeated->options);
-                       C run_call(repeated->call);
-                       InitiateSubmit initiation(alive);
-                       std::move(initiation)(
-                           [ended = std::move(ended)](const std::exception_ptr& error, auto&&...) { ended(error); },
-                           std::move(run_options), std::move(run_call));
-                     });
+  return start_every(
+      core, period, std::move(schedule), [weak = std::weak_ptr(core), repeated = std::move(repeated)](RunEnded ended) {
+        const auto alive = weak.lock();
+        if (!alive) return;
+        TaskOptions run_options(repeated->options);
+        C run_call(repeated->call);
+        InitiateSubmit initiation(alive);
+        std::move(initiation)([ended = std::move(ended)](const std::exception_ptr& error, auto&&...) { ended(error); },
+                              std::move(run_options), std::move(run_call));
+      });
 }
 
 }  // namespace bulkhead::detail

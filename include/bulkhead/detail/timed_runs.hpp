@@ -17,8 +17,8 @@ class TaskRecord;
 
 using StartTime = std::variant<std::chrono::steady_clock::time_point, std::chrono::system_clock::time_point>;
 
-// Calls `start` at that time, on the executor's Asio executor, unless the task is cancelled or the executor ends before:
-// then the record has its outcome from here.
+// Calls `start` at that time, on the executor's Asio executor, unless the task is cancelled or the executor ends
+// before: then the record has its outcome from here.
 BULKHEAD_EXPORT void start_at(const std::shared_ptr<ExecutorCore>& core, StartTime time,
                               const std::shared_ptr<TaskRecord>& record, std::function<void()> start);
 

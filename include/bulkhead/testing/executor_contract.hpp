@@ -263,7 +263,8 @@ class Bench {
   }
   // Of the tasks that wait at the gate.
   bool none_is_over() const {
-    return std::all_of(occupants_.begin(), occupants_.end(), [](const Caller<int>& caller) { return caller.calls == 0; });
+    return std::all_of(occupants_.begin(), occupants_.end(),
+                       [](const Caller<int>& caller) { return caller.calls == 0; });
   }
   void open_gate() {
     board().open = 1;
@@ -318,9 +319,8 @@ class Listening {
         std::count_if(events_.begin(), events_.end(), [&](const Event& event) { return event.kind == kind; }));
   }
   std::size_t terminal() const {
-    return static_cast<std::size_t>(std::count_if(events_.begin(), events_.end(), [](const Event& event) {
-      return kTerminalEvents.contains(event.kind);
-    }));
+    return static_cast<std::size_t>(std::count_if(
+        events_.begin(), events_.end(), [](const Event& event) { return kTerminalEvents.contains(event.kind); }));
   }
 
  private:
@@ -437,7 +437,8 @@ inline void cancel_queued(const ContractSubject& subject) {
     bench.executor().async_submit(call(note_order, 1), asio::bind_cancellation_slot(signal.slot(), caller.handler()));
     signal.emit(type);
     bench.until([&] { return caller.calls > 0; }, "a queued task that was cancelled was over");
-    require_error<TaskCancelledError>(caller.error, "a queued task that is cancelled must fail with TaskCancelledError");
+    require_error<TaskCancelledError>(caller.error,
+                                      "a queued task that is cancelled must fail with TaskCancelledError");
     bench.open_gate();
     require(bench.await(bench.executor().submit(twice, 4), "a later task was over") == 8, "a result is wrong");
     require(board().order_size == 0, "a task ran although it was cancelled before");
@@ -457,7 +458,8 @@ inline void cancel_running(const ContractSubject& subject) {
     bench.until([] { return board().begun == 1; }, "a task began");
     signal.emit(asio::cancellation_type::terminal);
     bench.until([&] { return caller.calls > 0; }, "a running task that was cancelled was over");
-    require_error<TaskCancelledError>(caller.error, "a running task that is cancelled must fail with TaskCancelledError");
+    require_error<TaskCancelledError>(caller.error,
+                                      "a running task that is cancelled must fail with TaskCancelledError");
     bench.require_nothing_left();
     require(caller.calls == 1, "a caller was told twice");
   }
@@ -472,8 +474,8 @@ inline void cancel_running(const ContractSubject& subject) {
     require(caller.calls == 0, "total must not end a running task");
     signal.emit(asio::cancellation_type::partial);
     bench.until([&] { return caller.calls > 0; }, "a task that was asked to stop was over");
-    require(!caller.error && caller.value == 5, "what a task returns that was asked to stop is its result; it gave: " +
-                                                    say(caller.error));
+    require(!caller.error && caller.value == 5,
+            "what a task returns that was asked to stop is its result; it gave: " + say(caller.error));
   }
 }
 
@@ -567,9 +569,9 @@ inline void shutdown_ends(const ContractSubject& subject) {
     Caller<int> running;
     bench.executor().async_submit(call(run_until_stopped, 1), running.handler());
     bench.until([] { return board().begun == 1; }, "a task began");
-    bench.await(bench.executor().shutdown(
-                    {.wait = true, .timeout = std::chrono::milliseconds(20), .cancel_pending = false}),
-                "a shutdown with a limit was over");
+    bench.await(
+        bench.executor().shutdown({.wait = true, .timeout = std::chrono::milliseconds(20), .cancel_pending = false}),
+        "a shutdown with a limit was over");
     bench.until([&] { return running.calls > 0; }, "the caller of a task that outlasts the shutdown was told");
     require_error<TaskCancelledError>(running.error, "a task that outlasts the shutdown must fail");
   }

@@ -88,7 +88,8 @@ class HandlerExecutor {
     if (!same(executor, io)) tracked_.emplace(asio::prefer(executor, asio::execution::outstanding_work.tracked));
   }
 
-  HandlerExecutor(HandlerExecutor&& other) noexcept : tracked_(std::exchange(other.tracked_, std::nullopt)) {}
+  // What is moved from keeps nothing at work.
+  HandlerExecutor(HandlerExecutor&&) noexcept = default;
   HandlerExecutor& operator=(HandlerExecutor&&) = delete;
 
   bool is_io_executor() const noexcept { return !tracked_; }

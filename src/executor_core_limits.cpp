@@ -161,6 +161,11 @@ void ExecutorCore::limit_passed(TaskNode& node, std::vector<Withdrawn>& withdraw
     // The next run must not begin before this one is over; that is when the verdict counts.
     node.verdict = std::move(error);
   } else {
+    if (node.failed_runs) {
+      auto runs_so_far = *node.failed_runs;
+      runs_so_far.push_back({std::move(error), std::chrono::nanoseconds(time - node.began_ns), true});
+      error = std::make_exception_ptr(RetryError(std::move(runs_so_far), context_of(node)));
+    }
     end_early(node, Outcome::timed_out, error);
   }
 }

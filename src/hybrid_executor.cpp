@@ -21,6 +21,10 @@ using detail::Initiation;
 using detail::Outcome;
 using detail::TaskNode;
 
+// When the time for a shutdown is over, the executors end their tasks at the same moment, and tell within milliseconds
+// how: that is truer than what is known here.
+constexpr auto kMemberPatience = std::chrono::milliseconds(100);
+
 CommonOptions common(const HybridExecutorOptions& options,
                      const std::vector<std::shared_ptr<BaseExecutor>>& executors) {
   if (executors.empty()) throw std::invalid_argument("a HybridExecutor needs at least one executor");
@@ -301,7 +305,7 @@ asio::awaitable<void> HybridExecutor::stop(ShutdownOptions options) {
                      asio::bind_executor(tasks->io, [engine, tasks, late](std::exception_ptr, bool idle) {
                        if (idle) return;
                        engine->cancel_all(asio::cancellation_type::terminal);
-                       tasks->cancel_open(true, late);
+                       tasks->cancel_open_after(kMemberPatience, late);
                      }));
   }
   if (!options.wait) co_return;
@@ -317,7 +321,9 @@ asio::awaitable<void> HybridExecutor::stop(ShutdownOptions options) {
     }
   }
   std::optional<std::chrono::nanoseconds> left;
-  if (end) left = std::max<std::chrono::nanoseconds>(*end - Clock::now(), std::chrono::nanoseconds::zero());
+  if (end) {
+    left = kMemberPatience + std::max<std::chrono::nanoseconds>(*end - Clock::now(), std::chrono::nanoseconds::zero());
+  }
   const bool idle = co_await wait_until_idle(tasks, left);
   if (!idle) tasks->cancel_open(true, late);
   if (failure) std::rethrow_exception(failure);

@@ -244,7 +244,7 @@ TEST_CASE("a task on a thread is told when its time limit passes, and does not r
     }
     return std::exception_ptr();
   }();
-  CHECK(holds<TaskTimeoutError>(error));  // the last run goes on when its caller is told
+  CHECK(holds<RetryError>(error));  // the last run goes on when its caller is told
   REQUIRE(run_until(context, [&] { return at_once == 0; }));
   CHECK(most == 1);
   CHECK(runs == 3);

@@ -4,11 +4,14 @@
 #include <bulkhead/detail/task_impl.hpp>
 
 #include <boost/asio/bind_executor.hpp>
+#include <boost/asio/co_spawn.hpp>
 #include <boost/asio/post.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 
@@ -38,6 +41,23 @@ CommonOptions common(const HybridExecutorOptions& options,
           .tasks = options.tasks,
           .results = options.results};
 }
+
+// When the time for a shutdown is over.
+class Deadline {
+ public:
+  explicit Deadline(std::optional<std::chrono::nanoseconds> timeout) {
+    // A century is for ever, and can be added to any time of the clock.
+    if (timeout) end_ = Clock::now() + std::min<std::chrono::nanoseconds>(*timeout, std::chrono::hours(24 * 365 * 100));
+  }
+  std::optional<std::chrono::nanoseconds> left() const {
+    if (!end_) return {};
+    return std::max<std::chrono::nanoseconds>(*end_ - Clock::now(), std::chrono::nanoseconds::zero());
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::optional<Clock::time_point> end_;
+};
 
 // What the executor that has the task must know; the rest is the hybrid's business.
 TaskOptions forwarded_options(const TaskOptions& given) {
@@ -85,6 +105,8 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
   Engine(std::shared_ptr<ExecutorCore> hybrid, std::vector<std::shared_ptr<BaseExecutor>> members,
          const HybridExecutorOptions& given)
       : core(std::move(hybrid)), executors(std::move(members)), options(given) {}
+
+  static asio::awaitable<void> shut_down_executors(std::shared_ptr<Engine> engine, Deadline deadline);
 
   // Gives the task to this executor. Without any mutex.
   void submit(TaskNode* node, std::size_t index);
@@ -280,25 +302,30 @@ std::vector<Metrics> HybridExecutor::all_metrics() const {
 
 void HybridExecutor::execute(Task task) { engine_->submit(TaskAccess::release(task), 0); }
 
+// Ends each of the executors: when no task of this one can need them any more, or when the time is over.
+asio::awaitable<void> HybridExecutor::Engine::shut_down_executors(std::shared_ptr<Engine> engine, Deadline deadline) {
+  co_await wait_until_idle(engine->core, deadline.left());
+  std::exception_ptr failure;
+  // First all of them, without waiting: what is to happen at the end of the time happens to all at once.
+  for (const bool wait : {false, true}) {
+    for (const auto& executor : engine->executors) {
+      ShutdownOptions rest;
+      rest.wait = wait;
+      rest.timeout = deadline.left();
+      try {
+        co_await executor->shutdown(rest);
+      } catch (...) {
+        failure = std::current_exception();
+      }
+    }
+  }
+  if (failure) std::rethrow_exception(failure);
+}
+
 asio::awaitable<void> HybridExecutor::stop(ShutdownOptions options) {
   const auto engine = engine_;
   const auto tasks = core();
-  using Clock = std::chrono::steady_clock;
-  std::optional<Clock::time_point> end;
-  // A century is for ever, and can be added to any time of the clock.
-  if (options.timeout) {
-    end = Clock::now() + std::min<std::chrono::nanoseconds>(*options.timeout, std::chrono::hours(24 * 365 * 100));
-  }
-  std::exception_ptr failure;
-  if (engine->options.shut_down_executors) {
-    // First all of them, without waiting: what is to happen at the end of the time happens to all at once.
-    ShutdownOptions begin = options;
-    begin.wait = false;
-    for (const auto& executor : engine->executors) co_await executor->shutdown(begin);
-  } else if (options.cancel_pending) {
-    engine->cancel_all(asio::cancellation_type::total);
-  }
-  if (options.cancel_pending) tasks->cancel_parked("the executor was shut down");
+  const Deadline deadline(options.timeout);
   const std::string late = "it had not ended when the time for the shutdown was over";
   if (options.timeout) {
     tasks->wait_idle(options.timeout,
@@ -308,22 +335,32 @@ asio::awaitable<void> HybridExecutor::stop(ShutdownOptions options) {
                        tasks->cancel_open_after(kMemberPatience, late);
                      }));
   }
-  if (!options.wait) co_return;
+  if (options.cancel_pending) {
+    if (engine->options.shut_down_executors) {
+      ShutdownOptions begin = options;
+      begin.wait = false;
+      for (const auto& executor : engine->executors) co_await executor->shutdown(begin);
+    } else {
+      engine->cancel_all(asio::cancellation_type::total);
+    }
+    tasks->cancel_parked("the executor was shut down");
+  }
+  std::exception_ptr failure;
   if (engine->options.shut_down_executors) {
-    for (const auto& executor : engine->executors) {
-      ShutdownOptions rest;
-      if (end) rest.timeout = std::max<std::chrono::nanoseconds>(*end - Clock::now(), std::chrono::nanoseconds::zero());
-      try {
-        co_await executor->shutdown(rest);
-      } catch (...) {
-        failure = std::current_exception();
-      }
+    if (!options.wait) {
+      // Who wants to know how it ends waits for the shutdown, and that asks each of the executors again.
+      asio::co_spawn(tasks->io, Engine::shut_down_executors(engine, deadline), [](std::exception_ptr) {});
+      co_return;
+    }
+    try {
+      co_await Engine::shut_down_executors(engine, deadline);
+    } catch (...) {
+      failure = std::current_exception();
     }
   }
-  std::optional<std::chrono::nanoseconds> left;
-  if (end) {
-    left = kMemberPatience + std::max<std::chrono::nanoseconds>(*end - Clock::now(), std::chrono::nanoseconds::zero());
-  }
+  if (!options.wait) co_return;
+  std::optional<std::chrono::nanoseconds> left = deadline.left();
+  if (left) *left += kMemberPatience;
   const bool idle = co_await wait_until_idle(tasks, left);
   if (!idle) tasks->cancel_open(true, late);
   if (failure) std::rethrow_exception(failure);

@@ -642,6 +642,39 @@ TEST_CASE("a hybrid shuts its executors down, or leaves them", "[hybrid]") {
   }
 }
 
+TEST_CASE("a hybrid's shutdown runs what waits for an instance before it shuts its executors down", "[hybrid]") {
+  asio::io_context context;
+  const bool wait = GENERATE(true, false);
+  CAPTURE(wait);
+  Pair pair(context);
+  const auto alone = [] {
+    return TaskOptions().name("alone").max_instances(1, bulkhead::OverloadPolicy::wait).timeout(1h);
+  };
+  gate.reset();
+  std::deque<Outcome<>> outcomes(3);
+  pair.hybrid->async_submit(alone(), bulkhead::call(wait_at_gate, 0), outcomes[0].handler());
+  for (int i = 1; i < 3; ++i) {
+    pair.hybrid->async_submit(alone(), bulkhead::call(twice, i), outcomes[static_cast<std::size_t>(i)].handler());
+  }
+  REQUIRE(run_until(context, [&] { return gate.waiting == 1; }));
+  bulkhead::ShutdownOptions options;
+  options.wait = wait;
+  bool ended = false;
+  asio::co_spawn(context, pair.hybrid->shutdown(options), [&](std::exception_ptr error) {
+    CHECK_FALSE(error);
+    ended = true;
+  });
+  settle(context);
+  CHECK(ended == !wait);
+  gate.open = 1;
+  REQUIRE(run_until(context, [&] { return ended && all_over(outcomes); }));
+  CHECK(outcomes[1].value == 2);
+  CHECK(outcomes[2].value == 4);
+  const auto closed = [&] { return run_until(context, [&] { return pair.threads->metrics().workers == 0; }); };
+  CHECK(closed());
+  CHECK_THROWS_AS(run(context, pair.processes->submit(twice, 1)), ExecutorNotRunningError);
+}
+
 TEST_CASE("what a task of a hybrid throws and what it tells of its progress reach its caller", "[hybrid]") {
   asio::io_context context;
   Pair pair(context);

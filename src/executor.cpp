@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <bulkhead/executor.hpp>
 
+#include "hold_until_over.hpp"
+
 #include <fmt/format.h>
 
 #include <exception>
@@ -59,7 +61,12 @@ asio::awaitable<void> Executor::shut_down(std::shared_ptr<State> state, Shutdown
   begin.wait = false;
   co_await threads->shutdown(begin);
   co_await processes->shutdown(begin);
-  if (!options.wait) co_return;
+  if (!options.wait) {
+    // The next startup has others in their place.
+    detail::hold_until_over(state->io, threads);
+    detail::hold_until_over(state->io, processes);
+    co_return;
+  }
   std::exception_ptr failure;
   co_await threads->shutdown({.wait = true, .timeout = options.timeout, .cancel_pending = false});
   try {

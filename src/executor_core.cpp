@@ -206,9 +206,10 @@ void ExecutorCore::refuse(TaskNode* node, std::exception_ptr error, Lock& lock, 
   }
   node->outcome = as;
   node->error = std::move(error);
+  const bool grants = release_instance(*node);
   const bool over = !context_alive || node->post_outcome();
-  release_instance(*node, lock);
-  if (lock.owns_lock()) lock.unlock();
+  lock.unlock();
+  if (grants) pass_grants_on();
   hand_over(node, !over, Delivery::initiating);
 }
 
@@ -365,6 +366,10 @@ void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from, Lock& 
     node->error = std::exchange(node->verdict, nullptr);
     outcome = Outcome::timed_out;
   }
+  if (outcomes_from_threads && asks_elsewhere(*node, outcome, from)) {
+    lock.unlock();
+    return;
+  }
   if (quarantine) note_crashes(*node, outcome);
   if (outcome != Outcome::completed && node->options.has_rare() && try_again(*node, outcome, lock)) {
     lock.unlock();
@@ -372,6 +377,7 @@ void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from, Lock& 
   }
   Admitted admitted;
   bool wanted = account(*node, outcome, admitted);
+  const bool grants = release_instance(*node);
   // What is posted anyway is posted under the mutex, where it is known whether there still is a context.
   const bool post = outcomes_from_threads || from == Delivery::initiating;
   if (post && wanted && (!context_alive || node->post_outcome())) wanted = false;
@@ -382,8 +388,8 @@ void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from, Lock& 
     complete_idle_waits();
     if (outcomes_from_threads) work.reset();
   }
-  if (node->holds_instance) release_instance(*node, lock);
-  if (lock.owns_lock()) lock.unlock();
+  lock.unlock();
+  if (grants) pass_grants_on();
   start(admitted);
   hand_over(node, wanted, from);
 }

@@ -135,7 +135,7 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
       forget(node);
       complete_idle_waits();
       never_admitted = &node;
-      release_instance(node, lock);
+      release_instance(node);
     } else if (!static_cast<OpenLink&>(node).linked()) {
       node.cancel_asked = true;  // Its initiation is under way.
       return;
@@ -169,7 +169,10 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
     }
   }
   // Never inside the call to `emit`: the caller may hold locks of its own.
-  if (never_admitted != nullptr) never_admitted->deliver(Delivery::initiating);
+  if (never_admitted != nullptr) {
+    pass_grants_on();
+    never_admitted->deliver(Delivery::initiating);
+  }
   fail_all(withdrawn);
 }
 
@@ -281,8 +284,8 @@ void ExecutorCore::context_gone() noexcept {
   idle_waits_->context_gone();
   for (TaskNode* node : refused) {
     {
-      Lock lock(mutex);
-      release_instance(*node, lock);
+      const Lock lock(mutex);
+      release_instance(*node);
     }
     node->destroy();
   }

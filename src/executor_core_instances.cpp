@@ -17,6 +17,10 @@ std::string instance_key(const TaskNode& node) {
   return key.empty() ? node.name() : key;
 }
 
+void call_all(const std::vector<InstanceGroup::Grant>& grants) {
+  for (const auto& grant : grants) grant();
+}
+
 }  // namespace
 
 // With the mutex. The error, if there are as many as may be and the task is not to wait.
@@ -41,7 +45,7 @@ bool ExecutorCore::waits_for_instance(TaskNode& node) {
         if (const auto self = weak.lock()) {
           self->instance_granted(id, key);
         } else {
-          group->release(key);
+          call_all(group->release(key));
         }
       });
   node.holds_instance = node.instance_wait == 0;
@@ -58,7 +62,7 @@ void ExecutorCore::instance_granted(std::uint64_t id, const std::string& key) {
   if (found == parked_.end()) {
     // It was cancelled in the same instant.
     lock.unlock();
-    instances->release(key);
+    call_all(instances->release(key));
     return;
   }
   TaskNode* const node = found->second;
@@ -85,15 +89,14 @@ void ExecutorCore::pass_grants_on() {
     const Lock lock(mutex);
     grants.swap(grants_);
   }
-  for (const auto& grant : grants) grant();
+  call_all(grants);
 }
 
-// With the mutex, which is given back if there was one: the next task may be of another executor.
-void ExecutorCore::release_instance(TaskNode& node, Lock& lock) {
-  if (!std::exchange(node.holds_instance, false)) return;
-  const std::string key = instance_key(node);
-  lock.unlock();
-  instances->release(key);
+// With the mutex, and before the task's caller is told, who may count on it. True: `pass_grants_on` is to be called.
+bool ExecutorCore::release_instance(TaskNode& node) {
+  if (!std::exchange(node.holds_instance, false)) return false;
+  for (auto& grant : instances->release(instance_key(node))) grants_.push_back(std::move(grant));
+  return !grants_.empty();
 }
 
 }  // namespace bulkhead::detail

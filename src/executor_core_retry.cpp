@@ -5,6 +5,8 @@
 
 #include <bulkhead/errors.hpp>
 
+#include <boost/asio/post.hpp>
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -41,6 +43,30 @@ const std::string& key_or_name(const TaskNode& node, std::string& own_name) {
   own_name = node.name();
   return own_name;
 }
+
+// Settles a task on the Asio context, and also if that is destroyed before.
+class SettleLater {
+ public:
+  SettleLater(std::shared_ptr<ExecutorCore> core, TaskNode& node, Outcome outcome, Delivery from)
+      : core_(std::move(core)), node_(&node), outcome_(outcome), from_(from) {}
+  SettleLater(SettleLater&& other) noexcept
+      : core_(std::move(other.core_)),
+        node_(std::exchange(other.node_, nullptr)),
+        outcome_(other.outcome_),
+        from_(other.from_) {}
+  SettleLater& operator=(SettleLater&&) = delete;
+  ~SettleLater() { (*this)(); }
+
+  void operator()() {
+    if (TaskNode* const node = std::exchange(node_, nullptr)) core_->settle(node, outcome_, from_);
+  }
+
+ private:
+  std::shared_ptr<ExecutorCore> core_;
+  TaskNode* node_;
+  Outcome outcome_;
+  Delivery from_;
+};
 
 std::chrono::nanoseconds time_now() { return std::chrono::nanoseconds(static_cast<std::int64_t>(ExecutorCore::now())); }
 
@@ -79,6 +105,17 @@ bool ExecutorCore::would_retry(const TaskNode& node, RetryOn kind) const noexcep
   const RetryPolicy* const policy = node.options.retry();
   return policy != nullptr && policy->covers(kind) && node.attempt() < policy->attempts() && accepting &&
          owner != nullptr && context_alive && !node.settled && !node.last_run && node.repeatable();
+}
+
+// With the mutex, on a thread that user code of the Asio context must not run on. True: it is settled there.
+bool ExecutorCore::asks_elsewhere(TaskNode& node, Outcome outcome, Delivery from) {
+  if (outcome != Outcome::failed || !node.options.has_rare() || !node.error || node.asks_here) return false;
+  const RetryPolicy* const policy = node.options.retry();
+  if (policy == nullptr || !policy->predicate() || !would_retry(node, RetryOn::exception)) return false;
+  unwatch(node);  // the run is over
+  node.asks_here = true;
+  asio::post(io, SettleLater(shared_from_this(), node, outcome, from));
+  return true;
 }
 
 // With the mutex, which it gives back while it asks the policy's predicate. True: the task waits for its next run.
@@ -123,6 +160,7 @@ void ExecutorCore::retry_later(TaskNode& node) {
   unwatch(node);
   node.verdict = nullptr;
   node.told_started = false;
+  node.asks_here = false;
   node.cpu_clock.reset();
   node.began_ns = 0;
   node.ended_ns = 0;

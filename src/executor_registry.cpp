@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <bulkhead/executor_registry.hpp>
 
+#include "hold_until_over.hpp"
 #include "wait_list.hpp"
 
 #include <boost/asio/co_spawn.hpp>
@@ -288,6 +289,8 @@ asio::awaitable<void> ExecutorRegistry::shutdown_all(ShutdownOptions options) {
                      }
                      ending->over->complete();
                    });
+    // Nobody else may have it, and it is to go on until its tasks are over.
+    if (!options.wait) detail::hold_until_over(state_->io, executors[i]);
   }
   for (bool all = executors.empty(); !all;) {
     // Two statements: g++ 12 destroys a capturing lambda inside a `co_await` expression twice (GCC PR 107288).

@@ -331,7 +331,10 @@ asio::awaitable<void> HybridExecutor::stop(ShutdownOptions options) {
     tasks->wait_idle(options.timeout,
                      asio::bind_executor(tasks->io, [engine, tasks, late](std::exception_ptr, bool idle) {
                        if (idle) return;
-                       engine->cancel_all(asio::cancellation_type::terminal);
+                       // Executors that are shut down end what is late themselves, whatever it makes of a stop.
+                       if (!engine->options.shut_down_executors) {
+                         engine->cancel_all(asio::cancellation_type::terminal);
+                       }
                        tasks->cancel_open_after(kMemberPatience, late);
                      }));
   }

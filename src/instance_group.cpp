@@ -93,16 +93,14 @@ std::vector<InstanceGroup::Grant> InstanceGroup::forget(std::uint64_t wait) {
   return granted;
 }
 
-void InstanceGroup::release(const std::string& key) {
-  std::list<State::Wait> granted;
-  {
-    const std::lock_guard lock(state_->mutex);
-    const auto found = state_->keys.find(key);
-    if (found == state_->keys.end()) return;
-    --found->second.count;
-    granted = state_->take_granted(found);
-  }
-  for (const State::Wait& wait : granted) wait.grant();
+std::vector<InstanceGroup::Grant> InstanceGroup::release(const std::string& key) {
+  std::vector<Grant> granted;
+  const std::lock_guard lock(state_->mutex);
+  const auto found = state_->keys.find(key);
+  if (found == state_->keys.end()) return granted;
+  --found->second.count;
+  for (State::Wait& next : state_->take_granted(found)) granted.push_back(std::move(next.grant));
+  return granted;
 }
 
 }  // namespace bulkhead

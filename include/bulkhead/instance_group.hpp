@@ -41,8 +41,8 @@ class BULKHEAD_EXPORT InstanceGroup {
   /// Nobody waits any more; if a grant is under way, whoever gets it has to release. Gives the grants of those whom it
   /// kept from going on: call them without any lock.
   [[nodiscard]] std::vector<Grant> forget(std::uint64_t wait);
-  /// One less.
-  void release(const std::string& key);
+  /// One less. Gives the grants of those that may go on now: call them without any lock.
+  [[nodiscard]] std::vector<Grant> release(const std::string& key);
 
  private:
   struct State;

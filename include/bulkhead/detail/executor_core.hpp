@@ -214,10 +214,11 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   void instance_granted(std::uint64_t id, const std::string& key);
   bool unpark(TaskNode& node);
   void pass_grants_on();
-  void release_instance(TaskNode& node, Lock& lock);
+  bool release_instance(TaskNode& node);
 
   // Retries and quarantine.
   bool refused_by_quarantine(TaskNode& node);
+  bool asks_elsewhere(TaskNode& node, Outcome outcome, Delivery from);
   void note_crashes(const TaskNode& node, Outcome outcome);
   bool try_again(TaskNode& node, Outcome outcome, Lock& lock);
   void retry_later(TaskNode& node);

@@ -138,14 +138,15 @@ class TaskImpl final : public TaskNode {
     try {
       if constexpr (gives_coroutine) {
         throw_needs_event_loop(*this);
-      } else if constexpr (Sendable<C>) {
-        if (keep) return run_encoded_copy(*this);
       } else if constexpr (is_copyable_call<C>) {
         if (keep) {
-          C copy(call_);
-          run_call(copy);
+          // Not on the stack, where g++ 12 warns of a member function's object that it takes for uninitialised.
+          const auto copy = std::make_unique<C>(call_);
+          run_call(*copy);
           return Outcome::completed;
         }
+      } else if constexpr (Sendable<C>) {
+        if (keep) return run_encoded_copy(*this);
       }
       if constexpr (!gives_coroutine) run_call(call_);
       return Outcome::completed;

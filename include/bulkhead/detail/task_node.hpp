@@ -144,6 +144,7 @@ class TaskNode : public OpenLink, public QueuedTask {
   bool told_started = false;    // this run's beginning has been told
   bool cancel_asked = false;    // before it was submitted
   bool wants_started = false;   // `note_started` is to be called
+  bool asks_here = false;       // its retry policy's predicate may be called by this thread
   // Whether encoding the call, or decoding its result, runs library code only, and is quick: it may be done under the
   // mutex.
   bool library_encoding = false;

@@ -81,8 +81,11 @@ void WorkerPool::kill_all_after(std::chrono::nanoseconds timeout, const std::str
 }
 
 void WorkerPool::dismiss_when_idle() {
-  core_->wait_idle({}, asio::bind_executor(core_->io, [self = shared_from_this()](std::exception_ptr, bool) {
-                     asio::post(self->background_,
+  // The pool has a reference to the background only, and its executor may be destroyed before the tasks are over.
+  auto background = Background::get();
+  core_->wait_idle({}, asio::bind_executor(core_->io, [background = std::move(background), self = shared_from_this()](
+                                                          std::exception_ptr, bool) {
+                     asio::post(background->context(),
                                 self->in_background([](WorkerPool& pool, Lock&) { pool.stop_workers(); }));
                    }));
 }

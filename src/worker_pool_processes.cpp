@@ -505,10 +505,13 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
   collect_all(*worker);
   worker->buried = true;
   worker->dying = true;
-  // One that dies young, and not of a task, would be replaced by one that does the same.
+  // One that dies young, and not of a task, would be replaced by one that does the same. One that has answered a task
+  // has shown that it can work: whoever kills those is not to slow the pool down.
   const bool unasked = !worker->told_to_stop && worker->killed == Killed::no;
-  const bool idle = worker->collected == worker->reserved || !worker->channel.begun(worker->collected);
-  const bool died_young = unasked && idle && !worker->orphaned && ExecutorCore::now() - worker->started_ns < kProbation;
+  const bool took_up_nothing =
+      worker->collected == 0 && (worker->reserved == 0 || !worker->channel.begun(worker->collected));
+  const bool died_young =
+      unasked && took_up_nothing && !worker->orphaned && ExecutorCore::now() - worker->started_ns < kProbation;
   if (was_ready && died_young) dispatcher_.died_young(time_now());
   const bool never_worked = (!was_ready || (died_young && worker->reserved == 0)) && !worker->told_to_stop;
   if (never_worked) {

@@ -28,7 +28,7 @@ function(planted_bug name source right wrong)
   add_kill_step(kill_step_${name} "${file}")
   target_include_directories(kill_step_${name} PRIVATE "${PROJECT_SOURCE_DIR}/src/${folder}")
   add_test(NAME fault_kill_step_${name} COMMAND kill_step_${name} --expect-violation)
-  set_tests_properties(fault_kill_step_${name} PROPERTIES TIMEOUT 120 LABELS fault RUN_SERIAL ON)
+  set_tests_properties(fault_kill_step_${name} PROPERTIES TIMEOUT 240 LABELS fault RUN_SERIAL ON)
 endfunction()
 
 add_kill_step(kill_step)

@@ -14,12 +14,17 @@
 namespace bulkhead::detail {
 
 /// Reads what a worker prints, keeps the end of it, and passes it on to the program's standard error if that is asked
-/// for. While nobody takes it there, it is not read, and the worker waits, as it would without this.
+/// for: in whole lines, so that those of workers which print at the same time do not mix. What has no end of line yet
+/// waits for it, or for the worker's end, up to 64 KiB of it. While nobody takes it there, it is not read, and the
+/// worker waits, as it would without this.
 ///
 /// It reads on the background thread and never blocks. Thread-safe.
 class WorkerOutput : public std::enable_shared_from_this<WorkerOutput> {
  public:
   WorkerOutput(boost::asio::io_context& background, process::FileDescriptor pipe, bool pass_on);
+  ~WorkerOutput();
+  WorkerOutput(const WorkerOutput&) = delete;
+  WorkerOutput& operator=(const WorkerOutput&) = delete;
 
   void start();
   /// Reads what is there, and passes on what can be; the end of all that was read.
@@ -31,6 +36,10 @@ class WorkerOutput : public std::enable_shared_from_this<WorkerOutput> {
  private:
   void wait();
   bool read_some();
+  void read_all();
+  std::size_t whole_lines() const;
+  bool take_turn();
+  void give_turn_back();
   bool pass_on();
 
   boost::asio::io_context& background_;
@@ -42,7 +51,9 @@ class WorkerOutput : public std::enable_shared_from_this<WorkerOutput> {
   std::unique_ptr<DescriptorWatch> writable_;
   std::size_t read_ = 0;  // in all
   std::string tail_;
-  std::string held_;  // read and not passed on yet
+  std::string held_;           // read and not passed on yet
+  std::size_t unwritten_ = 0;  // of it, the lines that are being written
+  bool ended_ = false;
 };
 
 }  // namespace bulkhead::detail

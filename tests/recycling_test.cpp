@@ -26,6 +26,7 @@
 #include <map>
 #include <new>
 #include <set>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -143,6 +144,18 @@ int print_for_ever(int) {
   for (;;) {
     if (::write(STDERR_FILENO, line.data(), line.size()) < 0) return -1;
   }
+}
+
+// A line of one letter, written in pieces.
+int print_line(char letter, std::size_t size) {
+  std::string line(size, letter);
+  line += '\n';
+  for (std::size_t done = 0; done < line.size();) {
+    const ssize_t written = ::write(STDERR_FILENO, line.data() + done, std::min<std::size_t>(line.size() - done, 1000));
+    if (written < 0) return -1;
+    done += static_cast<std::size_t>(written);
+  }
+  return 1;
 }
 
 void count_start() { ++board.starts; }
@@ -472,6 +485,42 @@ TEST_CASE(
   CHECK(answered > 10);
   for (const auto& flood : floods) CHECK(error_as<bulkhead::TaskTimeoutError>(flood.error));
   CHECK(run(context, pool.submit(my_pid, 0)) > 0);
+}
+
+TEST_CASE("A8: lines that workers print at the same time, longer than a pipe takes at once, arrive whole", "[output]") {
+  constexpr std::size_t kLength = 20'000;
+  CapturedError captured;
+  asio::io_context context;
+  LocalExecutorOptions options = workers(3);
+  options.max_pending = 1000;
+  LocalExecutor pool(context.get_executor(), options);
+  std::array<Outcome<>, 200> outcomes;
+  for (std::size_t i = 0; i < outcomes.size(); ++i) {
+    const auto letter = static_cast<char>('a' + i % 26);
+    pool.async_submit(bulkhead::call(print_line, letter, kLength), outcomes[i].handler());
+  }
+  const std::size_t all = outcomes.size() * (kLength + 1);
+  REQUIRE(run_until(context, [&] { return captured.text().size() >= all && all_over(outcomes); }));
+  std::istringstream text(captured.text());
+  unsigned whole = 0;
+  for (std::string line; std::getline(text, line);) {
+    if (line.size() == kLength && line.find_first_not_of(line.front()) == std::string::npos) ++whole;
+  }
+  CHECK(whole == outcomes.size());
+  CHECK(captured.text().size() == all);
+}
+
+TEST_CASE("What a worker prints without an end of line arrives when the line is long, or when the worker has ended",
+          "[output]") {
+  CapturedError captured;
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  CHECK(run(context, pool.submit(print, std::string(70'000, 'x'))) == 1);
+  REQUIRE(run_until(context, [&] { return captured.text().size() >= 65'536; }));
+  CHECK(run(context, pool.submit(print, std::string("the rest"))) == 1);
+  run(context, pool.shutdown());
+  REQUIRE(run_until(context, [&] { return captured.text().ends_with("the rest"); }));
+  CHECK(captured.text() == std::string(70'000, 'x') + "the rest");
 }
 
 TEST_CASE("A host whose standard error nobody reads any more goes on when its workers print", "[output]") {

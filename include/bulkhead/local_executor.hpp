@@ -71,7 +71,7 @@ enum class SpinPolicy : std::uint8_t {
 
 /// What becomes of what workers print.
 enum class CaptureOutput : std::uint8_t {
-  inherit,  ///< It appears on the program's own standard output and error.
+  inherit,  ///< It appears on the program's own standard output and error, there in whole lines (of 64 KiB at most).
   capture,  ///< It appears nowhere, but for the end of it in a `WorkerCrashedError`.
   discard   ///< It is thrown away.
 };

@@ -455,10 +455,13 @@ RegistryConflictError::RegistryConflictError(const std::string& name, const std:
       requested_(share(requested)) {}
 RegistryConflictError::~RegistryConflictError() = default;
 
-UnknownExecutorTypeError::UnknownExecutorTypeError(const std::string& type, std::vector<std::string> known)
-    : ExecutorError(Errc::unknown_executor_type,
-                    fmt::format("there is no executor type '{}'; known types: {}. Add it with register_factory", type,
-                                fmt::join(known, ", "))),
+UnknownExecutorTypeError::UnknownExecutorTypeError(const std::string& type, std::vector<std::string> known,
+                                                   const std::string& executor)
+    : ExecutorError(
+          Errc::unknown_executor_type,
+          fmt::format("{}there is no executor type '{}'; known types: {}. Add it with register_factory",
+                      executor.empty() ? "" : fmt::format("executor '{}': ", executor), type, fmt::join(known, ", ")),
+          ErrorContext{.task = {}, .task_id = 0, .executor = executor, .worker_pid = {}}),
       known_(std::make_shared<const std::vector<std::string>>(std::move(known))) {}
 UnknownExecutorTypeError::~UnknownExecutorTypeError() = default;
 

@@ -18,6 +18,7 @@
 #include <boost/asio/append.hpp>
 #include <boost/asio/post.hpp>
 
+#include <algorithm>
 #include <ctime>
 #include <deque>
 #include <utility>
@@ -439,6 +440,7 @@ Metrics ExecutorCore::snapshot() const {
   metrics.max_pending = max_pending;
   metrics.running = running;
   metrics.pending = open - running;
+  metrics.lingering = in_flight - std::min(in_flight, open);
   metrics.submitted = submitted;
   metrics.completed = completed;
   metrics.failed = failed;

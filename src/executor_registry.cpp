@@ -2,6 +2,7 @@
 #include <bulkhead/executor_registry.hpp>
 
 #include "hold_until_over.hpp"
+#include "option_text.hpp"
 #include "wait_list.hpp"
 
 #include <boost/asio/co_spawn.hpp>
@@ -20,15 +21,22 @@
 namespace bulkhead {
 namespace {
 
-std::string describe(const std::string& type, const ExecutorConfig& config) {
-  if (config.empty()) return fmt::format("an executor of type '{}' with its default options", type);
-  if (const auto* options = config.get<LocalExecutorOptions>()) {
-    return fmt::format(
-        "an executor of type '{}' with LocalExecutorOptions of max_workers = {}, max_pending = {}, bypass = {} and its "
-        "other options",
-        type, options->max_workers, options->max_pending, options->bypass);
-  }
-  return fmt::format("an executor of type '{}' with other {}", type, config.type_name());
+// What tells this executor from the other one: its type, or the options that differ.
+std::string describe(const std::string& type, const ExecutorConfig& config, const std::string& other_type,
+                     const ExecutorConfig& other) {
+  std::string text = fmt::format("an executor of type '{}'", type);
+  if (type != other_type) return text;
+  const auto add = [&]<class Options>(const Options* options) {
+    const auto* others = other.get<Options>();
+    if (options == nullptr || others == nullptr) return false;
+    text += " with " + detail::differing_options(*options, *others);
+    return true;
+  };
+  const bool known = add(config.get<LocalExecutorOptions>()) || add(config.get<ThreadExecutorOptions>()) ||
+                     add(config.get<IoExecutorOptions>()) || add(config.get<CommonOptions>()) ||
+                     add(config.get<HybridConfig>());
+  if (!known) text += config.empty() ? " with its default options" : fmt::format(" with other {}", config.type_name());
+  return text;
 }
 
 std::string describe(const std::vector<ShutdownFailedError::Failure>& failures) {
@@ -47,14 +55,20 @@ std::string describe(const std::vector<ShutdownFailedError::Failure>& failures) 
   return text;
 }
 
+template <class Options>
+Options& common_of(Options& options) {
+  return options;
+}
+HybridExecutorOptions& common_of(HybridConfig& config) { return config.options; }
+
 // A type of this library's. Spelled-out defaults are the same options as none, an OptionMap is the same as the struct
 // that it describes, and an executor's name is the one that it is registered under.
 template <class Options>
 struct BuiltIn {
   Options (*parse)(const OptionMap&);
-  std::string& (*name_of)(Options&);
 
-  ExecutorConfig normalise(const std::string& type, const std::string& name, const ExecutorConfig& config) const {
+  ExecutorConfig normalise(const std::string& type, const std::string& name, const ExecutorConfig& config,
+                           const SharedParts& shared) const {
     Options options{};
     if (const auto* map = config.get<OptionMap>()) {
       options = parse(*map);
@@ -64,16 +78,14 @@ struct BuiltIn {
       throw std::invalid_argument(fmt::format("an executor of type '{}' takes {} or an OptionMap, not {}", type,
                                               demangle(typeid(Options).name()), config.type_name()));
     }
-    name_of(options) = name;
+    auto& common = common_of(options);
+    common.name = name;
+    if (!common.instances) common.instances = shared.instances;
+    if (!common.tasks) common.tasks = shared.tasks;
+    if (!common.results) common.results = shared.results;
     return options;
   }
 };
-
-template <class Options>
-std::string& plain_name(Options& options) {
-  return options.name;
-}
-std::string& hybrid_name(HybridConfig& config) { return config.options.name; }
 
 // What `config` holds once it is normalised.
 template <class E>
@@ -100,7 +112,7 @@ struct ExecutorRegistry::State {
     std::thread::id maker;                   // where
   };
 
-  explicit State(asio::any_io_executor executor) : io(std::move(executor)) {}
+  State(asio::any_io_executor executor, SharedParts parts) : io(std::move(executor)), shared(std::move(parts)) {}
 
   Entry* find(const std::string& name) {
     const auto found = std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.name == name; });
@@ -122,29 +134,28 @@ struct ExecutorRegistry::State {
   void add(std::initializer_list<const char*> names, BuiltIn<Options> options, Factory factory) {
     const std::string type = *names.begin();
     for (const char* alias : names) {
-      types[alias] = {type, factory, [type, options](const std::string& name, const ExecutorConfig& config) {
-                        return options.normalise(type, name, config);
+      types[alias] = {type, factory, [this, type, options](const std::string& name, const ExecutorConfig& config) {
+                        return options.normalise(type, name, config, shared);
                       }};
     }
   }
 
   const asio::any_io_executor io;
+  const SharedParts shared;
   std::mutex mutex;
   std::condition_variable made;
   std::map<std::string, Type> types;
   std::vector<Entry> entries;  // in the order of their making
 };
 
-ExecutorRegistry::ExecutorRegistry(asio::any_io_executor io_executor)
-    : state_(std::make_unique<State>(std::move(io_executor))) {
-  state_->add<LocalExecutorOptions>({"local", "process", "processpool"}, {parse_local_options, plain_name},
-                                    make<LocalExecutor>);
-  state_->add<ThreadExecutorOptions>({"thread", "threadpool", "pool"}, {parse_thread_options, plain_name},
-                                     make<ThreadExecutor>);
-  state_->add<IoExecutorOptions>({"io", "asyncio"}, {parse_io_options, plain_name}, make<IoExecutor>);
-  state_->add<CommonOptions>({"inline", "debug"}, {parse_common_options, plain_name}, make<InlineExecutor>);
+ExecutorRegistry::ExecutorRegistry(asio::any_io_executor io_executor, SharedParts shared)
+    : state_(std::make_unique<State>(std::move(io_executor), std::move(shared))) {
+  state_->add<LocalExecutorOptions>({"local", "process", "processpool"}, {parse_local_options}, make<LocalExecutor>);
+  state_->add<ThreadExecutorOptions>({"thread", "threadpool", "pool"}, {parse_thread_options}, make<ThreadExecutor>);
+  state_->add<IoExecutorOptions>({"io", "asyncio"}, {parse_io_options}, make<IoExecutor>);
+  state_->add<CommonOptions>({"inline", "debug"}, {parse_common_options}, make<InlineExecutor>);
   state_->add<HybridConfig>(
-      {"hybrid"}, {parse_hybrid_options, hybrid_name},
+      {"hybrid"}, {parse_hybrid_options},
       [this](asio::any_io_executor io, const std::string& name, const ExecutorConfig& config) {
         const auto* hybrid = config.get<HybridConfig>();
         std::vector<std::shared_ptr<BaseExecutor>> members;
@@ -198,7 +209,7 @@ std::shared_ptr<BaseExecutor> ExecutorRegistry::get_or_create(const std::string&
     if (known == state_->types.end()) {
       std::vector<std::string> names;
       for (const auto& [known_type, unused] : state_->types) names.push_back(known_type);
-      throw UnknownExecutorTypeError(asked_type, std::move(names));
+      throw UnknownExecutorTypeError(asked_type, std::move(names), name);
     }
     const bool fits_any = config.empty();
     const std::string& type = known->second.name;
@@ -213,7 +224,8 @@ std::shared_ptr<BaseExecutor> ExecutorRegistry::get_or_create(const std::string&
     }
     if (entry != nullptr) {
       if (entry->type != type || !(fits_any || config == entry->config)) {
-        throw RegistryConflictError(name, describe(entry->type, entry->config), describe(type, config));
+        throw RegistryConflictError(name, describe(entry->type, entry->config, type, config),
+                                    describe(type, config, entry->type, entry->config));
       }
       return entry->executor;
     }

@@ -167,14 +167,14 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
     earlier_runs = outer->attempt() - 1;
   }
 
-  Outcome run(bool) noexcept override {
-    const Outcome ending = outer_->run(keeps());
+  Outcome run() noexcept override {
+    const Outcome ending = outer_->run();
     error = std::exchange(outer_->error, nullptr);
     return ending;
   }
   bool is_coroutine() const noexcept override { return outer_->is_coroutine(); }
   void start_coroutine(const asio::any_io_executor& on, asio::cancellation_slot slot,
-                       std::unique_ptr<detail::CoroutineRun> run, bool) override {
+                       std::unique_ptr<detail::CoroutineRun> run) override {
     // So that a coroutine which is told to stop says so as the caller asked.
     class Run final : public detail::CoroutineRun {
      public:
@@ -188,7 +188,7 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
       Forwarded* node_;
       std::unique_ptr<detail::CoroutineRun> inner_;
     };
-    outer_->start_coroutine(on, slot, std::make_unique<Run>(this, std::move(run)), keeps());
+    outer_->start_coroutine(on, slot, std::make_unique<Run>(this, std::move(run)));
   }
   void encode(Encoder& encoder) override { outer_->encode(encoder); }
   void decode_result(Decoder& decoder) override { outer_->decode_result(decoder); }
@@ -247,10 +247,6 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
 
  private:
   ~Forwarded() = default;
-
-  bool keeps() const noexcept {
-    return outer_->options.has_rare() && outer_->options.retry() != nullptr && outer_->repeatable();
-  }
 
   std::shared_ptr<Engine> engine_;
   const std::size_t index_;

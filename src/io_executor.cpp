@@ -131,9 +131,8 @@ struct IoExecutor::Engine : std::enable_shared_from_this<Engine> {
     }
     auto host = std::make_shared<detail::HostTaskContext>(*node);
     const std::shared_ptr<detail::TaskContext> context(host, &host->context());
-    const bool keep = node->options.has_rare() && node->options.retry() != nullptr && node->repeatable();
     node->start_coroutine(detail::TaskScopeExecutor(started.strand, context), started.signal.slot(),
-                          std::make_unique<Run>(shared_from_this(), node, std::move(host)), keep);
+                          std::make_unique<Run>(shared_from_this(), node, std::move(host)));
   }
 
   void left(TaskNode& node) {

@@ -46,7 +46,7 @@ struct Lifecycle::State {
   State(asio::any_io_executor executor, const LifecycleOptions& given)
       : io(with_fork_server(std::move(executor))),
         options(checked(given)),
-        executors(io),
+        executors(io, options.shared),
         strand(asio::make_strand(io)),
         signals(strand),
         stop_asked(std::make_shared<detail::WaitList>(io)) {

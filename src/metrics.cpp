@@ -69,8 +69,11 @@ constexpr std::array kSeries{
     Series{"bulkhead_workers", "gauge", "Workers that are alive.", integer<&Metrics::workers>},
     Series{"bulkhead_pending", "gauge", "Accepted tasks that have not begun.", integer<&Metrics::pending>},
     Series{"bulkhead_running", "gauge", "Tasks that run now.", integer<&Metrics::running>},
+    Series{"bulkhead_lingering", "gauge", "Tasks whose run goes on though their caller has been told.",
+           integer<&Metrics::lingering>},
     Series{"bulkhead_waiting", "gauge", "Submits that wait for admission.", integer<&Metrics::waiting>},
-    Series{"bulkhead_max_pending", "gauge", "Limit of pending plus running.", integer<&Metrics::max_pending>},
+    Series{"bulkhead_max_pending", "gauge", "Limit of pending plus running plus lingering.",
+           integer<&Metrics::max_pending>},
     Series{"bulkhead_submitted_total", "counter", "Tasks accepted.", integer<&Metrics::submitted>},
     Series{"bulkhead_completed_total", "counter", "Tasks that returned.", integer<&Metrics::completed>},
     Series{"bulkhead_failed_total", "counter", "Tasks that ended with an error.", integer<&Metrics::failed>},
@@ -98,13 +101,13 @@ constexpr std::array kSeries{
 
 std::string to_json(const Metrics& m) {
   return fmt::format(
-      R"({{"name":{},"mode":{},"workers":{},"pending":{},"running":{},"waiting":{},"max_pending":{},"submitted":{},)"
+      R"({{"name":{},"mode":{},"workers":{},"pending":{},"running":{},"lingering":{},"waiting":{},"max_pending":{},"submitted":{},)"
       R"("completed":{},"failed":{},"rejected":{},"cancelled":{},"timed_out":{},"workers_started":{},)"
       R"("workers_crashed":{},"workers_recycled":{},"workers_dying":{},"retried":{},"quarantined":{},"runs":{},)"
       R"("total_run_seconds":{:.9f},"total_queue_wait_seconds":{:.9f},)"
       R"("average_run_ms":{:.6f},"average_queue_wait_ms":{:.6f}}})",
-      json_string(m.name), json_string(m.mode), m.workers, m.pending, m.running, m.waiting, m.max_pending, m.submitted,
-      m.completed, m.failed, m.rejected, m.cancelled, m.timed_out, m.workers_started, m.workers_crashed,
+      json_string(m.name), json_string(m.mode), m.workers, m.pending, m.running, m.lingering, m.waiting, m.max_pending,
+      m.submitted, m.completed, m.failed, m.rejected, m.cancelled, m.timed_out, m.workers_started, m.workers_crashed,
       m.workers_recycled, m.workers_dying, m.retried, m.quarantined, m.runs, seconds(m.total_run_time),
       seconds(m.total_queue_wait), milliseconds(m.average_run_time), milliseconds(m.average_queue_wait));
 }
@@ -126,10 +129,11 @@ std::string to_prometheus(std::span<const Metrics> metrics) {
 
 std::string to_string(const Metrics& m) {
   return fmt::format(
-      "{} ({}): {} workers, {} pending, {} running, {} waiting; {} submitted = {} completed + {} failed + {} cancelled "
+      "{} ({}): {} workers, {} pending, {} running, {} lingering, {} waiting; {} submitted = {} completed + {} failed "
+      "+ {} cancelled "
       "+ {} timed out + {} open; {} rejected; run {:.3f} ms, queue wait {:.3f} ms on average",
-      m.name, m.mode, m.workers, m.pending, m.running, m.waiting, m.submitted, m.completed, m.failed, m.cancelled,
-      m.timed_out, m.pending + m.running, m.rejected, milliseconds(m.average_run_time),
+      m.name, m.mode, m.workers, m.pending, m.running, m.lingering, m.waiting, m.submitted, m.completed, m.failed,
+      m.cancelled, m.timed_out, m.pending + m.running, m.rejected, milliseconds(m.average_run_time),
       milliseconds(m.average_queue_wait));
 }
 

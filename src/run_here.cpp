@@ -60,10 +60,7 @@ void HostTaskContext::pass_on(Progress&& progress) {
   node_->core->tell_progress(*node_, std::move(progress));
 }
 
-Outcome RunHere::call() {
-  const bool keep = node_.options.has_rare() && node_.options.retry() != nullptr && node_.repeatable();
-  return node_.run(keep);
-}
+Outcome RunHere::call() { return node_.run(); }
 
 void measure_cpu_time(TaskNode& node) noexcept {
   clockid_t clock{};

@@ -3,18 +3,46 @@
 
 #include <cxxabi.h>
 
+#include <cstddef>
 #include <cstdlib>
 #include <memory>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 
 namespace bulkhead {
+
+namespace {
+
+void replace_all(std::string& text, std::string_view from, std::string_view to) {
+  for (auto at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) {
+    text.replace(at, from.size(), to);
+  }
+}
+
+// Standard types as people write them: their inline namespaces and allocators are noise to a reader.
+std::string readable(std::string type) {
+  replace_all(type, "std::__cxx11::", "std::");
+  replace_all(type, "std::basic_string<char, std::char_traits<char>, std::allocator<char> >", "std::string");
+  replace_all(type, "std::basic_string_view<char, std::char_traits<char> >", "std::string_view");
+  constexpr std::string_view kAllocator = ", std::allocator<";
+  for (auto begin = type.find(kAllocator); begin != std::string::npos; begin = type.find(kAllocator, begin)) {
+    std::size_t end = begin + kAllocator.size();
+    for (int open = 1; open > 0 && end < type.size(); ++end) open += type[end] == '<' ? 1 : type[end] == '>' ? -1 : 0;
+    // "std::vector<int, std::allocator<int> >": with the space that separates the two brackets.
+    if (end < type.size() && type[end] == ' ') ++end;
+    type.erase(begin, end - begin);
+  }
+  return type;
+}
+
+}  // namespace
 
 std::string demangle(const char* name) {
   int status = 0;
   const std::unique_ptr<char, decltype(&std::free)> demangled(abi::__cxa_demangle(name, nullptr, nullptr, &status),
                                                               &std::free);
-  return demangled ? demangled.get() : name;
+  return demangled ? readable(demangled.get()) : name;
 }
 
 void Encoder::enter(const std::type_info& type) {

@@ -24,6 +24,13 @@ std::string argument_list(const std::type_info& tuple) {
 
 }  // namespace
 
+void detail::throw_not_repeatable(const std::string& name) {
+  throw TaskSignatureError(
+      fmt::format("task '{}' cannot be repeated: a run gets copies of the arguments, and one of them cannot be copied",
+                  name),
+      {});
+}
+
 struct TaskRegistry::State {
   std::vector<std::string> names() const {
     std::vector<std::string> all;

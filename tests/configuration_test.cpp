@@ -256,6 +256,36 @@ TEST_CASE("a JSON file describes all executors of a program, in any order", "[co
   run(context, registry.shutdown_all());
 }
 
+TEST_CASE("executors of a file share what their registry gives them: tasks by name, results, instances", "[config]") {
+  asio::io_context context;
+  bulkhead::SharedParts shared;
+  shared.tasks = std::make_shared<bulkhead::TaskRegistry>();
+  shared.tasks->add("twice", twice);
+  shared.results = std::make_shared<bulkhead::ResultStore>();
+  shared.instances = std::make_shared<bulkhead::InstanceGroup>();
+  ExecutorRegistry registry(context.get_executor(), shared);
+  constexpr const char* kText = R"({"executors": {
+      "both": {"type": "hybrid", "executors": ["images"]}, "images": {"max_workers": 1},
+      "files": {"type": "thread"}, "loop": {"type": "io"}, "here": {"type": "inline"}}})";
+  const auto executors = from_config_text(registry, kText);
+  REQUIRE(executors.size() == 5);
+  for (const auto& executor : executors) {
+    INFO(executor->name());
+    const int doubled = run(context, executor->submit("twice", 21));
+    CHECK(doubled == 42);
+    const auto handle = executor->spawn("twice", 4);
+    CHECK(run(context, registry.get("files")->wait_for_result<int>(handle.id())) == 8);
+  }
+  // The same again is the same; a registry of options that says otherwise is not.
+  CHECK(from_config_text(registry, kText).size() == 5);
+  CHECK(registry.get_or_create<ThreadExecutor>("files")->options().instances == shared.instances);
+  ThreadExecutorOptions own;
+  own.results = std::make_shared<bulkhead::ResultStore>();
+  CHECK(registry.get_or_create<ThreadExecutor>("own", own)->options().results == own.results);
+  CHECK(registry.get_or_create<ThreadExecutor>("own")->options().tasks == shared.tasks);
+  run(context, registry.shutdown_all());
+}
+
 TEST_CASE("a configuration that cannot be is refused, says why, and leaves nothing behind", "[config]") {
   asio::io_context context;
   ExecutorRegistry registry(context.get_executor());
@@ -271,6 +301,10 @@ TEST_CASE("a configuration that cannot be is refused, says why, and leaves nothi
       {R"({"executors": {"a": {"type": "hybrid", "executors": ["b"]}}})", "'b'"},
       {R"({"executors": {"a": {"type": "hybrid", "executors": ["a"]}}})", "part of itself"},
       {R"({"executors": {"a": {"type": "hybrid", "executors": [1]}}})", "strings"},
+      {R"({"executors": {"a": {"type": "thread"}, "b": {"type": "io"}, "a": {"type": "io"}}})",
+       R"("executors": "a" is given twice)"},
+      {R"({"executors": {"a": {"max_workers": 1, "max_\u0077orkers": 2}}})",
+       R"("executors": "a": "max_workers" is given twice)"},
       {R"({"executors": {"good": {"type": "thread"}, "a": {"type": "thread", "max_pending": 0}}})", "'max_pending'"},
   };
   for (const auto& [text, why] : bad) {
@@ -280,6 +314,11 @@ TEST_CASE("a configuration that cannot be is refused, says why, and leaves nothi
   }
   CHECK_THROWS_AS(from_config_text(registry, R"({"executors": {"a": {"type": "gpu"}}})"),
                   bulkhead::UnknownExecutorTypeError);
+  const auto path = std::filesystem::temp_directory_path() / ("bulkhead-" + std::to_string(::getpid()) + "-bad.json");
+  std::ofstream(path) << R"({"executors": {"a": {"type": "gpu"}}})";
+  CHECK_THROWS_WITH(from_config(registry, path),
+                    ContainsSubstring(path.string() + ": executor 'a'") && ContainsSubstring("known types: asyncio"));
+  std::filesystem::remove(path);
   CHECK_THROWS_WITH(from_config(registry, "/there/is/no/such/file.json"),
                     ContainsSubstring("/there/is/no/such/file.json"));
 }

@@ -207,6 +207,8 @@ TEST_CASE("a cancelled task keeps its place until its function returns", "[threa
   REQUIRE(run_until(context, [&] { return outcome.calls == 1; }));
   CHECK(holds<TaskCancelledError>(outcome.error));
   CHECK(executor.metrics().cancelled == 1);
+  CHECK(executor.metrics().running == 0);
+  CHECK(executor.metrics().lingering == 1);
   CHECK(adds_up(executor));
   Outcome<> refused;
   executor.async_submit(bulkhead::call(twice, 1), refused.handler());
@@ -219,6 +221,7 @@ TEST_CASE("a cancelled task keeps its place until its function returns", "[threa
     return run_until(context, [&] { return next.calls == 1; }) && next.value == 2;
   }));
   CHECK(outcome.calls == 1);
+  CHECK(executor.metrics().lingering == 0);
 }
 
 TEST_CASE("a task on a thread is told when its time limit passes, and does not run again before it is over",

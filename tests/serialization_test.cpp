@@ -872,6 +872,9 @@ TEST_CASE("errors say what is wrong, with the numbers and the type", "[serializa
     CHECK_THAT(error.type_name(), ContainsSubstring("tuple"));
   }
   CHECK(type_name<std::pair<int, char>>() == "std::pair<int, char>");
+  CHECK(type_name<std::string>() == "std::string");
+  CHECK(type_name<std::map<std::string, std::vector<int>>>() ==
+        "std::map<std::string, std::vector<int>, std::less<std::string >>");
   CHECK(demangle("no name") == "no name");
 }
 

@@ -359,7 +359,7 @@ TEST_CASE("names and types of registered tasks are checked", "[registry]") {
     run(context, executor.submit("greet", 1));
     FAIL("it ran");
   } catch (const TaskSignatureError& error) {
-    CHECK_THAT(error.what(), ContainsSubstring("string") && ContainsSubstring("(int)"));
+    CHECK_THAT(error.what(), ContainsSubstring("takes (std::string, int), and was called with (int)"));
   }
   CHECK(throws<TaskSignatureError>([&] {
     const int wrong = run(context, executor.submit("greet", "you", 1));
@@ -372,6 +372,41 @@ TEST_CASE("names and types of registered tasks are checked", "[registry]") {
   CHECK(tasks->size() == 0);
   ThreadExecutor without(context.get_executor());
   CHECK(throws<UnknownTaskError>([&] { run(context, without.submit("greet", "you", 1)); }));
+}
+
+TEST_CASE("a registered task runs at its time, and again and again, by its name", "[registry][schedule]") {
+  asio::io_context context;
+  auto tasks = std::make_shared<TaskRegistry>();
+  std::atomic<int> runs{0};
+  tasks->add("greet", greet);
+  tasks->add(
+      "count", [&runs](const std::string& text) { runs += text == "so" ? 1 : 1000; }, TaskOptions().priority(1));
+  tasks->add("once", [](std::unique_ptr<int> number) { return *number; });
+  ThreadExecutorOptions options = threads(1);
+  options.tasks = tasks;
+  ThreadExecutor executor(context.get_executor(), options);
+  const auto soon = executor.submit_after(1ms, "greet", "you", 1);
+  CHECK(soon.name() == "greet");
+  CHECK(run(context, soon.result()).get<std::string>() == "hello you;");
+  const auto past = executor.submit_at(std::chrono::system_clock::time_point(), TaskOptions().priority(2), "once",
+                                       std::make_unique<int>(7));
+  CHECK(run(context, past.result()).get<int>() == 7);
+  auto schedule = executor.submit_every(1ms, "count", "so");
+  ScheduleOptions thrice;
+  thrice.max_runs = 3;
+  thrice.first = 0ns;
+  auto other = executor.submit_every(1ms, thrice, TaskOptions().timeout(30s), "count", std::string("so"));
+  REQUIRE(run_until(context, [&] { return runs >= 10 && !other.active(); }));
+  schedule.cancel();
+  CHECK(other.runs() == 3);
+  CHECK(schedule.failures() + other.failures() == 0);
+  CHECK_THROWS_AS(executor.submit_every(1ms, "cuont", "so"), UnknownTaskError);
+  CHECK_THROWS_AS(executor.submit_after(1ms, "count", 1), TaskSignatureError);
+  CHECK_THROWS_WITH(executor.submit_every(1ms, "once", std::make_unique<int>(7)),
+                    ContainsSubstring("cannot be copied"));
+  run(context, executor.shutdown());
+  CHECK(runs < 1000);
+  CHECK(adds_up(executor));
 }
 
 TEST_CASE("a registered task's defaults hold where a submit says nothing else", "[registry]") {

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <bulkhead/base_executor.hpp>
+#include <bulkhead/detail/json_keys.hpp>
+#include <bulkhead/errors.hpp>
 #include <bulkhead/executor_registry.hpp>
 
 #include <boost/json/array.hpp>
@@ -69,6 +71,9 @@ inline std::vector<ConfiguredExecutor> parse_config(std::string_view text) {
     document = boost::json::parse(boost::json::string_view(text.data(), text.size()));
   } catch (const std::exception& error) {
     throw std::invalid_argument(std::string("it is not JSON: ") + error.what());
+  }
+  if (const auto twice = TwiceGivenKey::find(text); !twice.empty()) {
+    throw std::invalid_argument(fmt::format("\"{}\" is given twice", fmt::join(twice, "\": \"")));
   }
   const auto* top = document.if_object();
   const auto* section = top == nullptr ? nullptr : top->if_contains("executors");
@@ -150,7 +155,8 @@ inline std::vector<std::shared_ptr<BaseExecutor>> from_config_text(ExecutorRegis
   return executors;
 }
 
-/// The same from a file. Errors: also `std::system_error` if it cannot be read; all say which file it is.
+/// The same from a file. Errors: `std::system_error` if it cannot be read; `std::invalid_argument`, with the file's
+/// name, for what cannot be in it, unknown types included; what a factory or `get_or_create` throws besides, as it is.
 inline std::vector<std::shared_ptr<BaseExecutor>> from_config(ExecutorRegistry& registry,
                                                               const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -159,6 +165,8 @@ inline std::vector<std::shared_ptr<BaseExecutor>> from_config(ExecutorRegistry& 
   try {
     return from_config_text(registry, text);
   } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(path.string() + ": " + error.what());
+  } catch (const UnknownExecutorTypeError& error) {
     throw std::invalid_argument(path.string() + ": " + error.what());
   }
 }

@@ -426,7 +426,7 @@ class BULKHEAD_EXPORT RegistryConflictError : public ExecutorError {
 /// `ExecutorRegistry::get_or_create` was asked for a type that has no factory.
 class BULKHEAD_EXPORT UnknownExecutorTypeError : public ExecutorError {
  public:
-  UnknownExecutorTypeError(const std::string& type, std::vector<std::string> known);
+  UnknownExecutorTypeError(const std::string& type, std::vector<std::string> known, const std::string& executor = {});
   ~UnknownExecutorTypeError() override;
   /// The types that have a factory, sorted.
   const std::vector<std::string>& known() const noexcept { return *known_; }

@@ -6,10 +6,13 @@
 #include <bulkhead/errors.hpp>
 #include <bulkhead/hybrid_executor.hpp>
 #include <bulkhead/inline_executor.hpp>
+#include <bulkhead/instance_group.hpp>
 #include <bulkhead/io_executor.hpp>
 #include <bulkhead/local_executor.hpp>
 #include <bulkhead/metrics.hpp>
 #include <bulkhead/option_map.hpp>
+#include <bulkhead/result_store.hpp>
+#include <bulkhead/task_registry.hpp>
 #include <bulkhead/thread_executor.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
@@ -112,6 +115,15 @@ struct RegisteredType<HybridExecutor> {
 
 }  // namespace detail
 
+/// What the executors of a registry share: each whose own options have none of it gets this. So what one JSON file
+/// configures can take tasks by name, count instances together, and find each other's results.
+struct SharedParts {
+  /// As in CommonOptions.
+  std::shared_ptr<InstanceGroup> instances = nullptr;
+  std::shared_ptr<TaskRegistry> tasks = nullptr;
+  std::shared_ptr<ResultStore> results = nullptr;
+};
+
 /// The executors of a program, by name. An ordinary object that the program makes and passes on.
 ///
 /// It knows these types, under any of their names:
@@ -134,7 +146,8 @@ class BULKHEAD_EXPORT ExecutorRegistry {
   using Factory = std::function<std::shared_ptr<BaseExecutor>(asio::any_io_executor io_executor,
                                                               const std::string& name, const ExecutorConfig& config)>;
 
-  explicit ExecutorRegistry(asio::any_io_executor io_executor);
+  /// `shared` goes to executors of the types above; a custom factory gives its own what it likes.
+  explicit ExecutorRegistry(asio::any_io_executor io_executor, SharedParts shared = {});
   ~ExecutorRegistry();
   ExecutorRegistry(const ExecutorRegistry&) = delete;
   ExecutorRegistry& operator=(const ExecutorRegistry&) = delete;

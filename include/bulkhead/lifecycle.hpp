@@ -22,6 +22,8 @@ struct LifecycleOptions {
   /// How long stopping may take in all: the steps first, then the executors' tasks. What still runs is ended then. Not
   /// negative.
   std::chrono::nanoseconds drain_timeout = std::chrono::seconds(10);
+  /// What its executors share.
+  SharedParts shared = {};
 };
 
 /// The life of a server: starts the fork server, owns the executors, waits for the signal to stop, and then lets all

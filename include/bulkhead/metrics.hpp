@@ -26,9 +26,12 @@ struct Metrics {
   std::size_t pending = 0;
   /// Tasks that run now.
   std::size_t running = 0;
+  /// Tasks that have their outcome and still hold their place: their caller has been told, and the run goes on, or the
+  /// worker is not free yet. Not among `running`, but they count towards `max_pending`.
+  std::size_t lingering = 0;
   /// Submits that wait for admission under `OverloadPolicy::wait`; they are not yet submitted.
   std::size_t waiting = 0;
-  /// The limit of `pending + running`.
+  /// The limit of `pending + running + lingering`.
   std::size_t max_pending = 0;
   /// Tasks accepted, and those that were cancelled while they waited for admission.
   std::uint64_t submitted = 0;

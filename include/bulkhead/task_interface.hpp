@@ -51,6 +51,12 @@ BULKHEAD_EXPORT asio::awaitable<AnyResult> submit_by_name(std::shared_ptr<Execut
                                                           std::string name, const std::type_info& arguments,
                                                           std::shared_ptr<void> values);
 
+// The arguments of a task that is called by its name.
+template <class... Args>
+std::tuple<kept_t<Args>...> kept_arguments(Args&&... arguments) {
+  return std::tuple<kept_t<Args>...>(keep(std::forward<Args>(arguments))...);
+}
+
 }  // namespace detail
 
 // Every call that can be made is taken: a task goes wherever the executor sends it.
@@ -163,13 +169,9 @@ class TaskInterface {
   template <class Name, class... Args>
   requires detail::is_task_name<Name> TaskHandle<AnyResult> spawn(TaskOptions options, Name&& name,
                                                                   Args&&... arguments) {
-    using Values = std::tuple<detail::kept_t<Args>...>;
-    Values values(detail::keep(std::forward<Args>(arguments))...);
-    const auto task = detail::find_task(*target_core(), name, typeid(Values));
-    TaskOptions merged = task->options(options);
-    auto record = detail::TaskRecord::create(target_core(), merged.name());
-    task->spawn(target_core(), record, std::move(merged), &values);
-    return TaskHandle<AnyResult>(std::move(record));
+    return spawned_by_name(options, name, detail::kept_arguments(std::forward<Args>(arguments)...),
+                           [](const auto& task, const auto& core, const auto& record, TaskOptions&& given,
+                              void* values) { task.spawn(core, record, std::move(given), values); });
   }
 
   /// Spawns the task at that time of the steady or of the wall clock; at once if it is past. Until then its handle says
@@ -183,26 +185,32 @@ class TaskInterface {
   template <class Clock, class D, class F, class... Args>
   requires detail::is_function<F>
   auto submit_at(std::chrono::time_point<Clock, D> time, TaskOptions options, F&& function, Args&&... arguments) {
-    static_assert(std::is_same_v<Clock, std::chrono::steady_clock> || std::is_same_v<Clock, std::chrono::system_clock>,
-                  "bulkhead: submit_at takes a time of std::chrono::steady_clock or std::chrono::system_clock.");
-    // What lies beyond the clock's end is its end.
-    using Time = typename Clock::time_point;
-    const Time start = time >= std::chrono::time_point_cast<D>(Time::max())
-                           ? Time::max()
-                           : std::chrono::time_point_cast<typename Clock::duration>(time);
     return spawned(std::move(options), bulkhead::call(std::forward<F>(function), std::forward<Args>(arguments)...),
-                   [start](const auto& core, const auto& record, TaskOptions&& given, auto&& call) {
+                   [start = start_time(time)](const auto& core, const auto& record, TaskOptions&& given, auto&& call) {
                      detail::spawn_call_at(core, record, start, std::move(given), std::move(call));
                    });
   }
+  /// The same for a task of the executor's TaskRegistry. Throws `UnknownTaskError` and `TaskSignatureError`.
+  template <class Clock, class D, class Name, class... Args>
+  requires detail::is_task_name<Name> TaskHandle<AnyResult> submit_at(std::chrono::time_point<Clock, D> time,
+                                                                      Name&& name, Args&&... arguments) {
+    return submit_at(time, TaskOptions(), std::forward<Name>(name), std::forward<Args>(arguments)...);
+  }
+  template <class Clock, class D, class Name, class... Args>
+  requires detail::is_task_name<Name> TaskHandle<AnyResult> submit_at(std::chrono::time_point<Clock, D> time,
+                                                                      TaskOptions options, Name&& name,
+                                                                      Args&&... arguments) {
+    return spawned_by_name(
+        options, name, detail::kept_arguments(std::forward<Args>(arguments)...),
+        [start = start_time(time)](const auto& task, const auto& core, const auto& record, TaskOptions&& given,
+                                   void* values) { task.spawn_at(core, record, start, std::move(given), values); });
+  }
   /// The same, so long from now.
   template <class F, class... Args>
-  requires detail::is_function<F>
-  auto submit_after(Duration delay, F&& function, Args&&... arguments) {
+  requires(!detail::is_task_options<F>) auto submit_after(Duration delay, F&& function, Args&&... arguments) {
     return submit_at(later(delay), TaskOptions(), std::forward<F>(function), std::forward<Args>(arguments)...);
   }
   template <class F, class... Args>
-  requires detail::is_function<F>
   auto submit_after(Duration delay, TaskOptions options, F&& function, Args&&... arguments) {
     return submit_at(later(delay), std::move(options), std::forward<F>(function), std::forward<Args>(arguments)...);
   }
@@ -234,6 +242,26 @@ class TaskInterface {
     }
   }
 
+  /// The same for a task of the executor's TaskRegistry. Throws also `UnknownTaskError` and `TaskSignatureError`.
+  template <class Name, class... Args>
+  requires detail::is_task_name<Name> Schedule submit_every(Duration period, Name&& name, Args&&... arguments) {
+    return submit_every(period, ScheduleOptions(), TaskOptions(), std::forward<Name>(name),
+                        std::forward<Args>(arguments)...);
+  }
+  template <class Name, class... Args>
+  requires detail::is_task_name<Name> Schedule submit_every(Duration period, ScheduleOptions schedule, Name&& name,
+                                                            Args&&... arguments) {
+    return submit_every(period, std::move(schedule), TaskOptions(), std::forward<Name>(name),
+                        std::forward<Args>(arguments)...);
+  }
+  template <class Name, class... Args>
+  requires detail::is_task_name<Name> Schedule submit_every(Duration period, ScheduleOptions schedule,
+                                                            TaskOptions options, Name&& name, Args&&... arguments) {
+    auto values = detail::kept_arguments(std::forward<Args>(arguments)...);
+    const auto task = detail::find_task(*target_core(), name, typeid(values));
+    return task->repeat(target_core(), period, std::move(schedule), task->options(options), &values);
+  }
+
   /// Decorator: a copyable callable; `wrapped(arguments...)` is `submit(function, arguments...)`. The executor must
   /// outlive the calls.
   template <class F>
@@ -252,6 +280,26 @@ class TaskInterface {
   static std::chrono::steady_clock::time_point later(Duration delay) {
     // A century is for ever, and can be added to any time of the clock.
     return std::chrono::steady_clock::now() + std::min<Duration>(delay, std::chrono::hours(24 * 365 * 100));
+  }
+
+  template <class Clock, class D>
+  static detail::StartTime start_time(std::chrono::time_point<Clock, D> time) {
+    static_assert(std::is_same_v<Clock, std::chrono::steady_clock> || std::is_same_v<Clock, std::chrono::system_clock>,
+                  "bulkhead: submit_at takes a time of std::chrono::steady_clock or std::chrono::system_clock.");
+    // What lies beyond the clock's end is its end.
+    using Time = typename Clock::time_point;
+    return time >= std::chrono::time_point_cast<D>(Time::max())
+               ? Time::max()
+               : std::chrono::time_point_cast<typename Clock::duration>(time);
+  }
+
+  template <class Values, class Start>
+  TaskHandle<AnyResult> spawned_by_name(const TaskOptions& options, std::string_view name, Values values, Start start) {
+    const auto task = detail::find_task(*target_core(), name, typeid(Values));
+    TaskOptions merged = task->options(options);
+    auto record = detail::TaskRecord::create(target_core(), merged.name());
+    start(*task, target_core(), record, std::move(merged), &values);
+    return TaskHandle<AnyResult>(std::move(record));
   }
 
   template <class C, class Start>

@@ -5,7 +5,9 @@
 #include <bulkhead/call.hpp>
 #include <bulkhead/detail/config.hpp>
 #include <bulkhead/detail/submit.hpp>
+#include <bulkhead/detail/timed_runs.hpp>
 #include <bulkhead/errors.hpp>
+#include <bulkhead/schedule.hpp>
 #include <bulkhead/task_options.hpp>
 
 #include <boost/asio/any_completion_handler.hpp>
@@ -14,6 +16,7 @@
 #include <boost/asio/associated_executor.hpp>
 #include <boost/asio/bind_executor.hpp>
 
+#include <chrono>
 #include <cstddef>
 #include <exception>
 #include <memory>
@@ -49,29 +52,31 @@ class RegisteredTask {
                       AnyHandler handler) const = 0;
   virtual void spawn(const std::shared_ptr<ExecutorCore>& core, const std::shared_ptr<TaskRecord>& record,
                      TaskOptions&& options, void* arguments) const = 0;
+  virtual void spawn_at(const std::shared_ptr<ExecutorCore>& core, const std::shared_ptr<TaskRecord>& record,
+                        StartTime time, TaskOptions&& options, void* arguments) const = 0;
+  virtual Schedule repeat(const std::shared_ptr<ExecutorCore>& core, std::chrono::nanoseconds period,
+                          ScheduleOptions&& schedule, TaskOptions&& options, void* arguments) const = 0;
 
  private:
   const std::string name_;
   const TaskOptions defaults_;
 };
 
-template <class Parameters>
-struct KeptTuple;
-template <class... P>
-struct KeptTuple<std::tuple<P...>> {
-  using type = std::tuple<kept_t<P>...>;
+[[noreturn]] BULKHEAD_EXPORT void throw_not_repeatable(const std::string& name);
+
+// How a function with these parameters is called by its name.
+template <class F, class Parameters = typename Signature<F>::parameters>
+struct CallByName;
+template <class F, class... P>
+struct CallByName<F, std::tuple<P...>> {
+  using arguments = std::tuple<kept_t<P>...>;
+  using type = Call<F, kept_t<P>...>;
 };
 
 template <class F>
 class RegisteredFunction final : public RegisteredTask {
-  using Arguments = typename KeptTuple<typename Signature<F>::parameters>::type;
-  template <class Tuple>
-  struct CallOf;
-  template <class... A>
-  struct CallOf<std::tuple<A...>> {
-    using type = Call<F, A...>;
-  };
-  using C = typename CallOf<Arguments>::type;
+  using Arguments = typename CallByName<F>::arguments;
+  using C = typename CallByName<F>::type;
   using Result = task_result_t<C>;
 
  public:
@@ -111,6 +116,20 @@ class RegisteredFunction final : public RegisteredTask {
   void spawn(const std::shared_ptr<ExecutorCore>& core, const std::shared_ptr<TaskRecord>& record,
              TaskOptions&& options, void* arguments) const override {
     spawn_call(core, record, std::move(options), make_call(arguments));
+  }
+
+  void spawn_at(const std::shared_ptr<ExecutorCore>& core, const std::shared_ptr<TaskRecord>& record, StartTime time,
+                TaskOptions&& options, void* arguments) const override {
+    spawn_call_at(core, record, time, std::move(options), make_call(arguments));
+  }
+
+  Schedule repeat(const std::shared_ptr<ExecutorCore>& core, std::chrono::nanoseconds period,
+                  ScheduleOptions&& schedule, TaskOptions&& options, void* arguments) const override {
+    if constexpr (std::is_copy_constructible_v<C>) {
+      return repeat_call(core, period, std::move(schedule), std::move(options), make_call(arguments));
+    } else {
+      throw_not_repeatable(name());
+    }
   }
 
  private:
@@ -175,7 +194,7 @@ class BULKHEAD_EXPORT TaskRegistry {
     static_assert(detail::Signature<std::decay_t<F>>::known,
                   "bulkhead: a task that is called by its name needs a function with one signature: no overloaded or "
                   "generic callable.");
-    if constexpr (detail::Signature<std::decay_t<F>>::known) {
+    if constexpr (callable_by_name<std::decay_t<F>>()) {
       if constexpr (std::is_pointer_v<F>) require_function(name, function != nullptr);
       defaults.name(name);
       insert(std::make_shared<detail::RegisteredFunction<std::decay_t<F>>>(std::move(name), std::move(function),
@@ -195,6 +214,19 @@ class BULKHEAD_EXPORT TaskRegistry {
                                                      const ErrorContext& context) const;
 
  private:
+  template <class F>
+  static constexpr bool callable_by_name() {
+    if constexpr (detail::Signature<F>::known) {
+      constexpr bool callable = detail::CallTraits<typename detail::CallByName<F>::type>::invocable;
+      static_assert(callable,
+                    "bulkhead: a task that is called by its name gets its arguments as values of its own: a parameter "
+                    "cannot be a pointer to characters (take std::string_view) or a reference to non-const.");
+      return callable;
+    } else {
+      return false;
+    }
+  }
+
   struct State;
   static void require_function(const std::string& name, bool given);
   void insert(std::shared_ptr<const detail::RegisteredTask> task);

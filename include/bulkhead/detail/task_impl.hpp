@@ -134,19 +134,19 @@ class TaskImpl final : public TaskNode {
 
   const Handler& handler() const noexcept { return *handler_; }
 
-  Outcome run(bool keep) noexcept override {
+  Outcome run() noexcept override {
     try {
       if constexpr (gives_coroutine) {
         throw_needs_event_loop(*this);
       } else if constexpr (is_copyable_call<C>) {
-        if (keep) {
+        if (may_run_again()) {
           // Not on the stack, where g++ 12 warns of a member function's object that it takes for uninitialised.
           const auto copy = std::make_unique<C>(call_);
           run_call(*copy);
           return Outcome::completed;
         }
       } else if constexpr (Sendable<C>) {
-        if (keep) return run_encoded_copy(*this);
+        if (may_run_again()) return run_encoded_copy(*this);
       }
       if constexpr (!gives_coroutine) run_call(call_);
       return Outcome::completed;
@@ -161,13 +161,13 @@ class TaskImpl final : public TaskNode {
 
   bool is_coroutine() const noexcept override { return gives_coroutine; }
 
-  void start_coroutine(const asio::any_io_executor& on, asio::cancellation_slot slot, std::unique_ptr<CoroutineRun> run,
-                       bool keep) override {
+  void start_coroutine(const asio::any_io_executor& on, asio::cancellation_slot slot,
+                       std::unique_ptr<CoroutineRun> run) override {
     if constexpr (gives_coroutine) {
       // Beside the coroutine, whose parameters and closure may refer to it; until it is over.
       std::shared_ptr<C> call;
       if constexpr (is_copyable_call<C>) {
-        if (keep) call = std::make_shared<C>(call_);
+        if (may_run_again()) call = std::make_shared<C>(call_);
       }
       if (!call) call = std::make_shared<C>(std::move(call_));
       C& called = *call;

@@ -68,14 +68,13 @@ class TaskNode : public OpenLink, public QueuedTask {
   TaskNode(const TaskNode&) = delete;
   TaskNode& operator=(const TaskNode&) = delete;
 
-  // Runs the call here and keeps its result or, in `error`, what it threw. `keep`: it may be run again; asked of
-  // `repeatable` tasks only.
-  virtual Outcome run(bool keep) noexcept = 0;
+  // Runs the call here and keeps its result or, in `error`, what it threw.
+  virtual Outcome run() noexcept = 0;
   // Whether the call gives a coroutine, which an event loop has to run.
   virtual bool is_coroutine() const noexcept { return false; }
   // Starts the coroutine on this Asio executor.
   virtual void start_coroutine(const asio::any_io_executor& on, asio::cancellation_slot slot,
-                               std::unique_ptr<CoroutineRun> run, bool keep) = 0;
+                               std::unique_ptr<CoroutineRun> run) = 0;
   // Writes the call for `run_encoded`. Throws SerializationError or FunctionUnavailableError.
   virtual void encode(Encoder& encoder) = 0;
   // Reads what the call returned.
@@ -102,6 +101,8 @@ class TaskNode : public OpenLink, public QueuedTask {
   unsigned attempt() const noexcept {
     return earlier_runs + (failed_runs ? static_cast<unsigned>(failed_runs->size()) : 0) + 1;
   }
+  // Whether a run leaves the call as it was, for another.
+  bool may_run_again() const noexcept { return options.has_rare() && options.retry() != nullptr && repeatable(); }
   std::string name() const {
     if (!options.name().empty()) return options.name();
     const NameSource source = name_source();

@@ -336,6 +336,15 @@ void kill_after_each_step(Pool& pool, unsigned stride) {
   }
 }
 
+std::optional<std::uint32_t> begun_by(pid_t pid) {
+  try {
+    return Traced(pid).progress().begun;
+  } catch (const std::system_error& error) {
+    if (error.code() == std::errc::operation_not_permitted || error.code() == std::errc::no_such_process) return {};
+    throw;
+  }
+}
+
 // A worker that sleeps on although it has a task is found out after 0.1 s, and the task is taken back and given to it
 // once more: so it comes to three requests for two tasks. An overloaded machine may look like that once.
 constexpr int kAttempts = 3;
@@ -371,8 +380,8 @@ void wake_after_each_step(Pool& pool, unsigned stride) {
     if (first.value != 42 || second.value != 43 || board.runs != 2) {
       throw Violation("given a task after " + std::to_string(done) + " steps: wrong results");
     }
-    const bool woken =
-        pool.executor.worker_pids() == std::vector<int>{pid} && Traced(pid).progress().begun == begun + 2;
+    // One that slept on may have been replaced: then it is dead, or about to be, and cannot be traced.
+    const bool woken = pool.executor.worker_pids() == std::vector<int>{pid} && begun_by(pid) == begun + 2;
     if (woken) {
       attempt = 1;
       steps += stride;

@@ -64,16 +64,21 @@ Subscription BaseExecutor::subscribe(Listener listener, EventMask mask, Subscrib
   return core_->subscribe(std::move(listener), mask, std::move(options));
 }
 
-std::shared_ptr<detail::TaskRecord> BaseExecutor::record_of(const TaskId& id) const {
-  if (auto record = core_->results->find(id)) return record;
+std::shared_ptr<detail::TaskRecord> BaseExecutor::record_of(const detail::ExecutorCore& core, const TaskId& id) {
+  if (auto record = core.results->find(id)) return record;
   ErrorContext context;
-  context.executor = name();
+  context.executor = core.name;
   throw ResultNotFoundError(id.to_string(), std::move(context));
 }
 
 std::optional<TaskStatus> BaseExecutor::status(const TaskId& id) const {
   const auto record = core_->results->find(id);
   return record ? std::optional(record->status()) : std::nullopt;
+}
+
+std::optional<TaskInfo> BaseExecutor::info(const TaskId& id) const {
+  const auto record = core_->results->find(id);
+  return record ? std::optional(record->info()) : std::nullopt;
 }
 
 asio::awaitable<void> BaseExecutor::shutdown(ShutdownOptions options) { return shut_down(core_, options); }
@@ -125,6 +130,7 @@ void BaseExecutor::execute_locked(detail::TaskNode* node, detail::ExecutorCore::
   execute(TaskAccess::wrap(node));
 }
 
+std::optional<Progress> BaseExecutor::progress_of(const detail::TaskNode&) const { return std::nullopt; }
 bool BaseExecutor::cancel_in_flight(detail::TaskNode&, asio::cancellation_type) { return false; }
 bool BaseExecutor::withdraw(detail::TaskNode&) { return false; }
 void BaseExecutor::stop_running(detail::TaskNode&, asio::cancellation_type) {}

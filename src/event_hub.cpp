@@ -20,17 +20,18 @@ EventQueue::EventQueue(Listener listener, EventMask mask, asio::any_io_executor 
       listener_(std::make_shared<Listener>(std::move(listener))),
       executor_(std::move(executor)) {}
 
-void EventQueue::push(const EventNote& note) {
+bool EventQueue::push(const EventNote& note) {
   const std::lock_guard lock(mutex_);
-  if (!active_) return;
+  if (!active_) return false;
   if (notes_.size() == limit_) {
     ++lost_;
     ++untold_;
-    return;
+    return true;
   }
   notes_.push_back(note);
   notes_.back().event.lost = std::exchange(untold_, 0);
   if (!std::exchange(scheduled_, true)) schedule();
+  return true;
 }
 
 // Posting: no listener runs inside whoever made the event.
@@ -104,11 +105,16 @@ std::exception_ptr EventQueue::last_failure() const {
 }
 
 void EventHub::add(std::weak_ptr<EventQueue> queue) {
+  queues_.push_back(std::move(queue));
+  forget_ended();
+}
+
+// So that an executor to which nobody listens any more makes no events.
+void EventHub::forget_ended() {
   std::erase_if(queues_, [](const auto& known) {
     const auto alive = known.lock();
     return !alive || !alive->active();
   });
-  queues_.push_back(std::move(queue));
   mask_ = {};
   for (const auto& known : queues_) {
     if (const auto alive = known.lock()) mask_ = mask_ | alive->mask();
@@ -116,10 +122,16 @@ void EventHub::add(std::weak_ptr<EventQueue> queue) {
 }
 
 void EventHub::emit(const EventNote& note) {
+  bool ended = false;
   for (const auto& known : queues_) {
     const auto queue = known.lock();
-    if (queue && queue->wants(note.event.kind)) queue->push(note);
+    if (!queue) {
+      ended = true;
+    } else if (queue->wants(note.event.kind)) {
+      ended = !queue->push(note) || ended;
+    }
   }
+  if (ended) forget_ended();
 }
 
 void EventHub::context_gone() noexcept {

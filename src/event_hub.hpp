@@ -30,8 +30,8 @@ class EventQueue : public std::enable_shared_from_this<EventQueue> {
 
   bool wants(EventKind kind) const noexcept { return mask_.contains(kind); }
   EventMask mask() const noexcept { return mask_; }
-  /// Never blocks: if the queue is full, the event is dropped and counted.
-  void push(const EventNote& note);
+  /// Never blocks: if the queue is full, the event is dropped and counted. False: the subscription has ended.
+  bool push(const EventNote& note);
   /// The executor's Asio context is gone.
   void context_gone() noexcept;
 
@@ -70,6 +70,8 @@ class EventHub {
   void context_gone() noexcept;
 
  private:
+  void forget_ended();
+
   std::vector<std::weak_ptr<EventQueue>> queues_;
   EventMask mask_;
 };

@@ -112,7 +112,14 @@ void Executor::throw_not_started(const char* function) {
 
 Executor& get_executor() {
   // Not destroyed at exit: objects with static storage duration may use it later than that.
-  static Executor& executor = *new Executor;
+  static Executor& executor = *[] {
+    try {
+      start_fork_server();
+    } catch (const WorkerStartError&) {
+      // The program has several threads by now: `startup` says so, if processes are wanted.
+    }
+    return new Executor;
+  }();
   return executor;
 }
 

@@ -124,14 +124,22 @@ std::uint64_t ExecutorCore::make_cancellable(TaskNode& node) {
   return node.id;
 }
 
-std::optional<TaskStatus> ExecutorCore::status_of(std::uint64_t id) const {
+std::optional<ExecutorCore::Seen> ExecutorCore::look_at(std::uint64_t id) const {
   const Lock lock(mutex);
   const auto found = cancellable_.find(id);
   if (found == cancellable_.end()) return std::nullopt;
   const TaskNode& node = *found->second;
-  if (node.retry_at_ns != 0) return TaskStatus::retrying;
-  const bool running_now = node.runs_here || (owner != nullptr && owner->has_begun(node));
-  return running_now ? TaskStatus::running : TaskStatus::queued;
+  Seen seen;
+  seen.attempt = node.attempt();
+  if (node.retry_at_ns != 0) {
+    seen.status = TaskStatus::retrying;
+    --seen.attempt;
+  } else if (node.runs_here || (owner != nullptr && owner->has_begun(node))) {
+    seen.status = TaskStatus::running;
+    seen.began_ns = node.began_ns != 0 ? node.began_ns : node.place.seen_begun_ns;
+    if (owner != nullptr) seen.progress = owner->progress_of(node);
+  }
+  return seen;
 }
 
 // It is one of the executor's tasks now.
@@ -295,7 +303,10 @@ void ExecutorCore::count(TaskNode& node, Outcome outcome, const std::exception_p
   if (std::exchange(node.runs_here, false)) --running;
   static_cast<OpenLink&>(node).unlink();
   if (node.cancellable || node.place.deadline != 0) forget(node);
-  if (node.record) node.record->set_status(status_after(outcome));
+  if (node.record) {
+    node.record->note_run(node.attempt(), node.began_ns);
+    node.record->set_status(status_after(outcome));
+  }
   switch (outcome) {
     case Outcome::completed:
       ++completed;
@@ -437,6 +448,7 @@ Metrics ExecutorCore::snapshot() const {
   Metrics metrics;
   metrics.name = name;
   metrics.waiting = waiting_count;
+  metrics.scheduled = *scheduled;
   metrics.max_pending = max_pending;
   metrics.running = running;
   metrics.pending = open - running;

@@ -3,6 +3,7 @@
 
 #include <bulkhead/detail/executor_core.hpp>
 #include <bulkhead/detail/progress_relay.hpp>
+#include <bulkhead/detail/task_record.hpp>
 
 #include <fmt/format.h>
 
@@ -53,6 +54,7 @@ void ExecutorCore::tell(EventKind kind, const TaskNode& node, const std::excepti
   event.task_id = node.id;
   event.task = node.options.name();
   note.name = node.name_source();
+  if (node.record) event.spawned = node.record->id();
   event.attempt = node.attempt();
   event.error = error;
   if (progress != nullptr) event.progress = *progress;
@@ -73,6 +75,7 @@ void ExecutorCore::tell_started(TaskNode& node) {
 
 void ExecutorCore::tell_progress(TaskNode& node, Progress&& progress) {
   if (node.settled || !context_alive) return;
+  if (node.record) node.record->set_progress(progress);
   if (events_) {
     tell_started(node);
     tell(EventKind::progress, node, nullptr, &progress);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <bulkhead/executor_registry.hpp>
 
-#include "hold_until_over.hpp"
+#include "deadline.hpp"
 #include "option_text.hpp"
 #include "wait_list.hpp"
 
@@ -123,6 +123,18 @@ struct ExecutorRegistry::State {
     std::erase_if(entries, [&](const Entry& entry) { return entry.name == name; });
   }
 
+  // Whether the thread that makes this executor waits, maybe for others in between, for what this thread makes.
+  bool waits_for_me(std::string name) {
+    for (;;) {
+      const Entry* const entry = find(name);
+      if (entry == nullptr || entry->executor != nullptr) return false;
+      if (entry->maker == std::this_thread::get_id()) return true;
+      const auto waits = waiting_for.find(entry->maker);
+      if (waits == waiting_for.end()) return false;
+      name = waits->second;
+    }
+  }
+
   struct Type {
     std::string name;  // not an alias
     Factory factory;
@@ -145,7 +157,8 @@ struct ExecutorRegistry::State {
   std::mutex mutex;
   std::condition_variable made;
   std::map<std::string, Type> types;
-  std::vector<Entry> entries;  // in the order of their making
+  std::map<std::thread::id, std::string> waiting_for;  // of the threads that wait, the executor's name
+  std::vector<Entry> entries;                          // in the order of their making
 };
 
 ExecutorRegistry::ExecutorRegistry(asio::any_io_executor io_executor, SharedParts shared)
@@ -176,8 +189,18 @@ void ExecutorRegistry::register_factory(std::string type, Factory factory) {
   if (type.empty()) throw std::invalid_argument("register_factory: the type must not be empty");
   if (!factory) throw std::invalid_argument(fmt::format("register_factory: the factory of '{}' is empty", type));
   const std::lock_guard lock(state_->mutex);
-  std::string name = type;
-  state_->types.insert_or_assign(std::move(type), State::Type{std::move(name), std::move(factory), nullptr});
+  const auto known = state_->types.find(type);
+  const std::string name = known == state_->types.end() ? type : known->second.name;
+  const State::Type added{name, std::move(factory), nullptr};
+  for (auto& [alias, same] : state_->types) {
+    if (same.name == name) same = added;
+  }
+  state_->types.insert_or_assign(std::move(type), added);
+}
+
+void ExecutorRegistry::throw_other_class(const BaseExecutor& executor, const std::type_info& wanted) {
+  throw RegistryConflictError(executor.name(), "a " + demangle(typeid(executor).name()),
+                              "a " + demangle(wanted.name()));
 }
 
 std::vector<std::string> ExecutorRegistry::types() const {
@@ -201,10 +224,17 @@ std::shared_ptr<BaseExecutor> ExecutorRegistry::get_or_create(const std::string&
                       name));
     }
     // One that is being made by another thread is there in a moment, or its factory throws.
+    if (state_->waits_for_me(name)) {
+      throw std::logic_error(fmt::format(
+          "get_or_create: '{}' is being made by a factory that waits, on another thread, for what this one is making",
+          name));
+    }
+    state_->waiting_for[std::this_thread::get_id()] = name;
     state_->made.wait(lock, [&] {
       const auto* entry = state_->find(name);
       return entry == nullptr || entry->executor != nullptr;
     });
+    state_->waiting_for.erase(std::this_thread::get_id());
     const auto known = state_->types.find(asked_type);
     if (known == state_->types.end()) {
       std::vector<std::string> names;
@@ -270,8 +300,93 @@ std::shared_ptr<BaseExecutor> ExecutorRegistry::remove(const std::string& name) 
   return executor;
 }
 
+namespace {
+
+using Failures = std::vector<ShutdownFailedError::Failure>;
+
+// What several ends, at the same time, come to. Thread-safe.
+class Endings {
+ public:
+  Endings(const asio::any_io_executor& io, std::size_t number)
+      : over_(std::make_shared<detail::WaitList>(io)), left_(number) {}
+
+  void one_ended(Failures failures) {
+    {
+      const std::lock_guard lock(mutex_);
+      failures_.insert(failures_.end(), failures.begin(), failures.end());
+      --left_;
+    }
+    over_->complete();
+  }
+
+  static asio::awaitable<Failures> all(std::shared_ptr<Endings> self) {
+    for (;;) {
+      {
+        const std::lock_guard lock(self->mutex_);
+        if (self->left_ == 0) co_return self->failures_;
+      }
+      // Two statements: g++ 12 destroys a capturing lambda inside a `co_await` expression twice (GCC PR 107288).
+      auto one_more = detail::wait_for([self](detail::WaitList::Handler handler) {
+        const std::lock_guard lock(self->mutex_);
+        self->over_->wait({}, std::move(handler));
+        if (self->left_ == 0) self->over_->complete();
+      });
+      co_await std::move(one_more);
+    }
+  }
+
+ private:
+  const std::shared_ptr<detail::WaitList> over_;
+  std::mutex mutex_;
+  std::size_t left_;
+  Failures failures_;
+};
+
+using Executors = std::vector<std::shared_ptr<BaseExecutor>>;
+
+// Those that no other gives tasks to.
+Executors take_unused(Executors& executors) {
+  const auto uses = [](const std::shared_ptr<BaseExecutor>& user, const std::shared_ptr<BaseExecutor>& executor) {
+    const auto* hybrid = dynamic_cast<const HybridExecutor*>(user.get());
+    return hybrid != nullptr &&
+           std::find(hybrid->executors().begin(), hybrid->executors().end(), executor) != hybrid->executors().end();
+  };
+  const auto used = std::stable_partition(executors.begin(), executors.end(), [&](const auto& executor) {
+    return std::any_of(executors.begin(), executors.end(), [&](const auto& user) { return uses(user, executor); });
+  });
+  Executors unused(used, executors.end());
+  executors.erase(used, executors.end());
+  return unused;
+}
+
+// A hybrid first, and what it gives its tasks to when none of them can come any more.
+asio::awaitable<Failures> shut_down(asio::any_io_executor io, Executors executors, ShutdownOptions options) {
+  const detail::Deadline deadline(options.timeout);
+  options.wait = true;
+  Failures failures;
+  while (!executors.empty()) {
+    const Executors round = take_unused(executors);
+    options.timeout = deadline.left();
+    const auto endings = std::make_shared<Endings>(io, round.size());
+    // All of them at the same time, so that one limit holds for all.
+    for (const auto& executor : round) {
+      asio::co_spawn(io, executor->shutdown(options), [endings, executor](std::exception_ptr error) {
+        Failures failed;
+        if (error) failed.push_back({executor->name(), std::move(error)});
+        endings->one_ended(std::move(failed));
+      });
+    }
+    auto all = Endings::all(endings);
+    const Failures failed = co_await std::move(all);
+    failures.insert(failures.end(), failed.begin(), failed.end());
+  }
+  co_return failures;
+}
+
+}  // namespace
+
 asio::awaitable<void> ExecutorRegistry::shutdown_all(ShutdownOptions options) {
-  std::vector<std::shared_ptr<BaseExecutor>> executors;
+  Executors executors;
   {
     const std::lock_guard lock(state_->mutex);
     std::erase_if(state_->entries, [&](State::Entry& entry) {
@@ -280,45 +395,16 @@ asio::awaitable<void> ExecutorRegistry::shutdown_all(ShutdownOptions options) {
       return true;
     });
   }
-  // All at the same time, so that one limit holds for all.
-  struct Ending {
-    std::mutex mutex;
-    std::size_t left = 0;
-    std::vector<std::exception_ptr> errors;
-    std::shared_ptr<detail::WaitList> over;
-  };
-  const auto ending = std::make_shared<Ending>();
-  ending->left = executors.size();
-  ending->errors.resize(executors.size());
-  ending->over = std::make_shared<detail::WaitList>(state_->io);
-  for (std::size_t i = 0; i < executors.size(); ++i) {
-    asio::co_spawn(state_->io, executors[i]->shutdown(options),
-                   [ending, i, executor = executors[i]](std::exception_ptr error) {
-                     {
-                       const std::lock_guard lock(ending->mutex);
-                       ending->errors[i] = std::move(error);
-                       --ending->left;
-                     }
-                     ending->over->complete();
-                   });
-    // Nobody else may have it, and it is to go on until its tasks are over.
-    if (!options.wait) detail::hold_until_over(state_->io, executors[i]);
-  }
-  for (bool all = executors.empty(); !all;) {
-    // Two statements: g++ 12 destroys a capturing lambda inside a `co_await` expression twice (GCC PR 107288).
-    auto one_more = detail::wait_for([ending](detail::WaitList::Handler handler) {
-      const std::lock_guard lock(ending->mutex);
-      ending->over->wait({}, std::move(handler));
-      if (ending->left == 0) ending->over->complete();
-    });
-    co_await std::move(one_more);
-    const std::lock_guard lock(ending->mutex);
-    all = ending->left == 0;
-  }
-  std::vector<ShutdownFailedError::Failure> failures;
-  for (std::size_t i = 0; i < executors.size(); ++i) {
-    if (ending->errors[i]) failures.push_back({executors[i]->name(), ending->errors[i]});
-  }
+  // Not in this coroutine, whose end would be that of the shutdown.
+  const auto ending = std::make_shared<Endings>(state_->io, 1);
+  asio::co_spawn(state_->io, shut_down(state_->io, std::move(executors), options),
+                 [ending](std::exception_ptr error, Failures failures) {
+                   if (error) failures.push_back({"", std::move(error)});
+                   ending->one_ended(std::move(failures));
+                 });
+  if (!options.wait) co_return;
+  auto all = Endings::all(ending);
+  Failures failures = co_await std::move(all);
   if (!failures.empty()) throw ShutdownFailedError(std::move(failures));
 }
 

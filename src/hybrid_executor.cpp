@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <bulkhead/hybrid_executor.hpp>
 
+#include "deadline.hpp"
+
 #include <bulkhead/detail/task_impl.hpp>
 
 #include <boost/asio/bind_executor.hpp>
@@ -18,6 +20,7 @@
 namespace bulkhead {
 namespace {
 
+using detail::Deadline;
 using detail::Delivery;
 using detail::ExecutorCore;
 using detail::Initiation;
@@ -41,23 +44,6 @@ CommonOptions common(const HybridExecutorOptions& options,
           .tasks = options.tasks,
           .results = options.results};
 }
-
-// When the time for a shutdown is over.
-class Deadline {
- public:
-  explicit Deadline(std::optional<std::chrono::nanoseconds> timeout) {
-    // A century is for ever, and can be added to any time of the clock.
-    if (timeout) end_ = Clock::now() + std::min<std::chrono::nanoseconds>(*timeout, std::chrono::hours(24 * 365 * 100));
-  }
-  std::optional<std::chrono::nanoseconds> left() const {
-    if (!end_) return {};
-    return std::max<std::chrono::nanoseconds>(*end_ - Clock::now(), std::chrono::nanoseconds::zero());
-  }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  std::optional<Clock::time_point> end_;
-};
 
 // What the executor that has the task must know; the rest is the hybrid's business.
 TaskOptions forwarded_options(const TaskOptions& given) {
@@ -180,7 +166,13 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
      public:
       Run(Forwarded* node, std::unique_ptr<detail::CoroutineRun> inner) : node_(node), inner_(std::move(inner)) {}
       void done(Outcome outcome) override {
-        node_->error = std::exchange(node_->outer_->error, nullptr);
+        auto thrown = std::exchange(node_->outer_->error, nullptr);
+        // This one was asked to stop, and not the hybrid's: so it knows why the coroutine was cancelled.
+        if (outcome == Outcome::failed) {
+          outcome = detail::coroutine_outcome(*node_, std::move(thrown));
+        } else {
+          node_->error = std::move(thrown);
+        }
         inner_->done(outcome);
       }
 
@@ -365,10 +357,7 @@ asio::awaitable<void> HybridExecutor::stop(ShutdownOptions options) {
   if (failure) std::rethrow_exception(failure);
 }
 
-void HybridExecutor::add_metrics(Metrics& metrics) const {
-  metrics.mode = "hybrid";
-  metrics.workers = engine_->executors.size();
-}
+void HybridExecutor::add_metrics(Metrics& metrics) const { metrics.mode = "hybrid"; }
 
 // Posts, since the other executor's mutex must not be taken under this one's.
 bool HybridExecutor::cancel_in_flight(TaskNode& node, asio::cancellation_type type) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <bulkhead/lifecycle.hpp>
 
+#include <bulkhead/detail/task_node.hpp>
+
 #include "wait_list.hpp"
 
 #include <bulkhead/local_executor.hpp>
@@ -59,6 +61,15 @@ struct Lifecycle::State {
     stop_asked->complete();
   }
 
+  // The last that was added; empty if there is none any more.
+  Step take_step() {
+    const std::lock_guard lock(mutex);
+    if (steps.empty()) return nullptr;
+    Step step = std::move(steps.back());
+    steps.pop_back();
+    return step;
+  }
+
   const asio::any_io_executor io;
   const LifecycleOptions options;
   ExecutorRegistry executors;
@@ -87,7 +98,9 @@ asio::awaitable<void> run_step(Lifecycle::Step step, asio::any_io_executor io, C
   const auto running = std::make_shared<Running>(io);
   running->step = std::move(step);
   running->over = std::make_shared<detail::WaitList>(io);
-  asio::co_spawn(running->strand, running->step(),
+  auto coroutine = running->step();
+  if (!coroutine.valid()) detail::throw_empty_awaitable();
+  asio::co_spawn(running->strand, std::move(coroutine),
                  asio::bind_cancellation_slot(running->cancel.slot(), [running](std::exception_ptr error) {
                    {
                      const std::lock_guard lock(running->mutex);
@@ -158,15 +171,13 @@ asio::awaitable<int> Lifecycle::run() {
   co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
   const auto end = Clock::now() +
                    std::min<std::chrono::nanoseconds>(state->options.drain_timeout, std::chrono::hours(24 * 365 * 100));
-  std::vector<Step> steps;
-  {
-    const std::lock_guard lock(state->mutex);
-    steps.swap(state->steps);
-  }
   std::exception_ptr failure;
-  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+  // One that is added meanwhile is the next.
+  for (;;) {
+    Step step = state->take_step();
+    if (!step) break;
     try {
-      co_await run_step(std::move(*step), state->io, end);
+      co_await run_step(std::move(step), state->io, end);
     } catch (...) {
       if (!failure) failure = std::current_exception();
     }

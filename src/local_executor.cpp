@@ -134,10 +134,11 @@ detail::WorkerPool::Settings pool_settings(const LocalExecutorOptions& options) 
 
 void start_fork_server() {
   try {
-    process::ForkServer::start();
+    if (!process::ForkServer::start().gone()) return;
   } catch (const std::exception& error) {
     throw WorkerStartError(error.what(), 1);
   }
+  throw WorkerStartError("the fork server has ended; the program must be started anew", 1);
 }
 
 std::vector<std::byte> WorkerCall::encoded() const {
@@ -289,6 +290,10 @@ bool LocalExecutor::withdraw(detail::TaskNode& node) { return engine_->bypass &&
 
 bool LocalExecutor::has_begun(const detail::TaskNode& node) const {
   return engine_->pool && engine_->pool->has_begun(node);
+}
+
+std::optional<Progress> LocalExecutor::progress_of(const detail::TaskNode& node) const {
+  return engine_->pool ? engine_->pool->progress_of(node) : std::nullopt;
 }
 
 bool LocalExecutor::cancel_in_flight(detail::TaskNode& node, asio::cancellation_type type) {

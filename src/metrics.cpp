@@ -72,6 +72,8 @@ constexpr std::array kSeries{
     Series{"bulkhead_lingering", "gauge", "Tasks whose run goes on though their caller has been told.",
            integer<&Metrics::lingering>},
     Series{"bulkhead_waiting", "gauge", "Submits that wait for admission.", integer<&Metrics::waiting>},
+    Series{"bulkhead_scheduled", "gauge", "Tasks whose time has not come, and schedules.",
+           integer<&Metrics::scheduled>},
     Series{"bulkhead_max_pending", "gauge", "Limit of pending plus running plus lingering.",
            integer<&Metrics::max_pending>},
     Series{"bulkhead_submitted_total", "counter", "Tasks accepted.", integer<&Metrics::submitted>},
@@ -101,15 +103,16 @@ constexpr std::array kSeries{
 
 std::string to_json(const Metrics& m) {
   return fmt::format(
-      R"({{"name":{},"mode":{},"workers":{},"pending":{},"running":{},"lingering":{},"waiting":{},"max_pending":{},"submitted":{},)"
+      R"({{"name":{},"mode":{},"workers":{},"pending":{},"running":{},"lingering":{},"waiting":{},"scheduled":{},"max_pending":{},"submitted":{},)"
       R"("completed":{},"failed":{},"rejected":{},"cancelled":{},"timed_out":{},"workers_started":{},)"
       R"("workers_crashed":{},"workers_recycled":{},"workers_dying":{},"retried":{},"quarantined":{},"runs":{},)"
       R"("total_run_seconds":{:.9f},"total_queue_wait_seconds":{:.9f},)"
       R"("average_run_ms":{:.6f},"average_queue_wait_ms":{:.6f}}})",
-      json_string(m.name), json_string(m.mode), m.workers, m.pending, m.running, m.lingering, m.waiting, m.max_pending,
-      m.submitted, m.completed, m.failed, m.rejected, m.cancelled, m.timed_out, m.workers_started, m.workers_crashed,
-      m.workers_recycled, m.workers_dying, m.retried, m.quarantined, m.runs, seconds(m.total_run_time),
-      seconds(m.total_queue_wait), milliseconds(m.average_run_time), milliseconds(m.average_queue_wait));
+      json_string(m.name), json_string(m.mode), m.workers, m.pending, m.running, m.lingering, m.waiting, m.scheduled,
+      m.max_pending, m.submitted, m.completed, m.failed, m.rejected, m.cancelled, m.timed_out, m.workers_started,
+      m.workers_crashed, m.workers_recycled, m.workers_dying, m.retried, m.quarantined, m.runs,
+      seconds(m.total_run_time), seconds(m.total_queue_wait), milliseconds(m.average_run_time),
+      milliseconds(m.average_queue_wait));
 }
 
 std::string to_prometheus(const Metrics& metrics) { return to_prometheus(std::span(&metrics, 1)); }

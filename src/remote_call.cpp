@@ -10,8 +10,12 @@
 #include <cxxabi.h>
 #include <dlfcn.h>
 
+#include <atomic>
+#include <cstddef>
 #include <exception>
+#include <memory>
 #include <mutex>
+#include <new>
 
 namespace bulkhead::detail {
 
@@ -43,6 +47,24 @@ std::string function_name(const void* address, const char* fallback_mangled_type
   return demangle(symbol.empty() ? fallback_mangled_type : symbol.c_str());
 }
 
+namespace {
+
+// Given back when there is no memory left to tell of an exception: some times what the largest description takes, with
+// its nested causes.
+constexpr std::size_t kReserve = std::size_t{64} << 10;
+std::atomic<std::byte*> reserve{new std::byte[kReserve]};
+
+void put_exception(const std::exception_ptr& thrown, AnswerSink& sink) {
+  sink.put(
+      [](Encoder& encoder, const void* value) {
+        encoder.write_value(AnswerKind::exception);
+        encode_exception(encoder, *static_cast<const std::exception_ptr*>(value));
+      },
+      &thrown);
+}
+
+}  // namespace
+
 void run_encoded(std::span<const std::byte> request, AnswerSink& sink) {
   std::exception_ptr thrown;
   try {
@@ -58,12 +80,15 @@ void run_encoded(std::span<const std::byte> request, AnswerSink& sink) {
   } catch (...) {
     thrown = std::current_exception();
   }
-  sink.put(
-      [](Encoder& encoder, const void* value) {
-        encoder.write_value(AnswerKind::exception);
-        encode_exception(encoder, *static_cast<const std::exception_ptr*>(value));
-      },
-      &thrown);
+  try {
+    put_exception(thrown, sink);
+    return;
+  } catch (const std::bad_alloc&) {
+    const std::unique_ptr<std::byte[]> given_back(reserve.exchange(nullptr));
+    if (!given_back) throw;
+  }
+  sink.set_out_of_memory();
+  put_exception(thrown, sink);
 }
 
 namespace {

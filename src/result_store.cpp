@@ -5,10 +5,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <list>
 #include <mutex>
 #include <stdexcept>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -88,6 +90,28 @@ std::size_t ResultStore::bytes() const {
 std::size_t ResultStore::unfinished() const {
   const std::lock_guard lock(state_->mutex);
   return state_->entries.size() - state_->order.size();
+}
+
+std::vector<TaskInfo> ResultStore::list(std::optional<TaskStatus> status, std::size_t limit) const {
+  std::vector<Record> dropped;
+  std::vector<Record> records;
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->keep_limits(dropped);
+    for (const auto& [id, entry] : state_->entries) records.push_back(entry.record);
+  }
+  // Without the mutex, since each asks its executor.
+  std::vector<TaskInfo> infos;
+  for (const Record& record : records) {
+    TaskInfo info = record->info();
+    if (!status || info.status == *status) infos.push_back(std::move(info));
+  }
+  const auto newest_first = [](const TaskInfo& a, const TaskInfo& b) {
+    return std::tie(b.spawned, b.number, b.id) < std::tie(a.spawned, a.number, a.id);
+  };
+  std::sort(infos.begin(), infos.end(), newest_first);
+  if (infos.size() > limit) infos.resize(limit);
+  return infos;
 }
 
 bool ResultStore::remove(const TaskId& id) {

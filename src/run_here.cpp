@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <limits>
 #include <mutex>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -87,6 +88,11 @@ Outcome run_encoded_copy(TaskNode& node) noexcept {
 void throw_needs_event_loop(const TaskNode& node) {
   throw FunctionUnavailableError("it gives a coroutine, which needs an event loop: submit it to an IoExecutor",
                                  node.core->context_of(node));
+}
+
+void throw_empty_awaitable() {
+  throw std::logic_error(
+      "bulkhead: the function returned an awaitable without a coroutine, default-made or moved from");
 }
 
 Outcome coroutine_outcome(TaskNode& node, std::exception_ptr thrown) noexcept {

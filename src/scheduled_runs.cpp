@@ -24,9 +24,17 @@ RunTimes::Time time_now() { return std::chrono::steady_clock::now().time_since_e
 
 }  // namespace
 
+void ScheduledRuns::note_over() noexcept {
+  if (const auto count = std::exchange(count_, nullptr)) --*count;
+}
+
 DelayedRun::DelayedRun(const std::shared_ptr<ExecutorCore>& core, std::shared_ptr<TaskRecord> record,
                        std::function<void()> start)
-    : core_(core), record_(std::move(record)), io_(core->io), start_(std::move(start)) {}
+    : ScheduledRuns(core->scheduled),
+      core_(core),
+      record_(std::move(record)),
+      io_(core->io),
+      start_(std::move(start)) {}
 
 void DelayedRun::arm(StartTime time) {
   const std::lock_guard lock(mutex_);
@@ -47,6 +55,7 @@ void DelayedRun::arm(StartTime time) {
 
 std::function<void()> DelayedRun::take() {
   const std::lock_guard lock(mutex_);
+  note_over();
   return std::exchange(start_, nullptr);
 }
 
@@ -54,6 +63,7 @@ void DelayedRun::cancel() {
   {
     const std::lock_guard lock(mutex_);
     if (!std::exchange(start_, nullptr)) return;
+    note_over();
     if (steady_) steady_->cancel();
     if (system_) system_->cancel();
   }
@@ -74,7 +84,8 @@ void DelayedRun::context_gone() noexcept {
 
 RepeatedRuns::RepeatedRuns(const std::shared_ptr<ExecutorCore>& core, RunTimes times, ScheduleOptions options,
                            std::function<void(RunEnded)> start)
-    : io_(core->io),
+    : ScheduledRuns(core->scheduled),
+      io_(core->io),
       on_error_(std::move(options.on_error)),
       times_(times),
       start_(std::move(start)),
@@ -107,12 +118,18 @@ void RepeatedRuns::look() {
     if (times_.over()) {
       timer_.reset();
       start_ = nullptr;
+      note_over();
     } else {
       arm();
     }
   }
   for (; number > 0; --number) {
-    start([self = shared_from_this()](const std::exception_ptr& error) { self->ended(error); });
+    try {
+      start([self = shared_from_this()](const std::exception_ptr& error) { self->ended(error); });
+    } catch (...) {
+      // The copy of the function or of an argument threw: the run has failed.
+      asio::post(io_, [self = shared_from_this(), error = std::current_exception()] { self->ended(error); });
+    }
   }
 }
 
@@ -125,8 +142,9 @@ void RepeatedRuns::ended(const std::exception_ptr& error) {
       last_error_ = error;
     }
   }
-  if (error && on_error_) on_error_(error);
   look();
+  // Last: what it throws leaves the event loop's `run`, as from every handler, and the schedule goes on.
+  if (error && on_error_) on_error_(error);
 }
 
 void RepeatedRuns::cancel() {
@@ -134,6 +152,7 @@ void RepeatedRuns::cancel() {
   const std::lock_guard lock(mutex_);
   timer_.reset();
   dropped.swap(start_);
+  note_over();
 }
 
 void RepeatedRuns::context_gone() noexcept { cancel(); }
@@ -212,12 +231,16 @@ Schedule start_every(const std::shared_ptr<ExecutorCore>& core, std::chrono::nan
 }  // namespace detail
 
 Schedule::Schedule(std::shared_ptr<detail::RepeatedRuns> runs) noexcept : runs_(std::move(runs)) {}
-void Schedule::cancel() { runs_->cancel(); }
-bool Schedule::active() const { return runs_->active(); }
-std::uint64_t Schedule::runs() const { return runs_->runs(); }
-std::uint64_t Schedule::missed() const { return runs_->missed(); }
-std::uint64_t Schedule::failures() const { return runs_->failures(); }
-std::exception_ptr Schedule::last_error() const { return runs_->last_error(); }
-std::optional<std::chrono::steady_clock::time_point> Schedule::next() const { return runs_->next(); }
+void Schedule::cancel() {
+  if (runs_) runs_->cancel();
+}
+bool Schedule::active() const { return runs_ && runs_->active(); }
+std::uint64_t Schedule::runs() const { return runs_ ? runs_->runs() : 0; }
+std::uint64_t Schedule::missed() const { return runs_ ? runs_->missed() : 0; }
+std::uint64_t Schedule::failures() const { return runs_ ? runs_->failures() : 0; }
+std::exception_ptr Schedule::last_error() const { return runs_ ? runs_->last_error() : nullptr; }
+std::optional<std::chrono::steady_clock::time_point> Schedule::next() const {
+  return runs_ ? runs_->next() : std::nullopt;
+}
 
 }  // namespace bulkhead

@@ -9,23 +9,37 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/system_timer.hpp>
 
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <utility>
 
 namespace bulkhead::detail {
 
 /// What begins tasks of an executor by itself. Thread-safe; its timers are guarded by its mutex.
 class ScheduledRuns {
  public:
-  virtual ~ScheduledRuns() = default;
+  /// Counts as one of `count` until it is over.
+  explicit ScheduledRuns(std::shared_ptr<std::atomic<std::size_t>> count) : count_(std::move(count)) { ++*count_; }
+  virtual ~ScheduledRuns() { note_over(); }
+  ScheduledRuns(const ScheduledRuns&) = delete;
+  ScheduledRuns& operator=(const ScheduledRuns&) = delete;
   /// No further run begins: its user or its executor ends it.
   virtual void cancel() = 0;
   /// The Asio context is being destroyed.
   virtual void context_gone() noexcept = 0;
+
+ protected:
+  /// No further run begins. With the mutex.
+  void note_over() noexcept;
+
+ private:
+  std::shared_ptr<std::atomic<std::size_t>> count_;
 };
 
 /// One run, at a time.

@@ -40,6 +40,13 @@ struct TaskRecord::State {
   bool cancel_asked = false;
   std::exception_ptr error;
   bool finished = false;
+  // The monotonic clock's reading, which runs are timed with, and the wall clock's at the same moment.
+  const std::uint64_t spawned_ns = ExecutorCore::now();
+  const std::chrono::system_clock::time_point spawned = std::chrono::system_clock::now();
+  unsigned attempt = 1;
+  std::uint64_t began_ns = 0;
+  std::optional<Progress> progress;
+  std::chrono::system_clock::time_point ended;
 };
 
 TaskRecord::TaskRecord(const std::shared_ptr<ExecutorCore>& core, std::string name)
@@ -72,19 +79,50 @@ void TaskRecord::set_cancel(std::function<void()> cancel) {
   state_->cancel = std::move(cancel);
 }
 
-TaskStatus TaskRecord::status() const {
-  const TaskStatus known = state_->status.load();
-  if (is_over(known)) return known;
-  std::uint64_t number = 0;
+void TaskRecord::note_run(unsigned attempt, std::uint64_t began_ns) {
+  const std::lock_guard lock(state_->mutex);
+  state_->attempt = attempt;
+  state_->began_ns = began_ns;
+}
+
+void TaskRecord::set_progress(const Progress& progress) {
+  const std::lock_guard lock(state_->mutex);
+  state_->progress = progress;
+}
+
+TaskStatus TaskRecord::status() const { return info().status; }
+
+TaskInfo TaskRecord::info() const {
+  TaskInfo info;
+  info.id = id_;
+  info.name = name_;
+  info.executor = state_->executor_name;
+  info.spawned = state_->spawned;
   {
     const std::lock_guard lock(state_->mutex);
-    number = state_->number;
+    info.number = state_->number;
   }
-  if (number != 0) {
-    const auto core = state_->core.lock();
-    if (const auto now = core ? core->status_of(number) : std::nullopt) return *now;
+  // The executor first, and without this mutex: what it says holds unless the task is over by then.
+  const auto core = state_->core.lock();
+  const auto now = core && info.number != 0 ? core->look_at(info.number) : std::nullopt;
+  std::uint64_t began_ns = now ? now->began_ns : 0;
+  const std::lock_guard lock(state_->mutex);
+  info.status = state_->status.load();
+  info.progress = state_->progress;
+  if (now && !is_over(info.status)) {
+    info.status = now->status;
+    info.attempt = now->attempt;
+    if (now->progress) info.progress = now->progress;
+  } else {
+    info.attempt = state_->attempt;
+    began_ns = state_->began_ns;
   }
-  return state_->status.load();
+  if (began_ns != 0) {
+    const std::chrono::nanoseconds after(static_cast<std::int64_t>(began_ns - state_->spawned_ns));
+    info.started = state_->spawned + std::chrono::duration_cast<std::chrono::system_clock::duration>(after);
+  }
+  if (state_->finished) info.ended = state_->ended;
+  return info;
 }
 
 void TaskRecord::cancel(asio::cancellation_type type) {
@@ -109,6 +147,7 @@ void TaskRecord::finish(std::exception_ptr error, AnyValue value, std::size_t si
     const std::lock_guard lock(state_->mutex);
     if (state_->finished) return;
     state_->finished = true;
+    state_->ended = std::chrono::system_clock::now();
     state_->cancel = nullptr;
     const TaskStatus before = state_->status.load();
     if (!is_over(before)) state_->status = error ? TaskStatus::failed : TaskStatus::succeeded;
@@ -126,6 +165,7 @@ void TaskRecord::abandon() noexcept {
     const std::lock_guard lock(state_->mutex);
     if (state_->finished) return;
     state_->finished = true;
+    state_->ended = std::chrono::system_clock::now();
     state_->cancel = nullptr;
     if (!is_over(state_->status.load())) state_->status = TaskStatus::cancelled;
     state_->error =

@@ -48,10 +48,13 @@ ThreadPool::ThreadPool(std::shared_ptr<ExecutorCore> core, unsigned max_threads,
 void ThreadPool::execute(TaskNode* node, Lock& lock) {
   node->priority = node->options.priority();
   queue_.enqueue(*node);
-  if (idle_ > woken_) {
-    ++woken_;
+  // The one that fell idle last, so that those which are not needed stay idle, and end.
+  if (!idle_.empty()) {
+    const auto thread = std::move(idle_.back());
+    idle_.pop_back();
+    thread->woken = true;
     lock.unlock();
-    changed_.notify_one();
+    thread->changed.notify_one();
     return;
   }
   std::exception_ptr failure;
@@ -111,16 +114,17 @@ std::string ThreadPool::thread_name(unsigned number) const {
 
 void ThreadPool::work(unsigned number) {
   ::pthread_setname_np(::pthread_self(), thread_name(number).c_str());
+  const auto self = std::make_shared<IdleThread>();
   Lock lock(core_->mutex);
   for (;;) {
     const auto end = std::chrono::steady_clock::now() + idle_timeout_;
-    bool waited_in_vain = false;
-    while (queue_.size() == 0 && !closed_ && !waited_in_vain) {
-      ++idle_;
-      waited_in_vain = changed_.wait_until(lock, end) == std::cv_status::timeout;
-      --idle_;
-      // Whoever is awake takes what there is, told or not.
-      if (woken_ > 0) --woken_;
+    bool in_time = true;
+    // Whoever is awake takes what there is, so that it may be woken for nothing.
+    while (queue_.size() == 0 && !closed_ && in_time) {
+      self->woken = false;
+      idle_.push_back(self);
+      in_time = self->changed.wait_until(lock, end, [&] { return self->woken || closed_; });
+      if (!self->woken) std::erase(idle_, self);
     }
     auto* const node = static_cast<TaskNode*>(queue_.front());
     if (node == nullptr) break;
@@ -142,8 +146,8 @@ void ThreadPool::close() {
       queue_.remove(*task);
       queued.push_back(static_cast<TaskNode*>(task));
     }
+    for (const auto& thread : idle_) thread->changed.notify_one();
   }
-  changed_.notify_all();
   for (TaskNode* node : queued) {
     core_->fail(node,
                 std::make_exception_ptr(TaskCancelledError(TaskCancelledError::Stage::queued, core_->context_of(*node),

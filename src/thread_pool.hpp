@@ -13,6 +13,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <vector>
 
 namespace bulkhead::detail {
 
@@ -36,6 +37,12 @@ class ThreadPool : public std::enable_shared_from_this<ThreadPool> {
  private:
   using Lock = ExecutorCore::Lock;
 
+  // A thread that waits for a task. Not on its stack: it may end while it is being notified.
+  struct IdleThread {
+    std::condition_variable changed;
+    bool woken = false;  // and taken out of `idle_`
+  };
+
   void start_thread();
   void work(unsigned number);
   std::string thread_name(unsigned number) const;
@@ -45,10 +52,8 @@ class ThreadPool : public std::enable_shared_from_this<ThreadPool> {
   const std::chrono::nanoseconds idle_timeout_;
 
   TaskQueue queue_;
-  std::condition_variable changed_;
-  std::set<unsigned> numbers_;  // of the threads that there are
-  unsigned idle_ = 0;           // of them wait for a task
-  unsigned woken_ = 0;          // of those have been told that there is one
+  std::set<unsigned> numbers_;                     // of the threads that there are
+  std::vector<std::shared_ptr<IdleThread>> idle_;  // of them, the last to fall idle at the end
   std::uint64_t started_ = 0;
   bool closed_ = false;
 };

@@ -46,6 +46,9 @@ class ChannelSink final : public AnswerSink {
     channel_.commit(in_block.size());
   }
 
+  // What its next tasks would get is as little.
+  void set_out_of_memory() noexcept override { channel_.set_over_memory(); }
+
  private:
   process::WorkerChannel& channel_;
   const std::uint64_t most_memory_;

@@ -72,6 +72,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void execute(TaskNode* node, ExecutorCore::Lock& lock);
   /// With the mutex: whether a worker has taken the task up.
   bool has_begun(const TaskNode& node) const;
+  std::optional<Progress> progress_of(const TaskNode& node) const;
   /// With the mutex: cancels a task in flight, as far as its stage and the type allow.
   void cancel(TaskNode& node, asio::cancellation_type type);
   /// Cancels what has not begun.

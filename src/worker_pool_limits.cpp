@@ -127,6 +127,13 @@ bool WorkerPool::has_begun(const TaskNode& node) const {
          workers_[node.place.worker]->channel.begun(node.place.sequence);
 }
 
+std::optional<Progress> WorkerPool::progress_of(const TaskNode& node) const {
+  if (node.place.stage != TaskNode::Stage::in_ring) return std::nullopt;
+  auto note = workers_[node.place.worker]->channel.progress(node.place.sequence, 0);
+  if (!note) return std::nullopt;
+  return Progress{note->done, note->total, std::move(note->text)};
+}
+
 void WorkerPool::cancel(TaskNode& node, asio::cancellation_type type) {
   if (is_forked_copy()) return;
   using Stage = TaskNode::Stage;

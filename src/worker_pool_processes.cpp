@@ -107,6 +107,7 @@ void WorkerPool::await_answer() {
     if (self.template_ready_ && !unborn) return;
     if (!self.template_pidfd_) {
       self.last_start_error_ = "the fork server does not answer: it is stopped";
+      process::ForkServer::start().note_silence();
     } else if (!self.template_ready_) {
       self.last_start_error_ = fmt::format("preload did not end within start_timeout = {} s",
                                            std::chrono::duration<double>(self.settings_.start_timeout).count());
@@ -413,7 +414,9 @@ void WorkerPool::start_failed(const std::string& reason) {
 }
 
 void WorkerPool::fail_queue_if_hopeless() {
-  if (!dispatcher_.gives_up() && !forsaken_) return;
+  const bool hopeless =
+      forsaken_ || dispatcher_.gives_up() || (!template_socket_ && process::ForkServer::start().silent());
+  if (!hopeless) return;
   while (QueuedTask* task = dispatcher_.front()) {
     auto& node = static_cast<TaskNode&>(*task);
     dispatcher_.remove(node);
@@ -497,7 +500,7 @@ void WorkerPool::worker_died(const WorkerPtr& worker) {
 // What the worker had answered is delivered; what it had taken up has failed with it; what it had not taken up goes to
 // another.
 void WorkerPool::bury(const WorkerPtr& worker_reference) {
-  const WorkerPtr worker = worker_reference;  // the pool's own pointer is about to go
+  WorkerPtr worker = worker_reference;  // the pool's own pointer is about to go
   if (worker->buried) return;
   const bool was_ready = worker->channel.state() == process::WorkerState::ready;
   const bool dead = worker->dying;
@@ -554,6 +557,8 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
     core_->tell_worker(EventKind::worker_exited, worker->pid, signal, exit_code);
   }
   workers_[worker->index].reset();
+  // Unmapping a large area takes tens of milliseconds, for which nobody is to wait for the mutex.
+  if (!stopping_) asio::post(slow_, [dead = std::move(worker)] {});
   if (dispatcher_.queued() > 0 || ready_count_ > 0) schedule_drain();
   all_gone_if_so();
 }

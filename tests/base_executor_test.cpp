@@ -1536,7 +1536,7 @@ TEST_CASE("Metrics print themselves through fmt on one line, with everything tha
 TEST_CASE("Metrics as JSON are one object with every field, and strings are escaped", "[base][metrics]") {
   CHECK(
       to_json(example()) ==
-      R"({"name":"images","mode":"process","workers":4,"pending":3,"running":2,"lingering":0,"waiting":1,"max_pending":100,)"
+      R"({"name":"images","mode":"process","workers":4,"pending":3,"running":2,"lingering":0,"waiting":1,"scheduled":0,"max_pending":100,)"
       R"("submitted":1005,"completed":900,"failed":60,"rejected":7,"cancelled":30,"timed_out":10,)"
       R"("workers_started":9,"workers_crashed":5,"workers_recycled":0,"workers_dying":0,"retried":0,"quarantined":0,"runs":1000,"total_run_seconds":2.500000000,)"
       R"("total_queue_wait_seconds":0.500000000,"average_run_ms":2.500000,"average_queue_wait_ms":0.500000})");

@@ -378,6 +378,58 @@ TEST_CASE("a program may stop itself, before it waits for that or after", "[life
   context.run();  // nothing is left to do
 }
 
+TEST_CASE("a step that another step adds is done, too", "[lifecycle]") {
+  asio::io_context context;
+  Lifecycle lifecycle(context.get_executor());
+  std::string done;
+  lifecycle.on_stop([&]() -> asio::awaitable<void> {
+    done += "first";
+    co_return;
+  });
+  lifecycle.on_stop([&]() -> asio::awaitable<void> {
+    done += "last,";
+    lifecycle.on_stop([&]() -> asio::awaitable<void> {
+      done += "late,";
+      co_return;
+    });
+    co_return;
+  });
+  lifecycle.on_stop([] { return asio::awaitable<void>(); });
+  lifecycle.request_stop();
+  CHECK_THROWS_WITH(run(context, lifecycle.run()), ContainsSubstring("without a coroutine"));
+  CHECK(done == "last,late,first");
+}
+
+TEST_CASE("what a hybrid has accepted is done before the executors that it gives it to are shut down", "[lifecycle]") {
+  const bool whole_program = GENERATE(false, true);
+  CAPTURE(whole_program);
+  asio::io_context context;
+  Lifecycle lifecycle(context.get_executor());
+  ExecutorRegistry& registry = lifecycle.executors();
+  from_config_text(registry, R"({"executors": {
+      "outer": {"type": "hybrid", "executors": ["inner"], "shut_down_executors": false},
+      "inner": {"type": "hybrid", "executors": ["files"]}, "files": {"type": "thread"}, "alone": {"type": "io"}}})");
+  std::vector<bulkhead::TaskHandle<int>> tasks;
+  for (const char* name : {"outer", "inner"}) {
+    for (int i = 0; i < 3; ++i) {
+      bulkhead::TaskOptions options;
+      options.name(name).max_instances(1, bulkhead::OverloadPolicy::wait);
+      tasks.push_back(registry.get(name)->spawn(std::move(options), twice, i));
+    }
+  }
+  if (whole_program) {
+    lifecycle.request_stop();
+    CHECK(run(context, lifecycle.run()) == 0);
+  } else {
+    const bool wait = GENERATE(false, true);
+    bulkhead::ShutdownOptions shutdown;
+    shutdown.wait = wait;
+    run(context, registry.shutdown_all(shutdown));
+  }
+  for (std::size_t i = 0; i < tasks.size(); ++i) CHECK(run(context, tasks[i].result()) == 2 * static_cast<int>(i % 3));
+  CHECK(registry.size() == 0);
+}
+
 TEST_CASE("what does not end in time is ended with the program", "[lifecycle]") {
   asio::io_context context;
   LifecycleOptions options;

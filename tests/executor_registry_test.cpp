@@ -2,12 +2,15 @@
 #include <bulkhead/executor_registry.hpp>
 
 #include "support/catch.hpp"
+#include "support/outcome.hpp"
+#include "support/processes.hpp"
 #include "support/run.hpp"
 
 #include <boost/asio/io_context.hpp>
 
 #include <fmt/format.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <exception>
@@ -340,6 +343,51 @@ TEST_CASE("A factory that asks for the name it is making gets an error, and noth
   });
   CHECK_THROWS_AS(registry.get_or_create("tail", "snake"), std::logic_error);
   CHECK(registry.size() == 0);
+}
+
+TEST_CASE("Factories on two threads that ask for each other's executors get an error, and none waits for ever",
+          "[registry]") {
+  asio::io_context context;
+  ExecutorRegistry registry(context.get_executor());
+  std::atomic<int> making{0};
+  registry.register_factory("inline", inline_factory());
+  registry.register_factory("needy",
+                            [&](asio::any_io_executor io, const std::string& name, const ExecutorConfig& config) {
+                              ++making;
+                              if (!bulkhead::test::poll_until([&] { return making == 2; }, std::chrono::seconds(60)))
+                                return inline_factory()(io, name, config);
+                              registry.get_or_create(name == "a" ? "b" : "a", "needy");
+                              return inline_factory()(std::move(io), name, config);
+                            });
+  std::array<std::exception_ptr, 2> errors;
+  std::array<std::thread, 2> threads;
+  for (std::size_t i = 0; i < 2; ++i) {
+    threads[i] = std::thread([&, i] {
+      try {
+        registry.get_or_create(i == 0 ? "a" : "b", "needy");
+      } catch (...) {
+        errors[i] = std::current_exception();
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  // One sees that they wait for each other. Then the other's turn is over, and it makes what it wanted, or fails, too.
+  CHECK((errors[0] || errors[1]));
+  for (const auto& error : errors) {
+    if (error) CHECK_THAT(bulkhead::test::message(error), ContainsSubstring("on another thread"));
+  }
+}
+
+TEST_CASE("A type whose factory was replaced makes no null pointer of another class, under any of its names",
+          "[registry]") {
+  asio::io_context context;
+  ExecutorRegistry registry(context.get_executor());
+  registry.register_factory("thread", inline_factory());
+  CHECK_THROWS_AS(registry.get_or_create<bulkhead::ThreadExecutor>("files"), RegistryConflictError);
+  registry.get_or_create("other", "threadpool");
+  CHECK_THROWS_AS(registry.get<bulkhead::ThreadExecutor>("other"), RegistryConflictError);
+  CHECK(registry.get<BaseExecutor>("other") == registry.get("other"));
+  CHECK(registry.get<bulkhead::ThreadExecutor>("nobody") == nullptr);
 }
 
 TEST_CASE("Eight threads that ask for one name at the same time get one executor", "[registry]") {

@@ -33,6 +33,7 @@ Metrics sample() {
   metrics.pending = 3;
   metrics.running = 2;
   metrics.lingering = 5;
+  metrics.scheduled = 6;
   metrics.waiting = 7;
   metrics.max_pending = 100;
   metrics.submitted = 1055;
@@ -165,11 +166,11 @@ TEST_CASE("the JSON has every field of the metrics", "[metrics]") {
   CHECK(object.at("name").as_string() == "images");
   CHECK(object.at("mode").as_string() == "process");
   const std::map<std::string, std::int64_t> integers = {
-      {"workers", 4},        {"pending", 3},          {"running", 2},          {"waiting", 7},
-      {"lingering", 5},      {"max_pending", 100},    {"submitted", 1055},     {"failed", 30},
-      {"rejected", 12},      {"completed", 1000},     {"cancelled", 11},       {"timed_out", 9},
-      {"runs", 1040},        {"workers_started", 14}, {"workers_crashed", 10}, {"workers_recycled", 15},
-      {"workers_dying", 16}, {"retried", 17},         {"quarantined", 18}};
+      {"workers", 4},           {"pending", 3},        {"running", 2},          {"waiting", 7},
+      {"lingering", 5},         {"scheduled", 6},      {"max_pending", 100},    {"submitted", 1055},
+      {"failed", 30},           {"rejected", 12},      {"completed", 1000},     {"cancelled", 11},
+      {"timed_out", 9},         {"runs", 1040},        {"workers_started", 14}, {"workers_crashed", 10},
+      {"workers_recycled", 15}, {"workers_dying", 16}, {"retried", 17},         {"quarantined", 18}};
   for (const auto& [name, value] : integers) {
     INFO(name);
     REQUIRE(object.contains(name));
@@ -221,6 +222,7 @@ TEST_CASE("a page for Prometheus follows the format and has every number", "[met
                                                 {"bulkhead_pending", 3},
                                                 {"bulkhead_running", 2},
                                                 {"bulkhead_lingering", 5},
+                                                {"bulkhead_scheduled", 6},
                                                 {"bulkhead_waiting", 7},
                                                 {"bulkhead_max_pending", 100},
                                                 {"bulkhead_submitted_total", 1055},

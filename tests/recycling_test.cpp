@@ -104,6 +104,12 @@ std::size_t allocate(std::size_t size) {
   return memory.size();
 }
 
+// Takes memory in small pieces until there is none, and keeps it.
+int leak_all(int) {
+  static std::vector<char*>* const kept = new std::vector<char*>(std::size_t{1} << 24);
+  for (std::size_t i = 0;; i = (i + 1) % kept->size()) (*kept)[i] = new char[64];
+}
+
 void start_slowly() { ::usleep(20'000); }
 
 void keep_memory(std::size_t size) { leak(size); }
@@ -348,6 +354,25 @@ TEST_CASE("6: beyond memory_limit an allocation fails as bad_alloc, and the work
   CHECK_THROWS_AS(run(context, pool.submit(allocate, std::size_t{300} << 20)), std::bad_alloc);
   CHECK(run(context, pool.submit(allocate, std::size_t{100} << 20)) == std::size_t{100} << 20);
   CHECK(run(context, pool.submit(own_number, 0)) == 1);
+  CHECK(pool.metrics().workers_crashed == 0);
+}
+
+TEST_CASE("6: tasks that leak until there is no memory at all fail as bad_alloc, and their worker is replaced",
+          "[recycling]") {
+#if WITH_SANITIZER
+  return;
+#endif
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.memory_limit = std::size_t{256} << 20;
+  if (GENERATE(false, true)) options.max_worker_memory = std::size_t{1} << 30;
+  CAPTURE(options.max_worker_memory);
+  LocalExecutor pool(context.get_executor(), options);
+  for (int i = 0; i < 3; ++i) {
+    CHECK_THROWS_AS(run(context, pool.submit(leak_all, 0)), std::bad_alloc);
+    REQUIRE(run_until(context, [&] { return pool.metrics().workers_recycled == static_cast<std::uint64_t>(i) + 1; }));
+  }
+  CHECK(run(context, pool.submit(allocate, std::size_t{100} << 20)) == std::size_t{100} << 20);
   CHECK(pool.metrics().workers_crashed == 0);
 }
 

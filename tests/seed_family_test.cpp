@@ -779,7 +779,7 @@ TEST_CASE("An id that belongs to no task has neither a status nor a result", "[h
   const TaskId unknown = TaskId::make();
   CHECK_FALSE(executor.status(unknown));
   CHECK_THROWS_AS(executor.get_result<int>(unknown), ResultNotFoundError);
-  CHECK_THROWS_AS(executor.wait_for_result<int>(unknown), ResultNotFoundError);
+  CHECK_THROWS_AS(run(context, executor.wait_for_result<int>(unknown)), ResultNotFoundError);
 }
 
 TEST_CASE("A store counts and clears the tasks that are over, and keeps those that run", "[handle]") {
@@ -2517,7 +2517,7 @@ TEST_CASE("F15: results are bounded by number, size and age, and one that is gon
     CHECK(static_cast<std::size_t>(kept) == options.results->size());
     const auto gone = std::find_if_not(handles.begin(), handles.end(), is_kept);
     REQUIRE(gone != handles.end());
-    CHECK_THROWS_AS(executor->wait_for_result<std::string>(gone->id()), ResultNotFoundError);
+    CHECK_THROWS_AS(run(context, executor->wait_for_result<std::string>(gone->id())), ResultNotFoundError);
     CHECK_THROWS_AS(executor->get_result<std::string>(gone->id()), ResultNotFoundError);
   };
   ResultStoreOptions few;

@@ -306,6 +306,95 @@ TEST_CASE("executors that share a store find each other's results", "[store]") {
   CHECK(run(context, other.wait_for_result<int>(handle.id())) == 4);
 }
 
+TEST_CASE("waiting for the result of an unknown id fails where it is awaited", "[result]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor());
+  auto waiting = executor.wait_for_result<int>(TaskId::make());
+  CHECK(throws<ResultNotFoundError>([&] { run(context, std::move(waiting)); }));
+}
+
+int report_at_gate(int value) {
+  bulkhead::this_task::report_progress(1, 3, "begun");
+  gate.wait();
+  bulkhead::this_task::report_progress(3, 3, "done");
+  return value;
+}
+
+TEST_CASE("a handle tells all that is known of its task, and a store lists what it knows", "[handle]") {
+  const bool in_process = GENERATE(false, true);
+  CAPTURE(in_process);
+  asio::io_context context;
+  const auto results = std::make_shared<ResultStore>();
+  ThreadExecutorOptions on_threads = threads(1);
+  LocalExecutorOptions in_processes = workers(1);
+  on_threads.results = results;
+  in_processes.results = results;
+  ThreadExecutor on_thread(context.get_executor(), on_threads);
+  LocalExecutor pool(context.get_executor(), in_processes);
+  BaseExecutor& executor = in_process ? static_cast<BaseExecutor&>(pool) : on_thread;
+  gate.reset();
+  const auto before = std::chrono::system_clock::now();
+  const auto first = executor.spawn(TaskOptions().name("first"), report_at_gate, 1);
+  REQUIRE(run_until(context, [&] { return first.info().progress.has_value(); }));
+  const auto second = executor.spawn(TaskOptions().name("second"), fail, 2);
+  bulkhead::TaskInfo info = first.info();
+  CHECK(info.id == first.id());
+  CHECK(info.number != 0);
+  CHECK(info.name == "first");
+  CHECK(info.executor == executor.name());
+  CHECK(info.status == TaskStatus::running);
+  CHECK(info.attempt == 1);
+  CHECK(info.spawned >= before);
+  CHECK_FALSE(info.ended);
+  CHECK(info.progress->text == "begun");
+  CHECK(executor.info(first.id())->number == info.number);
+  CHECK_FALSE(executor.info(TaskId::make()));
+  auto list = results->list();
+  REQUIRE(list.size() == 2);
+  CHECK(list.front().name == "second");
+  CHECK(results->list({}, 1).size() == 1);
+  CHECK(results->list(TaskStatus::running).size() == 1);
+  gate.open = 1;
+  CHECK(run(context, first.result()) == 1);
+  CHECK(throws<std::out_of_range>([&] { run(context, second.result()); }));
+  info = first.info();
+  CHECK(info.status == TaskStatus::succeeded);
+  REQUIRE(info.started);
+  REQUIRE(info.ended);
+  CHECK(info.spawned <= *info.started);
+  CHECK(*info.started <= *info.ended);
+  if (!in_process) CHECK(info.progress->text == "done");
+  list = results->list(TaskStatus::failed);
+  REQUIRE(list.size() == 1);
+  CHECK(list.front().id == second.id());
+}
+
+TEST_CASE("the attempt of a task that is retried is known, and when it waits for the next", "[handle]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor());
+  const auto handle = executor.spawn(TaskOptions().retry(bulkhead::RetryPolicy(2).delay(1h)), fail, 1);
+  REQUIRE(run_until(context, [&] { return handle.status() == TaskStatus::retrying; }));
+  CHECK(handle.info().attempt == 1);
+  handle.cancel();
+  CHECK(throws<TaskCancelledError>([&] { run(context, handle.result()); }));
+}
+
+TEST_CASE("a handle or a schedule that is none can be asked", "[handle]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor());
+  TaskHandle<int> handle;
+  CHECK(handle.empty());
+  handle = executor.spawn(twice, 2);
+  CHECK_FALSE(handle.empty());
+  CHECK(run(context, handle.result()) == 4);
+  bulkhead::Schedule schedule;
+  CHECK_FALSE(schedule.active());
+  CHECK_FALSE(schedule.next());
+  CHECK(schedule.runs() + schedule.missed() + schedule.failures() == 0);
+  CHECK(schedule.last_error() == nullptr);
+  schedule.cancel();
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Tasks by name.
 
@@ -699,6 +788,8 @@ TEST_CASE("a task runs at a time of either clock, and at once if that is past", 
   CHECK(run(context, executor.submit_at(std::chrono::steady_clock::now() + 2ms, twice, 1).result()) == 2);
   CHECK(run(context, executor.submit_at(std::chrono::system_clock::now() + 2ms, twice, 2).result()) == 4);
   CHECK(run(context, executor.submit_at(std::chrono::steady_clock::time_point(), twice, 3).result()) == 6);
+  const std::chrono::sys_days long_ago = std::chrono::year(1000) / 1 / 1;
+  CHECK(run(context, executor.submit_at(long_ago, twice, 5).result()) == 10);
   CHECK(run(context, executor.submit_after(-1s, TaskOptions().name("late"), twice, 4).result()) == 8);
 }
 
@@ -709,7 +800,15 @@ TEST_CASE("a task whose time has not come does not begin after the executor's sh
   auto schedule = executor.submit_every(1h, twice, 1);
   CHECK(schedule.active());
   CHECK(schedule.next() > std::chrono::steady_clock::now());
+  CHECK(executor.metrics().scheduled == 2);
+  const auto cancelled = executor.submit_after(1h, twice, 1);
+  auto other = executor.submit_every(1h, TaskOptions().priority(1), twice, 1);
+  CHECK(executor.metrics().scheduled == 4);
+  cancelled.cancel();
+  other.cancel();
+  CHECK(executor.metrics().scheduled == 2);
   run(context, executor.shutdown());
+  CHECK(executor.metrics().scheduled == 0);
   CHECK(throws<TaskCancelledError>([&] { run(context, handle.result()); }));
   CHECK_FALSE(schedule.active());
   CHECK_FALSE(schedule.next());
@@ -750,6 +849,53 @@ TEST_CASE("a repeated task does not overlap itself, and what that makes late is 
   REQUIRE(run_until(context, [&] { return schedule.runs() >= 3; }));
   schedule.cancel();
   run(context, executor.shutdown());
+}
+
+// A function whose copies fail when they are told to.
+struct Uncopied {
+  explicit Uncopied(std::atomic<bool>& to_fail) : fails(&to_fail) {}
+  Uncopied(const Uncopied& other) : fails(other.fails) {
+    if (*fails) throw std::bad_alloc();
+  }
+  Uncopied& operator=(const Uncopied&) = delete;
+  int operator()() const { return 1; }
+  std::atomic<bool>* fails;
+};
+
+TEST_CASE("a run whose function cannot be copied has failed, and the next runs go on", "[schedule]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor());
+  std::atomic<bool> fails{false};
+  auto schedule = executor.submit_every(1ms, Uncopied(fails));
+  REQUIRE(run_until(context, [&] { return schedule.runs() >= 2; }));
+  fails = true;
+  REQUIRE(run_until(context, [&] { return schedule.failures() >= 2; }));
+  CHECK(holds<std::bad_alloc>(schedule.last_error()));
+  fails = false;
+  const auto runs = executor.metrics().completed;
+  REQUIRE(run_until(context, [&] { return executor.metrics().completed > runs; }));
+  schedule.cancel();
+}
+
+TEST_CASE("what on_error throws leaves the event loop, and the schedule goes on", "[schedule]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor());
+  ScheduleOptions options;
+  int thrown = 0;
+  options.on_error = [](const std::exception_ptr&) { throw std::domain_error("not handled"); };
+  auto schedule = executor.submit_every(1ms, options, fail, 1);
+  const auto end = std::chrono::steady_clock::now() + bulkhead::test::kDeadline;
+  while (thrown < 3 && std::chrono::steady_clock::now() < end) {
+    try {
+      context.restart();
+      context.run_for(1ms);
+    } catch (const std::domain_error&) {
+      ++thrown;
+    }
+  }
+  CHECK(thrown == 3);
+  CHECK(schedule.active());
+  schedule.cancel();
 }
 
 TEST_CASE("schedules with options out of range are refused", "[schedule]") {

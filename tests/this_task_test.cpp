@@ -56,6 +56,7 @@ namespace {
 struct Board {
   Gate gate;
   std::atomic<int> stopped{0};
+  std::atomic<std::uint64_t> reported{0};
 };
 Board& board = shared_object<Board>();
 
@@ -124,6 +125,17 @@ int report_and_crash(int) {
   this_task::report_progress(7, 0, std::string(1000, 'x') + "\n");
   std::raise(SIGKILL);
   return 0;
+}
+
+// Does nothing but report: 1, 2, 3, ..., each with a text of that size that is all of one digit.
+int report_without_end(std::size_t text_size) {
+  ++board.gate.waiting;
+  for (std::uint64_t i = 1;; ++i) {
+    const std::string text(text_size, static_cast<char>('0' + i % 10));
+    this_task::report_progress(i, 0, text);
+    board.reported = i;
+    if (board.gate.open != 0) return 1;
+  }
 }
 
 int one(int) { return 1; }
@@ -488,6 +500,50 @@ TEST_CASE("The error of a crash has the task's last progress, cut and printable"
   CHECK(crash->ending().progress->total == 0);
   CHECK(crash->ending().progress->text == std::string(200, 'x'));
   CHECK_THAT(message(outcome.error), ContainsSubstring("its last progress: 7, xxx"));
+}
+
+TEST_CASE("A task that does nothing but report is heard while it runs, whole and in order", "[this_task]") {
+  const std::size_t text_size = GENERATE(0U, 20U, 200U);
+  CAPTURE(text_size);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  board.gate.reset();
+  std::vector<Progress> seen;
+  TaskOptions options;
+  options.on_progress([&](const Progress& progress) { seen.push_back(progress); });
+  Outcome<> outcome;
+  pool.async_submit(std::move(options), bulkhead::call(report_without_end, text_size), outcome.handler());
+  REQUIRE(run_until(context, [&] { return seen.size() >= 5; }));
+  CHECK(outcome.calls == 0);
+  board.gate.open = 1;
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  CHECK(seen.back().done == board.reported);
+  for (std::size_t i = 0; i < seen.size(); ++i) {
+    CHECK(seen[i].text == std::string(text_size, static_cast<char>('0' + seen[i].done % 10)));
+    if (i > 0) CHECK(seen[i].done > seen[i - 1].done);
+  }
+}
+
+TEST_CASE("The error of a worker that is killed while its task reports has the last progress, whole", "[this_task]") {
+  constexpr std::size_t kTextSize = 200;
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  for (int round = 0; round < 50; ++round) {
+    CAPTURE(round);
+    board.gate.reset();
+    board.reported = 0;
+    Outcome<> outcome;
+    pool.async_submit(bulkhead::call(report_without_end, kTextSize), outcome.handler());
+    REQUIRE(run_until(context, [&] { return board.reported > 100 && pool.worker_pids().size() == 1; }));
+    ::kill(pool.worker_pids().front(), SIGKILL);
+    REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+    const auto crash = error_as<WorkerCrashedError>(outcome.error);
+    REQUIRE(crash);
+    REQUIRE(crash->ending().progress);
+    const Progress& last = *crash->ending().progress;
+    CHECK((last.done == board.reported || last.done == board.reported + 1));
+    CHECK(last.text == std::string(kTextSize, static_cast<char>('0' + last.done % 10)));
+  }
 }
 
 TEST_CASE("An event loop that is destroyed with progress on its way frees handler and task", "[this_task]") {

@@ -11,6 +11,7 @@
 #include <bulkhead/task.hpp>
 #include <bulkhead/task_handle.hpp>
 #include <bulkhead/task_id.hpp>
+#include <bulkhead/task_info.hpp>
 #include <bulkhead/task_interface.hpp>
 #include <bulkhead/task_options.hpp>
 
@@ -57,12 +58,12 @@ class BULKHEAD_EXPORT BaseExecutor : public TaskInterface<BaseExecutor, AnyCall>
   /// `TaskTimeoutError` (`Which::wait`) after `timeout`.
   template <class R>
   asio::awaitable<R> wait_for_result(TaskId id, std::optional<std::chrono::nanoseconds> timeout = std::nullopt) const {
-    return detail::await_result<R>(record_of(id), timeout);
+    return wait_for_result<R>(core_, id, timeout);
   }
   /// The same without waiting: empty if the task is not over. For `void`: whether it is over.
   template <class R>
   auto get_result(const TaskId& id) const {
-    const auto record = record_of(id);
+    const auto record = record_of(*core_, id);
     if constexpr (std::is_void_v<R>) {
       if (!record->finished()) return false;
       record->template take<void>();
@@ -74,6 +75,8 @@ class BULKHEAD_EXPORT BaseExecutor : public TaskInterface<BaseExecutor, AnyCall>
   }
   /// Where a spawned task is; empty if there is none of this id.
   std::optional<TaskStatus> status(const TaskId& id) const;
+  /// That and what else is known of it. All tasks: `ResultStore::list`.
+  std::optional<TaskInfo> info(const TaskId& id) const;
 
   /// Has the listener called for what happens from now on, for as long as the subscription lives. Events of one task
   /// come in order, and exactly one of `kTerminalEvents` is its last; none blocks the executor. An executor for which
@@ -130,6 +133,9 @@ class BULKHEAD_EXPORT BaseExecutor : public TaskInterface<BaseExecutor, AnyCall>
   /// With the mutex: whether a task has begun elsewhere than in this process.
   virtual bool has_begun(const detail::TaskNode& node) const;
 
+  /// With the mutex: how far such a task is, if the executor can see that.
+  virtual std::optional<Progress> progress_of(const detail::TaskNode& node) const;
+
   /// Completes with true once no task is left, with false after the timeout. Needs the executor's core only, so that
   /// the executor may be destroyed meanwhile.
   static asio::awaitable<bool> wait_until_idle(std::shared_ptr<detail::ExecutorCore> core,
@@ -142,7 +148,12 @@ class BULKHEAD_EXPORT BaseExecutor : public TaskInterface<BaseExecutor, AnyCall>
   friend const std::shared_ptr<detail::ExecutorCore>& detail::core_of(BaseExecutor& executor) noexcept;
 
   static asio::awaitable<void> shut_down(std::shared_ptr<detail::ExecutorCore> core, ShutdownOptions options);
-  std::shared_ptr<detail::TaskRecord> record_of(const TaskId& id) const;
+  static std::shared_ptr<detail::TaskRecord> record_of(const detail::ExecutorCore& core, const TaskId& id);
+  template <class R>
+  static asio::awaitable<R> wait_for_result(std::shared_ptr<detail::ExecutorCore> core, TaskId id,
+                                            std::optional<std::chrono::nanoseconds> timeout) {
+    co_return co_await detail::await_result<R>(record_of(*core, id), timeout);
+  }
 
   std::shared_ptr<detail::ExecutorCore> core_;
 };

@@ -29,6 +29,7 @@
 #include <bulkhead/task.hpp>
 #include <bulkhead/task_handle.hpp>
 #include <bulkhead/task_id.hpp>
+#include <bulkhead/task_info.hpp>
 #include <bulkhead/task_interface.hpp>
 #include <bulkhead/task_options.hpp>
 #include <bulkhead/task_registry.hpp>

@@ -7,9 +7,10 @@
 #include <bulkhead/executor_registry.hpp>
 
 #include <boost/json/array.hpp>
+#include <boost/json/error.hpp>
 #include <boost/json/object.hpp>
-#include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
+#include <boost/json/stream_parser.hpp>
 #include <boost/json/value.hpp>
 
 #include <fmt/format.h>
@@ -57,6 +58,9 @@ inline std::string option_text(const std::string& place, const boost::json::valu
       for (const boost::json::value& name : value.get_array()) {
         if (!name.is_string()) throw std::invalid_argument(place + ": a list must be one of strings");
         names.emplace_back(name.get_string());
+        if (names.back().find(',') != std::string::npos) {
+          throw std::invalid_argument(place + ": '" + names.back() + "' has a comma, which separates names");
+        }
       }
       return fmt::format("{}", fmt::join(names, ","));
     }
@@ -67,10 +71,19 @@ inline std::string option_text(const std::string& place, const boost::json::valu
 
 inline std::vector<ConfiguredExecutor> parse_config(std::string_view text) {
   boost::json::value document;
-  try {
-    document = boost::json::parse(boost::json::string_view(text.data(), text.size()));
-  } catch (const std::exception& error) {
-    throw std::invalid_argument(std::string("it is not JSON: ") + error.what());
+  {
+    boost::json::stream_parser parser;
+    boost::json::error_code error;
+    const std::size_t read = parser.write_some(text.data(), text.size(), error);
+    if (!error && read == text.size()) parser.finish(error);
+    if (error || read < text.size()) {
+      const auto before = text.substr(0, read);
+      const auto line_begin = before.rfind('\n') + 1;  // 0 if there is none
+      throw std::invalid_argument(
+          fmt::format("it is not JSON: line {}, column {}: {}", 1 + std::count(before.begin(), before.end(), '\n'),
+                      1 + before.size() - line_begin, error ? error.message() : "something follows its end"));
+    }
+    document = parser.release();
   }
   if (const auto twice = TwiceGivenKey::find(text); !twice.empty()) {
     throw std::invalid_argument(fmt::format("\"{}\" is given twice", fmt::join(twice, "\": \"")));
@@ -89,6 +102,8 @@ inline std::vector<ConfiguredExecutor> parse_config(std::string_view text) {
     if (!value.is_object()) throw std::invalid_argument(place + ": must be an object of options");
     for (const auto& [option, setting] : value.get_object()) {
       const std::string name(option);
+      if (name == "name") throw std::invalid_argument(place + ": its key is its name: it has no option 'name'");
+      if (name == "type" && !setting.is_string()) throw std::invalid_argument(place + ": its type must be a string");
       std::string given = option_text(place + ": option '" + name + "'", setting);
       if (name == "type") {
         executor.type = std::move(given);
@@ -159,6 +174,9 @@ inline std::vector<std::shared_ptr<BaseExecutor>> from_config_text(ExecutorRegis
 /// name, for what cannot be in it, unknown types included; what a factory or `get_or_create` throws besides, as it is.
 inline std::vector<std::shared_ptr<BaseExecutor>> from_config(ExecutorRegistry& registry,
                                                               const std::filesystem::path& path) {
+  if (std::filesystem::is_directory(path)) {
+    throw std::system_error(EISDIR, std::generic_category(), "cannot read " + path.string());
+  }
   std::ifstream file(path, std::ios::binary);
   if (!file) throw std::system_error(errno, std::generic_category(), "cannot read " + path.string());
   const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());

@@ -3,6 +3,7 @@
 
 #include <bulkhead/detail/config.hpp>
 #include <bulkhead/progress.hpp>
+#include <bulkhead/task_id.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 
@@ -73,6 +74,8 @@ struct Event {
   std::string executor;
   /// The task's number within its executor; 0 if the event is not about a task.
   std::uint64_t task_id = 0;
+  /// The id of a task that was spawned, as its handle has it; else empty.
+  TaskId spawned;
   /// `TaskOptions::name`, or else the function's name or type.
   std::string task;
   /// The number of the run, from 1.

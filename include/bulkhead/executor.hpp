@@ -46,8 +46,9 @@ class BULKHEAD_EXPORT Executor {
   /// Between `startup` and `shutdown`.
   bool is_running() const;
 
-  /// Runs a function on a thread, as `ThreadExecutor::submit` does.
-  /// Errors: `ExecutorNotRunningError` ("not started. Call startup() first").
+  /// Runs a function on a thread, and gives what it returned or throws what it threw, as `ThreadExecutor::submit` does.
+  /// Lazy. Resumes: on the awaiting coroutine's executor. Cancellation: as `BaseExecutor::submit`. The object may be
+  /// destroyed meanwhile. Errors: also `ExecutorNotRunningError` ("not started. Call startup() first").
   template <class F, class... Args>
   requires detail::is_function<F>
   auto run_blocking(F&& function, Args&&... arguments) {
@@ -60,7 +61,7 @@ class BULKHEAD_EXPORT Executor {
     return run(threads(), "run_blocking", std::move(options),
                bulkhead::call(std::forward<F>(function), std::forward<Args>(arguments)...));
   }
-  /// Runs a function in a worker process, as `LocalExecutor::submit` does. The same error.
+  /// Runs a function in a worker process, as `LocalExecutor::submit` does. All else as `run_blocking`.
   template <class F, class... Args>
   requires detail::is_function<F>
   auto run_process(F&& function, Args&&... arguments) {
@@ -98,7 +99,8 @@ class BULKHEAD_EXPORT Executor {
 };
 
 /// One Executor for the whole program, made at the first call, by whichever thread comes first; not started. It runs on
-/// the system's threads (`asio::system_executor`) and lives to the program's end.
+/// the system's threads (`asio::system_executor`) and lives to the program's end. The first call starts the fork server
+/// if the program still has one thread; so call it early in `main`.
 BULKHEAD_EXPORT Executor& get_executor();
 
 }  // namespace bulkhead

@@ -26,6 +26,8 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <type_traits>
+#include <typeinfo>
 #include <utility>
 #include <vector>
 
@@ -152,7 +154,7 @@ class BULKHEAD_EXPORT ExecutorRegistry {
   ExecutorRegistry(const ExecutorRegistry&) = delete;
   ExecutorRegistry& operator=(const ExecutorRegistry&) = delete;
 
-  /// Adds a type, or replaces its factory for executors made from now on.
+  /// Adds a type, or replaces its factory, under all its names, for executors made from now on.
   /// Throws `std::invalid_argument` for an empty type or factory.
   void register_factory(std::string type, Factory factory);
 
@@ -163,15 +165,16 @@ class BULKHEAD_EXPORT ExecutorRegistry {
                                               ExecutorConfig config = {});
 
   /// The same by C++ type: `get_or_create<ThreadExecutor>("files", {.max_threads = 4})`. The options' name is set to
-  /// `name`; without options, those of an executor that is there fit.
+  /// `name`; without options, those of an executor that is there fit. Errors: also `RegistryConflictError` if the type
+  /// has a factory that makes another class.
   template <class E>
   std::shared_ptr<E> get_or_create(const std::string& name, typename detail::RegisteredType<E>::options options) {
-    return std::dynamic_pointer_cast<E>(get_or_create(name, detail::RegisteredType<E>::name, std::move(options)));
+    return of_class<E>(get_or_create(name, detail::RegisteredType<E>::name, std::move(options)));
   }
   template <class E>
   requires requires { detail::RegisteredType<E>::name; }
   std::shared_ptr<E> get_or_create(const std::string& name) {
-    return std::dynamic_pointer_cast<E>(get_or_create(name, detail::RegisteredType<E>::name));
+    return of_class<E>(get_or_create(name, detail::RegisteredType<E>::name));
   }
 
   /// The types that there are, sorted: those above with their other names, and those that were registered.
@@ -180,10 +183,19 @@ class BULKHEAD_EXPORT ExecutorRegistry {
   /// The executor of this name, or null.
   std::shared_ptr<BaseExecutor> get(const std::string& name) const;
 
+  /// The same as what it is: `get<ThreadExecutor>("files")`. Null if there is none; `RegistryConflictError` if it is of
+  /// another class.
+  template <class E>
+  std::shared_ptr<E> get(const std::string& name) const {
+    auto executor = get(name);
+    return executor ? of_class<E>(executor) : nullptr;
+  }
+
   /// Forgets the executor and returns it; it is not shut down. Null if there is none.
   std::shared_ptr<BaseExecutor> remove(const std::string& name);
 
-  /// Forgets all executors and shuts every one down, all at the same time; the names are free at once.
+  /// Forgets all executors and shuts every one down, all at the same time, but for those that a HybridExecutor gives
+  /// tasks to: they follow when that is over. The names are free at once.
   /// Resumes: on the awaiting coroutine's executor, when all are over. Cancellation: terminal, as
   /// `BaseExecutor::shutdown`. Errors: `ShutdownFailedError` with all failures, after the last.
   asio::awaitable<void> shutdown_all(ShutdownOptions options = {});
@@ -199,6 +211,15 @@ class BULKHEAD_EXPORT ExecutorRegistry {
 
  private:
   struct State;
+
+  template <class E>
+  static std::shared_ptr<E> of_class(const std::shared_ptr<BaseExecutor>& executor) {
+    auto wanted = std::dynamic_pointer_cast<E>(executor);
+    if (!wanted) throw_other_class(*executor, typeid(E));
+    return wanted;
+  }
+  [[noreturn]] static void throw_other_class(const BaseExecutor& executor, const std::type_info& wanted);
+
   std::unique_ptr<State> state_;
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <bulkhead/detail/config.hpp>
+#include <bulkhead/detail/task_node.hpp>
 #include <bulkhead/task_handle.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
@@ -48,8 +49,13 @@ template <class T>
 using value_or_monostate = std::conditional_t<std::is_void_v<T>, std::monostate, T>;
 
 template <class T>
+asio::awaitable<T> no_coroutine() {
+  throw_empty_awaitable();
+  co_await asio::this_coro::executor;  // never: it makes this one
+}
+template <class T>
 asio::awaitable<T> awaitable_of(asio::awaitable<T> task) {
-  return task;
+  return task.valid() ? std::move(task) : no_coroutine<T>();
 }
 // A handle whose waiting is cancelled is cancelled itself; it is over when its task is.
 template <class T>
@@ -82,6 +88,10 @@ struct GroupMember<asio::awaitable<T>> {
 template <class T>
 struct GroupMember<TaskHandle<T>> {
   using result = T;
+};
+template <class M>
+inline constexpr bool is_group_member = requires {
+  typename GroupMember<M>::result;
 };
 template <class M>
 using member_result_t = typename GroupMember<std::remove_cvref_t<M>>::result;
@@ -255,7 +265,16 @@ auto when_all(OnError on_error, std::vector<Member> members)
 }
 template <class Member>
 auto when_all(std::vector<Member> members) {
+  static_assert(detail::is_group_member<Member>,
+                "bulkhead: when_all takes awaitables (asio::awaitable) and handles (bulkhead::TaskHandle).");
   return when_all(OnError::wait_for_all, std::move(members));
+}
+template <class T>
+auto when_all(std::vector<asio::awaitable<T>>& members) {
+  static_assert(!std::is_same_v<T, T>,
+                "bulkhead: awaitables cannot be copied: move the vector, "
+                "when_all(std::move(tasks)).");
+  return when_all(std::move(members));
 }
 
 /// Tasks of one type in the order in which they end: what `as_completed` gives. Move-only; used by one coroutine at a
@@ -388,7 +407,8 @@ class Completions {
 ///     auto done = as_completed(co_await asio::this_coro::executor, std::move(tasks));
 ///     while (auto item = co_await done.next()) use(item->get());
 ///
-/// `OnError::cancel_rest` cancels the others as soon as one fails; they are given all the same.
+/// `OnError::cancel_rest` cancels the others as soon as one fails; they are given all the same. Throws nothing; the
+/// tasks' handlers run on a strand of `executor`, which must not end before them.
 template <class Member>
 auto as_completed(asio::any_io_executor executor, std::vector<Member> members,
                   OnError on_error = OnError::wait_for_all) {

@@ -19,7 +19,8 @@ struct HybridExecutorOptions {
   std::string name = "hybrid";
   /// Whether a task also goes on to the next executor when one is not running, or cannot start a worker.
   bool on_not_running = false;
-  /// Whether it also goes on when a worker crashed before it had begun the task, or could not be given it at all.
+  /// Whether it also goes on when a worker crashed before it had begun the task, or could not be given it at all. (A
+  /// LocalExecutor reports that only when four workers in a row have died so: it tries others itself.)
   bool on_crash_before_start = false;
   /// Whether `shutdown` shuts the executors down, too.
   bool shut_down_executors = true;
@@ -39,9 +40,9 @@ struct HybridExecutorOptions {
 /// say, and then another, or threads. When all refuse, the task fails with what the last one said.
 ///
 /// The executors have their own metrics, limits and events, in which the task appears, too; those of the hybrid count
-/// it once. Retries, `max_instances` and results of spawned tasks belong to the hybrid; time limits and cancellation to
-/// the executor that has the task. An executor with `OverloadPolicy::wait` is never full, so that nothing goes on
-/// beyond it. Thread safety: as BaseExecutor. It shares the executors' ownership.
+/// it once, and it tells of no workers. Retries, `max_instances` and results of spawned tasks belong to the hybrid;
+/// time limits and cancellation to the executor that has the task. An executor with `OverloadPolicy::wait` is never
+/// full, so that nothing goes on beyond it. Thread safety: as BaseExecutor. It shares the executors' ownership.
 class BULKHEAD_EXPORT HybridExecutor final : public BaseExecutor {
  public:
   /// `executors` in order of preference: at least one, none of them null.

@@ -54,9 +54,9 @@ class BULKHEAD_EXPORT Lifecycle {
   ExecutorRegistry& executors() noexcept;
 
   /// Adds what is to be done when the program stops, before its executors are shut down: close the listening sockets,
-  /// say, and wait for the sessions. Steps run one after the other, the last added first; each is cancelled (terminal)
-  /// when the time for stopping is over, and not waited for any longer. What one throws does not keep the others from
-  /// running.
+  /// say, and wait for the sessions. Steps run one after the other, the last added first, and one that is added
+  /// while the program stops is the next; after `run` it is not done any more. Each is cancelled (terminal) when the
+  /// time for stopping is over, and not waited for any longer. What one throws does not keep the others from running.
   void on_stop(Step step);
 
   /// Stops the program as a signal does.

@@ -192,6 +192,7 @@ class BULKHEAD_EXPORT LocalExecutor final : public BaseExecutor, public TaskInte
   bool cancel_in_flight(detail::TaskNode& node, asio::cancellation_type type) override;
   bool withdraw(detail::TaskNode& node) override;
   bool has_begun(const detail::TaskNode& node) const override;
+  std::optional<Progress> progress_of(const detail::TaskNode& node) const override;
 
  private:
   struct Engine;

@@ -18,9 +18,9 @@ namespace bulkhead {
 struct Metrics {
   /// The executor's name.
   std::string name;
-  /// How it runs tasks: "process", "bypass", or what a custom executor says.
+  /// How it runs tasks: "process", "bypass", "thread", "io", "inline", "hybrid", or what a custom executor says.
   std::string mode;
-  /// Workers that are alive (those that are starting included).
+  /// Worker processes or threads that are alive (those that are starting included). A hybrid has none of its own.
   std::size_t workers = 0;
   /// Accepted tasks that have not begun.
   std::size_t pending = 0;
@@ -31,6 +31,9 @@ struct Metrics {
   std::size_t lingering = 0;
   /// Submits that wait for admission under `OverloadPolicy::wait`; they are not yet submitted.
   std::size_t waiting = 0;
+  /// Tasks of `submit_at` and `submit_after` whose time has not come, and schedules of `submit_every` that go on. They
+  /// are not submitted yet, and no limit holds for them.
+  std::size_t scheduled = 0;
   /// The limit of `pending + running + lingering`.
   std::size_t max_pending = 0;
   /// Tasks accepted, and those that were cancelled while they waited for admission.

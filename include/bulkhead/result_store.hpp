@@ -3,10 +3,13 @@
 
 #include <bulkhead/detail/config.hpp>
 #include <bulkhead/task_id.hpp>
+#include <bulkhead/task_info.hpp>
 
 #include <chrono>
 #include <cstddef>
 #include <memory>
+#include <optional>
+#include <vector>
 
 namespace bulkhead {
 
@@ -43,6 +46,8 @@ class BULKHEAD_EXPORT ResultStore {
   std::size_t bytes() const;
   /// Tasks that are not over.
   std::size_t unfinished() const;
+  /// What is known of the tasks, the newest first: all, or those of one status; at most so many.
+  std::vector<TaskInfo> list(std::optional<TaskStatus> status = std::nullopt, std::size_t limit = 1000) const;
   /// Drops a result. False if there is none of this id, or its task is not over.
   bool remove(const TaskId& id);
   /// Drops all results; returns how many.

@@ -34,7 +34,8 @@ struct ScheduleOptions {
   std::uint64_t max_runs = 0;
   /// With `run_all`: how many missed runs are remembered at most; the oldest beyond them are left out. At least 1.
   std::uint64_t most_made_up = 1000;
-  /// Called with what a run failed with, refusals included, on the executor's Asio executor.
+  /// Called with what a run failed with, refusals included, on the executor's Asio executor. What it throws leaves the
+  /// event loop's `run`, as from every handler; the schedule goes on.
   std::function<void(const std::exception_ptr&)> on_error = nullptr;
 };
 
@@ -48,6 +49,8 @@ class RepeatedRuns;
 /// Thread safety: shared objects: safe. It may outlive the executor.
 class BULKHEAD_EXPORT Schedule {
  public:
+  /// No schedule: it is not active, and has had no runs.
+  Schedule() noexcept = default;
   /// No further run begins; one that is under way goes on.
   void cancel();
   bool active() const;

@@ -4,6 +4,7 @@
 #include <bulkhead/detail/config.hpp>
 #include <bulkhead/detail/task_record.hpp>
 #include <bulkhead/task_id.hpp>
+#include <bulkhead/task_info.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/cancellation_type.hpp>
@@ -26,12 +27,18 @@ class TaskHandle {
   using Duration = std::chrono::nanoseconds;
   using result_type = R;
 
+  /// No task: all that can be asked of it is whether it is `empty`.
+  TaskHandle() noexcept = default;
+  bool empty() const noexcept { return record_ == nullptr; }
+
   /// The task's id, by which `wait_for_result` and `get_result` find its result.
   const TaskId& id() const noexcept { return record_->id(); }
   /// The name that was given to the task; empty if it has none.
   const std::string& name() const noexcept { return record_->name(); }
   /// Where the task is now. Of a task in a worker process as far as the worker has told.
   TaskStatus status() const { return record_->status(); }
+  /// That and what else is known of it.
+  TaskInfo info() const { return record_->info(); }
 
   /// Asks for the task's end, as a cancellation slot does: of a task that has not begun every type, of one that runs
   /// `partial` to have it asked to stop, and `terminal` to have it ended. Does nothing once it is over.

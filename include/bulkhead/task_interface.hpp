@@ -224,6 +224,12 @@ class TaskInterface {
                         std::forward<Args>(arguments)...);
   }
   template <class F, class... Args>
+  requires(!detail::is_task_options<F>) Schedule
+      submit_every(Duration period, TaskOptions options, F&& function, Args&&... arguments) {
+    return submit_every(period, ScheduleOptions(), std::move(options), std::forward<F>(function),
+                        std::forward<Args>(arguments)...);
+  }
+  template <class F, class... Args>
   requires detail::is_function<F> Schedule submit_every(Duration period, ScheduleOptions schedule, F&& function,
                                                         Args&&... arguments) {
     return submit_every(period, std::move(schedule), TaskOptions(), std::forward<F>(function),
@@ -286,8 +292,9 @@ class TaskInterface {
   static detail::StartTime start_time(std::chrono::time_point<Clock, D> time) {
     static_assert(std::is_same_v<Clock, std::chrono::steady_clock> || std::is_same_v<Clock, std::chrono::system_clock>,
                   "bulkhead: submit_at takes a time of std::chrono::steady_clock or std::chrono::system_clock.");
-    // What lies beyond the clock's end is its end.
+    // What lies beyond an end of the clock is that end.
     using Time = typename Clock::time_point;
+    if (time <= std::chrono::time_point_cast<D>(Time::min())) return Time::min();
     return time >= std::chrono::time_point_cast<D>(Time::max())
                ? Time::max()
                : std::chrono::time_point_cast<typename Clock::duration>(time);

@@ -10,8 +10,9 @@
 #include <string_view>
 
 /// What a function may ask and tell while it runs as a task, in a worker process or in the host's own. In a worker it
-/// holds for all threads that the task starts; in the host for the thread that runs the task. Called elsewhere, nothing
-/// is known, nobody asks to stop, and what is told is dropped: a function that uses it can be called as any other.
+/// holds for all threads that the task starts; in the host for the thread, or the coroutine, that runs the task. Called
+/// elsewhere, nothing is known, nobody asks to stop, and what is told is dropped: a function that uses it can be called
+/// as any other.
 ///
 /// Thread safety: safe. Nothing blocks. What a call costs: some nanoseconds, but for those that return strings.
 namespace bulkhead::this_task {

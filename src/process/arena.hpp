@@ -122,14 +122,24 @@ struct CrashRecord {
 /// Longest text of a progress report; more is cut.
 inline constexpr std::size_t kProgressTextSize = 200;
 
-/// The latest progress of a task. `version` is odd while the rest is written.
-struct ProgressRecord {
-  std::atomic<std::uint32_t> version;
+/// A task's progress reports are written to these in turn. So the last one that was finished is whole whenever the
+/// worker dies, and a reader has the time of seven reports to copy one, which is enough even if the task does nothing
+/// but report: each takes some tens of nanoseconds, and a copy from another CPU's cache some hundred.
+inline constexpr std::uint32_t kProgressCopies = 8;
+
+struct ProgressCopy {
   std::atomic<std::uint32_t> sequence;
+  std::atomic<std::uint32_t> text_size;
   std::atomic<std::uint64_t> done;
   std::atomic<std::uint64_t> total;
-  std::atomic<std::uint32_t> text_size;
   char text[kProgressTextSize];
+};
+
+/// The latest progress of a task. Reports are numbered from 1; number n is in copy n % kProgressCopies.
+struct ProgressRecord {
+  std::atomic<std::uint32_t> begun;     // the last that was begun
+  std::atomic<std::uint32_t> finished;  // the last that was finished
+  ProgressCopy copies[kProgressCopies];
 };
 
 struct ResponseHeader {

@@ -218,20 +218,21 @@ std::optional<CrashNote> HostChannel::crash() const {
 
 std::optional<ProgressNote> HostChannel::progress(std::uint32_t sequence, std::uint32_t version) const {
   const ProgressRecord& record = response_area().progress[sequence % kSlots];
-  // The worker writes it in tens of nanoseconds; if it is at it each time, the next look will find something newer.
+  // Each time it has been overtaken by as many reports as there are copies; the next look will find something newer.
   constexpr int kAttempts = 8;
   for (int i = 0; i < kAttempts; ++i) {
     ProgressNote note;
-    note.version = record.version.load(std::memory_order_acquire);
-    if (note.version == version) return std::nullopt;
-    if (note.version % 2 != 0) continue;
-    if (record.sequence.load(std::memory_order_relaxed) != sequence) return std::nullopt;
-    note.done = record.done.load(std::memory_order_relaxed);
-    note.total = record.total.load(std::memory_order_relaxed);
-    note.text.resize(std::min<std::size_t>(record.text_size.load(std::memory_order_relaxed), kProgressTextSize));
-    std::memcpy(note.text.data(), record.text, note.text.size());
+    note.version = record.finished.load(std::memory_order_acquire);
+    if (note.version == 0 || note.version == version) return std::nullopt;
+    const ProgressCopy& copy = record.copies[note.version % kProgressCopies];
+    const bool same = copy.sequence.load(std::memory_order_relaxed) == sequence;
+    note.done = copy.done.load(std::memory_order_relaxed);
+    note.total = copy.total.load(std::memory_order_relaxed);
+    note.text.resize(std::min<std::size_t>(copy.text_size.load(std::memory_order_relaxed), kProgressTextSize));
+    std::memcpy(note.text.data(), copy.text, note.text.size());
     std::atomic_thread_fence(std::memory_order_acquire);
-    if (record.version.load(std::memory_order_relaxed) != note.version) continue;
+    if (record.begun.load(std::memory_order_relaxed) - note.version >= kProgressCopies) continue;
+    if (!same) return std::nullopt;
     replace_control_characters(note.text);
     return note;
   }
@@ -291,15 +292,15 @@ void WorkerChannel::report_progress(std::uint64_t done, std::uint64_t total, std
   // Threads of the task's may report at once.
   const std::lock_guard lock(progress_mutex_);
   ProgressRecord& record = response().progress[next_ % kSlots];
-  const std::uint32_t version = record.version.load(std::memory_order_relaxed);
-  record.version.store(version + 1, std::memory_order_relaxed);
+  const std::uint32_t number = record.finished.load(std::memory_order_relaxed) + 1;
+  record.begun.store(number, std::memory_order_relaxed);
   std::atomic_thread_fence(std::memory_order_release);
-  record.sequence.store(next_, std::memory_order_relaxed);
-  record.done.store(done, std::memory_order_relaxed);
-  record.total.store(total, std::memory_order_relaxed);
-  record.text_size.store(static_cast<std::uint32_t>(text.copy(record.text, kProgressTextSize)),
-                         std::memory_order_relaxed);
-  record.version.store(version + 2, std::memory_order_release);
+  ProgressCopy& copy = record.copies[number % kProgressCopies];
+  copy.sequence.store(next_, std::memory_order_relaxed);
+  copy.done.store(done, std::memory_order_relaxed);
+  copy.total.store(total, std::memory_order_relaxed);
+  copy.text_size.store(static_cast<std::uint32_t>(text.copy(copy.text, kProgressTextSize)), std::memory_order_relaxed);
+  record.finished.store(number, std::memory_order_release);
 }
 
 std::span<std::byte> WorkerChannel::answer_slot() noexcept {

@@ -68,9 +68,9 @@ std::uint64_t caller_of_no_code(const ucontext_t& context) noexcept {
 }
 
 void on_crash(int signal, siginfo_t* info, void* context_pointer) {
-  // The disposition is the default one again. What the kernel raised comes again with the instruction; what was sent
-  // must be sent again, and arrives when this handler returns.
-  if (info->si_code <= 0) ::raise(signal);
+  // The disposition is the default one again, and this arrives when the handler returns. Most of what the kernel raised
+  // would come again with the instruction, but not what a breakpoint raised, or a forbidden system call.
+  ::raise(signal);
   if (::getpid() != owner) return;
   const auto& context = *static_cast<const ucontext_t*>(context_pointer);
   record->signal = signal;

@@ -6,8 +6,10 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <link.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -135,10 +137,16 @@ void stdin_from_null() noexcept {
 }
 
 // Reaps templates and, as process 1 of its namespace, whatever its descendants left behind. This process has no
-// children but those, so "any child" is exact here.
+// children but those, so "any child" is exact here. With each ends what it has left in its process group: not yet
+// reaped, it keeps that number from others.
 void reap_all() noexcept {
   siginfo_t info{};
-  while (::waitid(P_ALL, 0, &info, WEXITED | WNOHANG | __WALL) == 0 && info.si_pid != 0) info = {};
+  while (::waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT | __WALL) == 0 && info.si_pid != 0) {
+    const pid_t pid = info.si_pid;
+    ::kill(-pid, SIGKILL);
+    ::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOHANG | __WALL);
+    info = {};
+  }
 }
 
 void serve_create_template(Received& received) {
@@ -215,6 +223,7 @@ struct ForkServer::State {
   FileDescriptor pidfd;
   std::vector<CodeRange> code;
   bool pid_namespace = false;
+  std::atomic<bool> silent{false};
 };
 
 ForkServer::ForkServer(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -271,6 +280,7 @@ ForkServer* ForkServer::find() noexcept { return is_forked_copy() ? nullptr : in
 FileDescriptor ForkServer::create_template(TemplateConfiguration configuration, std::span<const std::byte> preload,
                                            std::span<const std::byte> initializer) {
   if (gone()) throw std::runtime_error("the fork server has ended; the program must be started anew");
+  if (silent()) throw std::runtime_error("the fork server does not answer: it is stopped");
   configuration.preload_size = preload.size();
   configuration.initializer_size = initializer.size();
   const std::size_t size = sizeof(configuration) + preload.size() + initializer.size();
@@ -292,6 +302,16 @@ FileDescriptor ForkServer::create_template(TemplateConfiguration configuration, 
     throw std::runtime_error("the fork server does not take requests: it is stopped or overloaded");
   }
   return std::move(ours);
+}
+
+void ForkServer::note_silence() noexcept { state_->silent = true; }
+
+bool ForkServer::silent() noexcept {
+  if (!state_->silent) return false;
+  // unix(7): bytes that the other side has not read yet.
+  int unread = 0;
+  if (::ioctl(state_->control.get(), SIOCOUTQ, &unread) != 0 || unread == 0) state_->silent = false;
+  return state_->silent;
 }
 
 bool ForkServer::gone() const noexcept {

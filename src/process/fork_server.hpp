@@ -37,6 +37,10 @@ class ForkServer {
   FileDescriptor create_template(TemplateConfiguration configuration, std::span<const std::byte> preload,
                                  std::span<const std::byte> initializer);
 
+  /// It has not answered within the time for that, and counts as dead until it reads what it was sent.
+  void note_silence() noexcept;
+  bool silent() noexcept;
+
   /// Whether it has ended.
   bool gone() const noexcept;
 

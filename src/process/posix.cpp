@@ -12,8 +12,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <ctime>
 #include <fstream>
@@ -309,16 +311,16 @@ std::optional<std::uint64_t> cpu_ns(pid_t pid) noexcept {
   return nanoseconds(used);
 }
 
-MemoryUse memory_use() {
+MemoryUse memory_use() noexcept {
+  // Without the heap: it is asked when that may be full.
+  const FileDescriptor statm(::open("/proc/self/statm", O_RDONLY | O_CLOEXEC));
+  std::array<char, 256> text{};
+  if (!statm || ::read(statm.get(), text.data(), text.size() - 1) <= 0) return {};
   // proc(5): size, resident, shared, text, lib, data, all in pages.
-  std::ifstream statm("/proc/self/statm");
-  std::size_t size = 0;
   std::size_t resident = 0;
   std::size_t shared = 0;
-  std::size_t text = 0;
-  std::size_t library = 0;
   std::size_t data = 0;
-  if (!(statm >> size >> resident >> shared >> text >> library >> data)) return {};
+  if (std::sscanf(text.data(), "%*u %zu %zu %*u %*u %zu", &resident, &shared, &data) != 3) return {};
   const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
   return {(resident - std::min(resident, shared)) * page, data * page};
 }

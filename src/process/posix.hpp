@@ -164,7 +164,7 @@ struct MemoryUse {
   /// What counts against RLIMIT_DATA: private and writable, touched or not.
   std::size_t data = 0;
 };
-MemoryUse memory_use();
+MemoryUse memory_use() noexcept;
 
 /// From here on `memory_since_birth` counts: what a fork has from its parent is not its own.
 void note_birth();

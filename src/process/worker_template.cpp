@@ -47,6 +47,7 @@ class Template {
  private:
   struct Child {
     std::uint64_t id;
+    pid_t pid;
     FileDescriptor pidfd;
     bool reported = false;  // has ended, and waits to be reaped
   };
@@ -157,7 +158,7 @@ class Template {
     Record record;
     record.worker = id;
     // The child is ours and not reaped yet: its pid cannot belong to another process.
-    children_.push_back({id, open_pidfd(pid), false});
+    children_.push_back({id, pid, open_pidfd(pid), false});
     record.type = RecordType::spawned;
     send(record, children_.back().pidfd.get());
   }
@@ -188,6 +189,8 @@ class Template {
   void bury(std::uint64_t id) {
     std::erase_if(children_, [&](const Child& child) {
       if (child.id != id || !child.reported) return false;
+      // What its tasks have started, and left in its process group. Not yet reaped, it keeps that number from others.
+      ::kill(-child.pid, SIGKILL);
       reap(child.pidfd);
       return true;
     });

@@ -157,6 +157,7 @@ asio::awaitable<Times> served_again(LocalExecutor& pool, int rounds) {
       co_await timer.async_wait(asio::use_awaitable);
     } while (pool.worker_pids().size() != whole);
     co_await pool.submit(give_back, 0);
+    if (pool.worker_pids().empty()) continue;  // it was just replaced
     const int victim = pool.worker_pids().front();
     const auto begin = Clock::now();
     ::kill(victim, SIGKILL);
@@ -169,17 +170,21 @@ asio::awaitable<Times> served_again(LocalExecutor& pool, int rounds) {
 asio::awaitable<Times> told_of_death(LocalExecutor& pool, int rounds) {
   Times times;
   for (int i = 0; i < rounds; ++i) {
-    co_await pool.submit(give_back, 0);
-    std::optional<Clock::time_point> killed;
-    asio::steady_timer timer(pool.get_executor(), 5ms);
-    timer.async_wait([&](boost::system::error_code) {
-      killed = Clock::now();
-      ::kill(pool.worker_pids().front(), SIGKILL);
-    });
+    board.began = 0;
+    const auto task = pool.spawn(sleep, 0);
+    // It has begun, and its worker is known.
+    asio::steady_timer timer(pool.get_executor());
+    while (board.began == 0 || pool.worker_pids().empty()) {
+      timer.expires_after(1ms);
+      co_await timer.async_wait(asio::use_awaitable);
+    }
+    auto told = task.result();
+    const auto killed = Clock::now();
+    ::kill(pool.worker_pids().front(), SIGKILL);
     try {
-      co_await pool.submit(sleep, 0);
+      co_await std::move(told);
     } catch (const bulkhead::WorkerCrashedError&) {
-      times.push_back(since(*killed));
+      times.push_back(since(killed));
     }
   }
   co_return times;

@@ -153,7 +153,7 @@ int wait_at_gate(int value) {
   return value;
 }
 
-enum class Death { none, null, abort, exit_0, exit_3, exit_status_3, killed, stack, floating_point };
+enum class Death { none, null, abort, exit_0, exit_3, exit_status_3, killed, stack, floating_point, breakpoint };
 
 int die(Death death, int value) {
   switch (death) {
@@ -178,6 +178,13 @@ int die(Death death, int value) {
       break;
     case Death::floating_point:
       ::raise(SIGFPE);
+      break;
+    case Death::breakpoint:
+#if defined(__x86_64__)
+      asm volatile("int3");
+#elif defined(__aarch64__)
+      asm volatile("brk #0");
+#endif
       break;
   }
   return -1;
@@ -322,6 +329,11 @@ TEST_CASE("4: of 100 tasks the one that overflows its stack fails with SIGSEGV a
 
 TEST_CASE("of 100 tasks the one that raises SIGFPE fails with SIGFPE and no other", "[fault]") {
   CHECK(crash_one_of_100(Death::floating_point).signal() == SIGFPE);
+}
+
+TEST_CASE("of 100 tasks the one that meets a breakpoint fails with SIGTRAP and no other, and does not go on behind it",
+          "[fault]") {
+  for (int time = 0; time < 2; ++time) CHECK(crash_one_of_100(Death::breakpoint).signal() == SIGTRAP);
 }
 
 TEST_CASE("half of 100 tasks crash one worker after another, and the other half returns", "[fault]") {

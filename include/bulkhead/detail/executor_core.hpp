@@ -16,6 +16,7 @@
 #include <boost/asio/execution/outstanding_work.hpp>
 #include <boost/asio/prefer.hpp>
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -60,8 +61,14 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   void cancel(std::uint64_t id, asio::cancellation_type type);
   // Makes a task known to `cancel` before it is submitted, and gives it its number.
   std::uint64_t make_cancellable(TaskNode& node);
-  // Where a task with this number is, if it is known to `cancel` and not over.
-  std::optional<TaskStatus> status_of(std::uint64_t id) const;
+  // A task with this number, if it is known to `cancel` and not over.
+  struct Seen {
+    TaskStatus status = TaskStatus::queued;
+    unsigned attempt = 1;
+    std::uint64_t began_ns = 0;  // 0: it has not, or nobody has seen it
+    std::optional<Progress> progress;
+  };
+  std::optional<Seen> look_at(std::uint64_t id) const;
 
   // So many tasks that have their outcome do not hold a place among `max_pending` any more. With the mutex, which is
   // given back in between.
@@ -131,6 +138,8 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   const std::shared_ptr<InstanceGroup> instances;
   const std::shared_ptr<TaskRegistry> tasks;
   const std::shared_ptr<ResultStore> results;
+  // What is to begin by itself. Shared: a schedule may outlive the executor.
+  const std::shared_ptr<std::atomic<std::size_t>> scheduled = std::make_shared<std::atomic<std::size_t>>(0);
 
   mutable std::mutex mutex;
 

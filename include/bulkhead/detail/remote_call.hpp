@@ -35,6 +35,8 @@ class AnswerSink {
  public:
   using Write = void (*)(Encoder& encoder, const void* value);
   virtual void put(Write write, const void* value) = 0;
+  // There is no memory left for as much as an answer.
+  virtual void set_out_of_memory() noexcept {}
 
  protected:
   ~AnswerSink() = default;

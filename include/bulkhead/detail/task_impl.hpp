@@ -277,10 +277,12 @@ class TaskImpl final : public TaskNode {
   ~TaskImpl() = default;
 
   static asio::awaitable<void> run_coroutine(TaskImpl& self, C& call) {
+    auto coroutine = std::apply(call.function, std::move(call.arguments));
+    if (!coroutine.valid()) throw_empty_awaitable();
     if constexpr (is_void) {
-      co_await std::apply(call.function, std::move(call.arguments));
+      co_await std::move(coroutine);
     } else {
-      self.result_.emplace(co_await std::apply(call.function, std::move(call.arguments)));
+      self.result_.emplace(co_await std::move(coroutine));
     }
   }
 

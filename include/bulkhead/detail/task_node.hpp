@@ -196,6 +196,9 @@ BULKHEAD_EXPORT std::exception_ptr stopped_error(const TaskNode& node);
 // A coroutine was given to an executor that has no event loop for it.
 [[noreturn]] BULKHEAD_EXPORT void throw_needs_event_loop(const TaskNode& node);
 
+// A function that is to give a coroutine gave none, as `return {};` does.
+[[noreturn]] BULKHEAD_EXPORT void throw_empty_awaitable();
+
 // Runs the call from its encoding, so that it is there for another run.
 BULKHEAD_EXPORT Outcome run_encoded_copy(TaskNode& node) noexcept;
 

@@ -6,6 +6,7 @@
 #include <bulkhead/errors.hpp>
 #include <bulkhead/serialization.hpp>
 #include <bulkhead/task_id.hpp>
+#include <bulkhead/task_info.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/cancellation_type.hpp>
@@ -48,7 +49,12 @@ class BULKHEAD_EXPORT TaskRecord : public std::enable_shared_from_this<TaskRecor
   // What `cancel` does before the task has a number.
   void set_cancel(std::function<void()> cancel);
 
+  // By the executor, under its mutex: its last run, and when that began; 0: nobody has seen it.
+  void note_run(unsigned attempt, std::uint64_t began_ns);
+  void set_progress(const Progress& progress);
+
   TaskStatus status() const;
+  TaskInfo info() const;
   void cancel(asio::cancellation_type type);
 
   // Its outcome. `size` of the value is what it counts for in a store.

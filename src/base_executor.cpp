@@ -7,6 +7,10 @@
 #include <bulkhead/result_store.hpp>
 
 #include <boost/asio/any_completion_handler.hpp>
+#include <boost/asio/append.hpp>
+#include <boost/asio/associated_executor.hpp>
+#include <boost/asio/bind_executor.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/query.hpp>
 
 #include <fmt/format.h>
@@ -148,16 +152,19 @@ std::shared_ptr<const RegisteredTask> find_task(const ExecutorCore& core, std::s
   return core.tasks->find(name, arguments, context);
 }
 
-asio::awaitable<AnyResult> submit_by_name(std::shared_ptr<ExecutorCore> core, TaskOptions options, std::string name,
-                                          const std::type_info& arguments, std::shared_ptr<void> values) {
-  const auto task = find_task(*core, name, arguments);
-  auto token = asio::use_awaitable;  // async_initiate wants an lvalue
-  auto initiation = [core, task, given = task->options(options), values](auto&& handler) mutable {
-    task->submit(core, std::move(given), values.get(), AnyHandler(std::forward<decltype(handler)>(handler)));
-  };
-  auto result =
-      asio::async_initiate<asio::use_awaitable_t<>, void(std::exception_ptr, AnyResult)>(std::move(initiation), token);
-  co_return co_await std::move(result);
+void submit_by_name(const std::shared_ptr<ExecutorCore>& core, const TaskOptions& options, std::string_view name,
+                    const std::type_info& arguments, void* values, AnyHandler handler) {
+  std::shared_ptr<const RegisteredTask> task;
+  try {
+    task = find_task(*core, name, arguments);
+  } catch (const ExecutorError&) {
+    // By way of the executor's own: that of an any_completion_handler cannot be posted to.
+    const auto executor = asio::get_associated_executor(handler, core->io);
+    asio::post(core->io,
+               asio::bind_executor(executor, asio::append(std::move(handler), std::current_exception(), AnyResult())));
+    return;
+  }
+  task->submit(core, task->options(options), values, std::move(handler));
 }
 
 }  // namespace detail

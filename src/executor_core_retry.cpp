@@ -162,6 +162,7 @@ void ExecutorCore::retry_later(TaskNode& node) {
   node.told_started = false;
   node.asks_here = false;
   node.cpu_clock.reset();
+  node.cpu_began_ns = 0;
   node.began_ns = 0;
   node.ended_ns = 0;
   if (std::exchange(node.runs_here, false)) --running;

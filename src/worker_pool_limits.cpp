@@ -250,7 +250,9 @@ RunState WorkerPool::state_of(TaskNode& node, std::uint64_t now) {
   state.begun_ns = std::clamp(worker.channel.begun_ns(), node.place.placed_ns, node.place.seen_begun_ns);
   if (node.options.has_rare() && node.options.cpu_timeout()) {
     const std::uint64_t used = process::cpu_ns(worker.pid).value_or(0);
-    state.cpu_used = used - std::min(used, worker.channel.begun_cpu_ns());
+    // Where it began is the worker's word, too: no later than what was first seen here.
+    if (node.cpu_began_ns == 0) node.cpu_began_ns = used;
+    state.cpu_used = used - std::min({used, worker.channel.begun_cpu_ns(), node.cpu_began_ns});
   }
   return state;
 }

@@ -10,6 +10,7 @@
 #include <bulkhead/this_task.hpp>
 #include <bulkhead/thread_executor.hpp>
 
+#include "event_hub.hpp"
 #include "support/catch.hpp"
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
@@ -420,6 +421,15 @@ TEST_CASE("a registered task is called by its name with its defaults, in threads
   IoExecutor io(context.get_executor(), on_loop);
   const int doubled = run(context, io.submit("later", 4));
   CHECK(doubled == 8);
+  Outcome<bulkhead::AnyResult> outcome;
+  pool.async_submit(TaskOptions().priority(1), bulkhead::call_by_name("greet", "us", 1), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  CHECK(outcome.value->get<std::string>() == "hello us;");
+  Outcome<bulkhead::AnyResult> unknown;
+  pool.async_submit(bulkhead::call_by_name("great"), unknown.handler());
+  CHECK(unknown.calls == 0);
+  REQUIRE(run_until(context, [&] { return unknown.calls > 0; }));
+  CHECK(holds<UnknownTaskError>(unknown.error));
   const auto handle = pool.spawn("greet", "me", 1);
   CHECK(run(context, handle.result()).get<std::string>() == "hello me;");
   CHECK(handle.name() == "greet");
@@ -667,6 +677,38 @@ TEST_CASE("events tell the whole way of a task that is retried in a worker proce
     CHECK(event.executor == "default");
     CHECK(event.task_id == 1);
   }
+}
+
+TEST_CASE("events of a spawned task have the id that its handle has", "[events]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor());
+  Heard heard;
+  const Subscription subscription = executor.subscribe(heard.listener(), bulkhead::kTerminalEvents);
+  const auto handle = executor.spawn(twice, 1);
+  run(context, executor.submit(twice, 1));
+  REQUIRE(run_until(context, [&] { return heard.events.size() == 2; }));
+  const bool first = heard.events[0].spawned == handle.id();
+  CHECK(heard.events[first ? 0 : 1].spawned == handle.id());
+  CHECK(heard.events[first ? 0 : 1].task_id == handle.info().number);
+  CHECK(heard.events[first ? 1 : 0].spawned.empty());
+}
+
+TEST_CASE("an executor to which nobody listens any more makes no events", "[events]") {
+  asio::io_context context;
+  bulkhead::detail::EventHub hub;
+  bulkhead::Listener nothing = [](const Event&) {};
+  const auto failures =
+      std::make_shared<bulkhead::detail::EventQueue>(nothing, EventKind::failed, context.get_executor(), 10);
+  auto all = std::make_shared<bulkhead::detail::EventQueue>(nothing, bulkhead::kAllEvents, context.get_executor(), 10);
+  hub.add(failures);
+  hub.add(all);
+  CHECK(hub.wants(EventKind::started));
+  all->cancel();
+  bulkhead::detail::EventNote note;
+  note.event.kind = EventKind::started;
+  hub.emit(note);
+  CHECK_FALSE(hub.wants(EventKind::started));
+  CHECK(hub.wants(EventKind::failed));
 }
 
 TEST_CASE("a long task in a worker process is told of as started while it runs, and its progress too", "[events]") {

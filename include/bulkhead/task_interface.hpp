@@ -10,7 +10,10 @@
 #include <bulkhead/task_options.hpp>
 #include <bulkhead/task_registry.hpp>
 
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/async_result.hpp>
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/use_awaitable.hpp>
 
 #include <chrono>
 #include <concepts>
@@ -20,6 +23,7 @@
 #include <string_view>
 #include <tuple>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
 
 namespace bulkhead {
@@ -47,15 +51,23 @@ inline constexpr bool is_function = !is_task_options<T> && !is_task_name<T>;
 
 BULKHEAD_EXPORT std::shared_ptr<const RegisteredTask> find_task(const ExecutorCore& core, std::string_view name,
                                                                 const std::type_info& arguments);
-BULKHEAD_EXPORT asio::awaitable<AnyResult> submit_by_name(std::shared_ptr<ExecutorCore> core, TaskOptions options,
-                                                          std::string name, const std::type_info& arguments,
-                                                          std::shared_ptr<void> values);
+// `values` are the arguments, of that type. An unknown task, or one with other arguments, is what the handler gets.
+BULKHEAD_EXPORT void submit_by_name(const std::shared_ptr<ExecutorCore>& core, const TaskOptions& options,
+                                    std::string_view name, const std::type_info& arguments, void* values,
+                                    AnyHandler handler);
 
-// The arguments of a task that is called by its name.
-template <class... Args>
-std::tuple<kept_t<Args>...> kept_arguments(Args&&... arguments) {
-  return std::tuple<kept_t<Args>...>(keep(std::forward<Args>(arguments))...);
-}
+struct InitiateByName {
+  using executor_type = asio::any_io_executor;
+  std::shared_ptr<ExecutorCore> core;
+
+  executor_type get_executor() const noexcept { return core->io; }
+
+  template <class Handler, class... Args>
+  void operator()(Handler&& handler, const TaskOptions& options, NamedCall<Args...> call) const {
+    submit_by_name(core, options, call.name, typeid(call.arguments), &call.arguments,
+                   AnyHandler(std::forward<Handler>(handler)));
+  }
+};
 
 }  // namespace detail
 
@@ -117,10 +129,8 @@ class TaskInterface {
   template <class Name, class... Args>
   requires detail::is_task_name<Name> asio::awaitable<AnyResult> submit(TaskOptions options, Name&& name,
                                                                         Args&&... arguments) {
-    using Values = std::tuple<detail::kept_t<Args>...>;
-    auto values = std::make_shared<Values>(detail::keep(std::forward<Args>(arguments))...);
-    return detail::submit_by_name(target_core(), std::move(options), std::string(std::string_view(name)),
-                                  typeid(Values), std::move(values));
+    auto call = call_by_name(std::string(std::string_view(name)), std::forward<Args>(arguments)...);
+    return async_submit(std::move(options), std::move(call), asio::use_awaitable);
   }
 
   /// `submit` for any completion token: `async_submit(call(function, arguments...), token)`.
@@ -143,6 +153,19 @@ class TaskInterface {
     } else {
       return asio::awaitable<detail::Refused>();
     }
+  }
+
+  /// The same for a task of the executor's TaskRegistry: `async_submit(call_by_name("render", 7), token)`.
+  /// Completion signature: `void(std::exception_ptr, AnyResult)`. An unknown task, or one with other arguments, is an
+  /// error that the handler gets.
+  template <class... Args, class CompletionToken>
+  auto async_submit(detail::NamedCall<Args...> call, CompletionToken&& token) {
+    return async_submit(TaskOptions(), std::move(call), std::forward<CompletionToken>(token));
+  }
+  template <class... Args, class CompletionToken>
+  auto async_submit(TaskOptions options, detail::NamedCall<Args...> call, CompletionToken&& token) {
+    return asio::async_initiate<CompletionToken, void(std::exception_ptr, AnyResult)>(
+        detail::InitiateByName{target_core()}, token, std::move(options), std::move(call));
   }
 
   /// Submits the task now, whether or not anybody waits for it, and gives a handle to it. Its result is kept in the

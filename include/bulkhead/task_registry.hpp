@@ -32,6 +32,20 @@ namespace bulkhead {
 
 namespace detail {
 
+// A task that is called by its name, and its arguments.
+template <class... Args>
+struct NamedCall {
+  NamedCall(std::string task, std::tuple<Args...> values) : name(std::move(task)), arguments(std::move(values)) {}
+  std::string name;
+  std::tuple<Args...> arguments;
+};
+
+// The arguments of a task that is called by its name.
+template <class... Args>
+std::tuple<kept_t<Args>...> kept_arguments(Args&&... arguments) {
+  return std::tuple<kept_t<Args>...>(keep(std::forward<Args>(arguments))...);
+}
+
 using AnyHandler = asio::any_completion_handler<void(std::exception_ptr, AnyResult)>;
 
 // A registered function, whose types are known at run time only.
@@ -174,6 +188,13 @@ class RegisteredFunction final : public RegisteredTask {
 };
 
 }  // namespace detail
+
+/// Binds the name of a registered task to copies of its arguments, for `async_submit`; as `call` does for a function.
+template <class... Args>
+auto call_by_name(std::string name, Args&&... arguments) {
+  return detail::NamedCall<detail::kept_t<Args>...>(std::move(name),
+                                                    detail::kept_arguments(std::forward<Args>(arguments)...));
+}
 
 /// The tasks of a program by name, each with its function and default options: executors that have it
 /// (`CommonOptions::tasks`) take tasks by their name. An ordinary object that the program makes and passes on.

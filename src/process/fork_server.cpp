@@ -175,8 +175,12 @@ void serve_create_template(Received& received) {
   keep_only(kept);
   set_process_name("bulkhead-fork");
   // A worker's core would be large, would take seconds in which its slot is dead, and would hold other tasks' data.
-  const rlimit no_core{0, 0};
-  ::setrlimit(RLIMIT_CORE, &no_core);
+  // One byte is less than any core, and the one limit at which the kernel does not start a program that core_pattern
+  // names, either (fs/coredump.c); where it is 0 for good, such a program is started.
+  rlimit core{};
+  ::getrlimit(RLIMIT_CORE, &core);
+  core.rlim_cur = core.rlim_max = std::min<rlim_t>(core.rlim_max, 1);
+  ::setrlimit(RLIMIT_CORE, &core);
 
   sigset_t child_signal;
   ::sigemptyset(&child_signal);

@@ -124,7 +124,8 @@ class TaskNode : public OpenLink, public QueuedTask {
   std::shared_ptr<TaskRecord> record;
   // The time limit that has passed, while the run goes on that is to be followed by another.
   std::exception_ptr verdict;
-  // The CPU clock of the thread that runs it, and what it read at the beginning, where CPU time is limited.
+  // Where CPU time is limited: the CPU clock of the thread that runs it, and what it read at the beginning; of a worker
+  // process only the reading, when it was first seen to run.
   std::optional<clockid_t> cpu_clock;
   std::uint64_t cpu_began_ns = 0;
   // When the next run is due; 0: it does not wait for one.

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: BSL-1.0
 // Kills a worker after each single instruction, and wakes it after each single instruction.
 //
-//   kill_step [--stride N] [--start-stride N] [--expect-violation]
+//   kill_step [--stride N] [--block-stride N] [--start-stride N] [--expect-violation]
 //
 // death     An idle worker is given a task, makes k steps towards its answer, and is killed: for k = 0, 1, 2, ... until
 //           it is idle again. The task is run elsewhere, or fails with WorkerCrashedError, or has its result; and from
 //           the step on at which the answer is complete, it has its result.
+// block     The same with an answer that is too large for a slot, and a task that reports its progress: the result is
+//           whole, and so is the progress in the error. It is some thousand instructions long, so that it is done in
+//           strides, unless --block-stride 1 asks for all.
 // wake-up   The same steps, but then the worker is given a second task, and let go. Both tasks have their results.
 // start     A new worker runs to the end of its n-th system call, makes k steps more, and is killed, for all n and k;
 //           the task that waits for it is run by the next. A start is some ten thousand instructions long, so that it
@@ -14,6 +17,7 @@
 // Never are there two outcomes, two runs, another error, or a hang. Exit code 0: all is so; 1: a violation, or with
 // --expect-violation none; 2: the tool itself does not work here.
 #include <bulkhead/local_executor.hpp>
+#include <bulkhead/this_task.hpp>
 
 #include "process/arena.hpp"
 #include "support/outcome.hpp"
@@ -75,6 +79,14 @@ int add_one(int x) {
   ++board.runs;
   return x + 1;
 }
+
+// Larger than a slot's payload, and a report that is written in several pieces.
+std::vector<std::uint8_t> fill(int x) {
+  ++board.runs;
+  bulkhead::this_task::report_progress(static_cast<std::uint64_t>(x), 82, std::string(100, 'x'));
+  return std::vector<std::uint8_t>(1000, static_cast<std::uint8_t>(x + 1));
+}
+const std::vector<std::uint8_t> kFilled(1000, 42);
 
 // The rule that was broken.
 class Violation : public std::runtime_error {
@@ -278,7 +290,8 @@ Ending ending_after(const Traced::Progress& before, const Traced::Progress& now)
 }
 
 // Whether a task of a worker that was killed ended as it must.
-void check(const Outcome<>& outcome, Ending expected, int runs_before) {
+template <class R>
+void check(const Outcome<R>& outcome, const R& result, Ending expected, int runs_before) {
   const std::string rule = std::string(": ") + name_of(expected);
   if (outcome.calls != 1) throw Violation("the task has " + std::to_string(outcome.calls) + " outcomes" + rule);
   const int runs = board.runs;
@@ -290,14 +303,19 @@ void check(const Outcome<>& outcome, Ending expected, int runs_before) {
       throw Violation("the death is told wrongly: " + message(outcome.error) + rule);
     }
     if (runs != runs_before) throw Violation("the task ran again" + rule);
+    if (const auto& last = crash->ending().progress;
+        last && (last->done != 41 || last->total != 82 || last->text != std::string(100, 'x'))) {
+      throw Violation("its last progress is torn" + rule);
+    }
     return;
   }
   if (outcome.error) throw Violation("the task failed with: " + message(outcome.error) + rule);
-  if (outcome.value != 42) throw Violation("the task has a wrong result" + rule);
+  if (outcome.value != result) throw Violation("the task has a wrong result" + rule);
   if (runs != 1) throw Violation("the task ran " + std::to_string(runs) + " times" + rule);
 }
 
-void kill_after_each_step(Pool& pool, unsigned stride) {
+template <class R>
+void kill_after_each_step(Pool& pool, const char* name, R (*function)(int), const R& result, unsigned stride) {
   std::array<unsigned, 4> endings{};
   bool idle_again = false;
   unsigned steps = 0;
@@ -306,8 +324,8 @@ void kill_after_each_step(Pool& pool, unsigned stride) {
     Traced worker(pid);
     const Traced::Progress before = worker.progress();
     board.runs = 0;
-    Outcome<> outcome;
-    pool.executor.async_submit(bulkhead::call(add_one, 41), outcome.handler());
+    Outcome<R> outcome;
+    pool.executor.async_submit(bulkhead::call(function, 41), outcome.handler());
     bulkhead::test::settle(pool.context);  // The host sleeps, too: only the worker can wake it.
     unsigned done = 0;
     // The first steps lead out of the sleep that was interrupted.
@@ -322,15 +340,15 @@ void kill_after_each_step(Pool& pool, unsigned stride) {
     }
     bulkhead::test::settle(pool.context);
     try {
-      check(outcome, expected, runs);
+      check(outcome, result, expected, runs);
     } catch (const Violation& violation) {
       throw Violation("killed after " + std::to_string(done) + " steps: " + violation.what());
     }
     ++endings[static_cast<std::size_t>(expected)];
   }
   std::printf(
-      "death: %u points; run elsewhere after %u of them, crashed after %u, result lost after %u and there after %u\n",
-      endings[0] + endings[1] + endings[2] + endings[3], endings[0], endings[1], endings[2], endings[3]);
+      "%s: %u points; run elsewhere after %u of them, crashed after %u, result lost after %u and there after %u\n",
+      name, endings[0] + endings[1] + endings[2] + endings[3], endings[0], endings[1], endings[2], endings[3]);
   if (std::find(endings.begin(), endings.end(), 0U) != endings.end()) {
     throw std::runtime_error("the steps did not lead through a task's whole way");
   }
@@ -447,7 +465,7 @@ Reached kill_at(Pool& pool, const StartPoint& point) {
     throw Violation("a worker was killed " + to_string(point) + ": the task hangs");
   }
   try {
-    check(outcome, expected, runs);
+    check(outcome, 42, expected, runs);
   } catch (const Violation& violation) {
     throw Violation("a worker was killed " + to_string(point) + ": " + violation.what());
   }
@@ -480,12 +498,14 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i)
     expects_violation = expects_violation || argv[i] == std::string_view("--expect-violation");
   const unsigned stride = number_after(argc, argv, "--stride", 1);
-  // A prime, so that the points differ from one part of the code to the next.
+  // Primes, so that the points differ from one part of the code to the next.
+  const unsigned block_stride = number_after(argc, argv, "--block-stride", 17);
   const unsigned start_stride = number_after(argc, argv, "--start-stride", 397);
   try {
     bulkhead::start_fork_server();
     Pool pool;
-    kill_after_each_step(pool, stride);
+    kill_after_each_step(pool, "death", add_one, 42, stride);
+    kill_after_each_step(pool, "block", fill, kFilled, block_stride);
     wake_after_each_step(pool, stride);
     kill_at_start(pool, start_stride);
   } catch (const Violation& violation) {

@@ -36,10 +36,12 @@
 #include <cstring>
 #include <ctime>
 #include <exception>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <optional>
 #include <random>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -73,11 +75,16 @@ using namespace std::chrono_literals;
 
 namespace {
 
+constexpr std::uint32_t kRacesAtOnce = 5000;
+
 struct Board {
   Gate gate;
-  std::array<std::atomic<std::uint8_t>, 65536> runs{};
+  std::atomic<std::chrono::steady_clock::rep> began{0};  // when the last task that tells it began
+  std::array<std::atomic<std::uint8_t>, kRacesAtOnce> runs{};
 };
 Board& board = shared_object<Board>();
+
+using Clock = std::chrono::steady_clock;  // the same in all processes
 
 // Functions of the tasks. None of them asserts.
 
@@ -124,7 +131,19 @@ int stop_myself(int) {
   return 0;
 }
 
+void note_begin() { board.began = Clock::now().time_since_epoch().count(); }
+
+// What does not end by itself, whatever it is asked.
+constexpr std::array kStubborn{stop_myself,    spin,           spin_deaf,     block_in_read,
+                               block_in_sleep, block_in_futex, block_in_flock};
+
+int be_stubborn(std::size_t kind) {
+  note_begin();
+  return kStubborn[kind](0);
+}
+
 int dirty_much_memory(int megabytes) {
+  note_begin();
   const std::size_t size = static_cast<std::size_t>(megabytes) << 20;
   auto* memory = new char[size];
   std::memset(memory, 1, size);
@@ -192,9 +211,33 @@ struct DiesLate {
     if (value == 7 && bulkhead::this_task::is_running()) std::raise(SIGKILL);
   }
 };
-int crash(int value) {
-  if (value != 0) std::raise(SIGKILL);
-  return value;
+int crash(int signal) {
+  if (signal != 0) std::raise(signal);
+  return signal;
+}
+
+// An outcome that knows when its caller was told.
+struct TimedOutcome : Outcome<> {
+  Clock::time_point told;
+
+  auto handler() {
+    return [this, keep = Outcome<>::handler()](std::exception_ptr thrown, int result) mutable {
+      told = Clock::now();
+      keep(std::move(thrown), result);
+    };
+  }
+  // From the moment that the task noted.
+  Clock::duration after_begin() const { return told.time_since_epoch() - Clock::duration(board.began); }
+};
+
+double milliseconds(Clock::duration time) { return std::chrono::duration<double, std::milli>(time).count(); }
+
+// The processes of a pool that has all its workers.
+std::vector<Process> all_processes_of(asio::io_context& context, const LocalExecutor& pool) {
+  REQUIRE(run_until(context, [&] { return bulkhead::test::whole(pool); }));
+  std::vector<Process> processes = processes_of(pool);
+  REQUIRE(processes.size() == pool.options().max_workers);
+  return processes;
 }
 
 }  // namespace
@@ -275,23 +318,44 @@ TEST_CASE("13: a task that jumps out of itself costs its worker at most, and has
 TEST_CASE(
     "14, 16, 17, 18: a task that spins, is deaf, blocks or has stopped is over at its deadline, and its process gone",
     "[fault]") {
+  constexpr std::size_t kRounds = WITH_SANITIZER ? 3 : 20;
+  constexpr auto kLimit = 50ms;
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
-  for (const auto function :
-       {stop_myself, spin, spin_deaf, block_in_read, block_in_sleep, block_in_futex, block_in_flock}) {
-    run(context, pool.submit(one, 0));
-    const auto before = processes_of(pool);
-    Outcome<> outcome;
-    pool.async_submit(TaskOptions().timeout(50ms), bulkhead::call(function, 0), outcome.handler());
-    REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
-    const auto error = error_as<TaskTimeoutError>(outcome.error);
-    REQUIRE(error);
-    CHECK(error->which() == TaskTimeoutError::Which::run);
-    CHECK(error->limit() == 50ms);
-    for (const Process& process : before) CHECK(process.gone_within(kGone));
+  for (std::size_t kind = 0; kind < kStubborn.size(); ++kind) {
+    CAPTURE(kind);
+    std::vector<Clock::duration> times;
+    auto best_gone = Clock::duration::max();
+    for (std::size_t round = 0; round < kRounds; ++round) {
+      run(context, pool.submit(one, 0));
+      const auto before = all_processes_of(context, pool);
+      TimedOutcome outcome;
+      const auto submitted = Clock::now();
+      pool.async_submit(TaskOptions().timeout(kLimit), bulkhead::call(be_stubborn, kind), outcome.handler());
+      REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+      const auto error = error_as<TaskTimeoutError>(outcome.error);
+      REQUIRE(error);
+      CHECK(error->which() == TaskTimeoutError::Which::run);
+      CHECK(error->limit() == kLimit);
+      CHECK(outcome.told - submitted >= kLimit);
+      times.push_back(outcome.after_begin());
+      for (const Process& process : before) REQUIRE(process.gone_within(kGone));
+      best_gone = std::min(best_gone, Clock::now().time_since_epoch() - Clock::duration(board.began));
+    }
+    std::sort(times.begin(), times.end());
+    CAPTURE(milliseconds(times.front()), milliseconds(times[kRounds / 2]), milliseconds(times.back()),
+            milliseconds(best_gone));
+#if !WITH_SANITIZER
+    // A task may lose its processor before it notes that it has begun: that makes it look early, but seldom.
+    CHECK(times[kRounds / 2] >= kLimit);
+    // Others use this machine, too: only the best round shows what is the pool's own.
+    CHECK(times.front() <= kLimit + 5ms);
+    CHECK(best_gone <= kLimit + 10ms);
+    CHECK(times.back() <= kLimit + 1s);
+#endif
   }
   const auto metrics = pool.metrics();
-  CHECK(metrics.timed_out == 7);
+  CHECK(metrics.timed_out == kRounds * kStubborn.size());
   CHECK(metrics.workers_crashed == 0);
   CHECK(adds_up(metrics));
 }
@@ -349,28 +413,78 @@ TEST_CASE("19: when result and deadline come at the same moment, there is one of
   CHECK(metrics.workers_crashed == 0);
 }
 
-TEST_CASE("20: a worker with much memory takes its time to die; its caller is told, and its place is taken",
+namespace {
+
+// What a worker may have without harm to the machine.
+int much_memory() {
+  std::istringstream information(bulkhead::test::read_file("/proc/meminfo"));
+  for (std::string line; std::getline(information, line);) {
+    if (line.starts_with("MemAvailable:")) return !WITH_SANITIZER && std::stol(line.substr(13)) > 4 << 20 ? 1024 : 512;
+  }
+  return 512;
+}
+
+}  // namespace
+
+TEST_CASE("20: a worker with much memory takes its time to die; its caller is told before, and its place is free after",
           "[fault]") {
+  const int megabytes = much_memory();
+  CAPTURE(megabytes);
   asio::io_context context;
   LocalExecutorOptions options = workers(1);
   options.max_pending = 1;
   LocalExecutor pool(context.get_executor(), options);
-  board.gate.reset();
-  Outcome<> outcome;
-  pool.async_submit(TaskOptions().timeout(WITH_SANITIZER ? 5s : 600ms), bulkhead::call(dirty_much_memory, 512),
-                    outcome.handler());
-  const auto before = processes_of(pool);
-  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
-  CHECK(holds<TaskTimeoutError>(outcome.error));
-  // The task's place is its own until the worker is gone; then another may have it.
-  REQUIRE(run_until(context, [&] {
-    Outcome<> next;
-    pool.async_submit(bulkhead::call(one, 0), next.handler());
-    REQUIRE(run_until(context, [&] { return next.calls > 0; }));
-    if (next.error) CHECK(holds<bulkhead::ExecutorOverloadError>(next.error));
-    return next.value == 1;
-  }));
-  for (const Process& process : before) CHECK(process.gone());
+  auto limit = std::chrono::milliseconds(WITH_SANITIZER ? 5000 : 700);
+  int told_before = 0;
+  auto best_told = Clock::duration::max();
+  auto best_free = Clock::duration::max();
+  for (int round = 0; round < (WITH_SANITIZER ? 1 : 5);) {
+    const auto before = all_processes_of(context, pool);
+    board.gate.reset();
+    TimedOutcome outcome;
+    const auto submitted = Clock::now();
+    bool dying = false;
+    pool.async_submit(TaskOptions().timeout(limit), bulkhead::call(dirty_much_memory, megabytes),
+                      [&, keep = outcome.handler()](std::exception_ptr error, int result) mutable {
+                        dying = !before.front().gone() && pool.metrics().workers_dying == 1;
+                        keep(std::move(error), result);
+                      });
+    REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+    REQUIRE(holds<TaskTimeoutError>(outcome.error));
+    CHECK(outcome.told - submitted >= limit);
+    // The task's place is its own until the worker is gone; then another may have it.
+    int refused = 0;
+    REQUIRE(run_until(context, [&] {
+      Outcome<> next;
+      pool.async_submit(bulkhead::call(one, 0), next.handler());
+      REQUIRE(run_until(context, [&] { return next.calls > 0; }));
+      if (next.error) {
+        CHECK(holds<bulkhead::ExecutorOverloadError>(next.error));
+        ++refused;
+        return false;
+      }
+      for (const Process& process : before) CHECK(process.gone());
+      return next.value == 1;
+    }));
+    const auto free = Clock::now() - outcome.told;
+    if (board.gate.waiting == 0) {
+      // This machine is slow today: the worker had not all its memory yet.
+      limit *= 2;
+      REQUIRE(limit < 30s);
+      continue;
+    }
+    ++round;
+    if (dying && refused > 0) ++told_before;
+    CHECK(outcome.after_begin() <= limit + 2s);
+    best_told = std::min(best_told, outcome.after_begin() - limit);
+    best_free = std::min(best_free, free);
+  }
+  CAPTURE(milliseconds(limit), told_before, milliseconds(best_told), milliseconds(best_free));
+#if !WITH_SANITIZER
+  CHECK(told_before > 0);
+  CHECK(best_told <= 20ms);
+  CHECK(best_free <= 500ms);
+#endif
   CHECK(adds_up(pool));
 }
 
@@ -413,7 +527,7 @@ TEST_CASE(
     auto context = std::make_unique<asio::io_context>();
     auto pool = std::make_unique<LocalExecutor>(context->get_executor(), workers(2));
     run(*context, pool->submit(one, 0));
-    const auto processes = processes_of(*pool);
+    const auto processes = all_processes_of(*context, *pool);
     std::array<Outcome<>, 4> outcomes;
     for (auto& outcome : outcomes) pool->async_submit(bulkhead::call(spin, 0), outcome.handler());
     context->run_for(5ms);
@@ -482,9 +596,8 @@ TEST_CASE("A task that takes too much CPU time is over, and one that only waits 
 TEST_CASE("A worker that is stopped while it is idle keeps no task: it runs elsewhere", "[fault]") {
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(2));
-  REQUIRE(run_until(context, [&] { return bulkhead::test::whole(pool); }));
   run(context, pool.submit(one, 0));
-  const auto processes = processes_of(pool);
+  const auto processes = all_processes_of(context, pool);
   REQUIRE(processes[0].signal(SIGSTOP));
   for (int i = 0; i < 3; ++i) CHECK(run(context, pool.submit(one, 0)) == 1);
   REQUIRE(processes[0].signal(SIGCONT));

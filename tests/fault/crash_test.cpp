@@ -15,7 +15,6 @@
 #include <boost/asio/io_context.hpp>
 
 #include <fcntl.h>
-#include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
 #include <spawn.h>
@@ -68,6 +67,7 @@ using bulkhead::test::parent_of;
 using bulkhead::test::Process;
 using bulkhead::test::Program;
 using bulkhead::test::Report;
+using bulkhead::test::resident_kib;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
 using bulkhead::test::whole;
@@ -192,17 +192,6 @@ int die(Death death, int value) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Looking at processes.
-
-#if !WITH_SANITIZER
-std::size_t resident_kib() {
-  ::malloc_trim(0);
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.rfind("VmRSS:", 0) == 0) return std::stoul(line.substr(6));
-  }
-  return 0;
-}
-#endif
 
 // One of 100 tasks in flight dies. Gives its error; everything else is checked here.
 WorkerCrashedError crash_one_of_100(Death death) {

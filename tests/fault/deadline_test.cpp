@@ -266,40 +266,92 @@ TEST_CASE("10: a crash after the result was committed costs the worker and not t
   CHECK(run(context, pool.submit(one, 0)) == 1);
 }
 
-TEST_CASE("12: a task that always crashes, thousands of times, harms no other, and nothing is left behind", "[fault]") {
-  constexpr int kCrashes = WITH_SANITIZER ? 300 : 10000;
+namespace {
+
+// One crash after another: in turn one that is reported from within, and one that cannot be.
+asio::awaitable<int> crash_often(LocalExecutor& pool, int times) {
+  int crashed = 0;
+  for (int i = 0; i < times; ++i) {
+    const int signal = i % 2 == 0 ? SIGSEGV : SIGKILL;
+    try {
+      co_await pool.submit(crash, signal);
+    } catch (const WorkerCrashedError& error) {
+      if (error.signal() == signal) ++crashed;
+    }
+  }
+  co_return crashed;
+}
+
+// Good tasks per second, one after another, until the condition holds. Not the tiniest: their rate is that of a worker
+// that spins, which takes a processor for itself.
+double rate_until(asio::io_context& context, LocalExecutor& pool, const std::function<bool()>& over) {
+  const auto begin = Clock::now();
+  int answered = 0;
+  while (!over()) {
+    if (run(context, pool.submit(take_time, 0U, 200)) == 0) ++answered;
+  }
+  return answered / std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+}  // namespace
+
+TEST_CASE("12: a task that always crashes, thousands of times, slows down no other, makes no pause, and leaves nothing",
+          "[fault]") {
+  constexpr int kBlocks = WITH_SANITIZER ? 2 : 10;
+  constexpr int kCrashesPerBlock = WITH_SANITIZER ? 100 : 1000;
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(2));
-  REQUIRE(run_until(context, [&] { return bulkhead::test::whole(pool); }));
-  run(context, pool.submit(one, 0));
-  const std::size_t descriptors = bulkhead::test::open_descriptors();
-  const auto flood = [](LocalExecutor& executor, int times) -> asio::awaitable<int> {
-    int crashed = 0;
-    for (int i = 0; i < times; ++i) {
-      try {
-        co_await executor.submit(crash, 1);
-      } catch (const WorkerCrashedError&) {
-        ++crashed;
-      }
-    }
-    co_return crashed;
+  const auto crash_block = [&](int crashes) {
+    std::optional<int> crashed;
+    asio::co_spawn(context, crash_often(pool, crashes), [&](std::exception_ptr, int count) { crashed = count; });
+    const double rate = rate_until(context, pool, [&] { return crashed.has_value(); });
+    CHECK(crashed == crashes);
+    return rate;
   };
-  std::optional<int> crashed;
-  asio::co_spawn(context, flood(pool, kCrashes), [&](std::exception_ptr, int count) { crashed = count; });
-  int answered = 0;
-  REQUIRE(run_until(
-      context,
-      [&] {
-        if (crashed) return true;
-        answered += run(context, pool.submit(crash, 0)) == 0 ? 1 : 0;
-        return false;
-      },
-      200s));
-  CHECK(*crashed == kCrashes);
-  CHECK(answered > 10);
-  REQUIRE(run_until(context, [&] { return bulkhead::test::whole(pool); }));
-  CHECK(pool.metrics().workers_crashed == kCrashes);
-  REQUIRE(bulkhead::test::poll_until([&] { return bulkhead::test::open_descriptors() <= descriptors; }, kGone));
+  const auto settle = [&] {
+    REQUIRE(run_until(context, [&] { return bulkhead::test::whole(pool) && pool.metrics().workers_dying == 0; }));
+    // Dead workers are reaped by their template a moment after the host has seen them die.
+    std::size_t processes = 0;
+    run_until(context, [&] { return (processes = bulkhead::test::descendants().size()) <= 4; });
+    return processes;
+  };
+
+  crash_block(100);
+  const std::size_t processes_before = settle();
+  CHECK(processes_before == 4);  // the fork server, the template, two workers
+  const std::size_t descriptors_before = bulkhead::test::open_descriptors();
+  const std::size_t resident_before = bulkhead::test::resident_kib();
+  const auto crashed_before = pool.metrics().workers_crashed;
+
+  // Others use this machine, too: only the best block shows what is the pool's own.
+  double best_alone = 0;
+  double best_beside = 0;
+  auto best_time = Clock::duration::max();
+  for (int block = 0; block < kBlocks; ++block) {
+    settle();
+    const auto alone_until = Clock::now() + 200ms;
+    best_alone = std::max(best_alone, rate_until(context, pool, [&] { return Clock::now() >= alone_until; }));
+    const auto begin = Clock::now();
+    best_beside = std::max(best_beside, crash_block(kCrashesPerBlock));
+    best_time = std::min(best_time, Clock::now() - begin);
+  }
+  CAPTURE(best_alone, best_beside, milliseconds(best_time));
+#if !WITH_SANITIZER
+  CHECK(best_beside >= best_alone / 4);
+  // The shortest pause after a start that failed is 10 ms, and these starts have not.
+  CHECK(best_time < kCrashesPerBlock * 5ms);
+#endif
+
+  CHECK(settle() == processes_before);
+  CHECK(pool.metrics().workers_crashed == crashed_before + kBlocks * kCrashesPerBlock);
+  REQUIRE(bulkhead::test::poll_until([&] { return bulkhead::test::open_descriptors() <= descriptors_before; }, kGone));
+  const std::size_t resident_after = bulkhead::test::resident_kib();
+  CAPTURE(resident_before, resident_after);
+#if !WITH_SANITIZER
+  // One page for each crash would be 40,000 KiB; the rest is what the allocator's bins grow by.
+  CHECK(resident_after < resident_before + 2'500);
+#endif
+  CHECK(adds_up(pool));
 }
 
 TEST_CASE("13: a task that jumps out of itself costs its worker at most, and has no result", "[fault]") {

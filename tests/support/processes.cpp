@@ -2,6 +2,7 @@
 #include "processes.hpp"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <poll.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -10,6 +11,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <iterator>
+#include <sstream>
 #include <system_error>
 #include <utility>
 
@@ -102,6 +104,15 @@ std::set<std::string> descriptors_of(int pid) {
 std::size_t open_descriptors() {
   const auto all = std::filesystem::directory_iterator("/proc/self/fd");
   return static_cast<std::size_t>(std::distance(begin(all), end(all)));
+}
+
+std::size_t resident_kib() {
+  ::malloc_trim(0);
+  std::istringstream status(read_file("/proc/self/status"));
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmRSS:")) return std::stoul(line.substr(6));
+  }
+  return 0;
 }
 
 LocalExecutorOptions workers(unsigned number, bool bypass) {

@@ -49,6 +49,8 @@ std::set<int> descendants();
 std::set<std::string> descriptors_of(int pid);
 /// How many descriptors this process has.
 std::size_t open_descriptors();
+/// This process's memory, without what malloc only keeps for later.
+std::size_t resident_kib();
 
 LocalExecutorOptions workers(unsigned number, bool bypass = false);
 /// Whether all workers are there.

@@ -19,6 +19,7 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/signal_set.hpp>
+#include <boost/asio/write.hpp>
 
 #include <dirent.h>
 #include <dlfcn.h>
@@ -404,6 +405,59 @@ TEST_CASE(
   board.gate = 1;
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
   for (const Outcome<>& outcome : outcomes) CHECK(outcome.value == 7);
+}
+
+TEST_CASE(
+    "40: a socket that the host has connected and closed, while workers run and its peer writes, completes nothing on "
+    "any other socket",
+    "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  REQUIRE(run_until(context, [&] { return whole(pool); }));
+  // Made before the workers that follow: these would hold them, if any would.
+  tcp::acceptor acceptor(context, tcp::endpoint(asio::ip::address_v4::loopback(), 0));
+  const auto connect = [&](tcp::socket& client, tcp::socket& peer) {
+    client.connect(acceptor.local_endpoint());
+    acceptor.accept(peer);
+  };
+  tcp::socket closing(context), peer_of_closing(context), idle(context), peer_of_idle(context);
+  connect(closing, peer_of_closing);
+  connect(idle, peer_of_idle);
+  int completions = 0;
+  const auto wait = [&](tcp::socket& socket) {
+    socket.async_wait(tcp::socket::wait_read, [&](boost::system::error_code error) { completions += error ? 100 : 1; });
+  };
+  wait(idle);
+  bool aborted = false;
+  closing.async_wait(tcp::socket::wait_read,
+                     [&](boost::system::error_code error) { aborted = error == asio::error::operation_aborted; });
+  REQUIRE(replace_worker(context, pool));
+  reset_board();
+  std::array<Outcome<>, 2> outcomes;
+  for (Outcome<>& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
+  REQUIRE(run_until(context, [&] { return board.begun == 2 && whole(pool); }));
+
+  closing.close();
+  REQUIRE(run_until(context, [&] { return aborted; }));
+  // It has the closed one's descriptor, and what Asio keeps for it.
+  tcp::socket successor(context), peer_of_successor(context);
+  connect(successor, peer_of_successor);
+  wait(successor);
+  boost::system::error_code error;
+  for (int i = 0; i < 100; ++i) {
+    asio::write(peer_of_closing, asio::buffer("x", 1), error);
+    context.restart();
+    context.run_for(1ms);
+  }
+  CHECK((error == asio::error::broken_pipe || error == asio::error::connection_reset));
+  CHECK(completions == 0);
+
+  // Both were waited for all the time.
+  for (tcp::socket* peer : {&peer_of_idle, &peer_of_successor}) asio::write(*peer, asio::buffer("x", 1));
+  CHECK(run_until(context, [&] { return completions == 2; }));
+  board.gate = 1;
+  REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+  CHECK(completions == 2);
 }
 
 #if CAN_RUN_OUT_OF_DESCRIPTORS

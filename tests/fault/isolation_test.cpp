@@ -236,6 +236,15 @@ int start_child() {
   return board.child;
 }
 
+enum class End { waits, crashes, returns };
+
+int start_child_and(End end) {
+  const int child = start_child();
+  if (end == End::crashes) ::raise(SIGSEGV);
+  while (end == End::waits) ::pause();
+  return child;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Looking at processes.
 
@@ -758,6 +767,62 @@ TEST_CASE("45: the thread that made an executor may end, and its workers go on",
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// What tasks start and leave.
+
+namespace {
+
+// A process that a task has started and left is to go with its worker.
+int host_with_families() {
+  Report report;
+  asio::io_context context;
+  std::optional<LocalExecutor> pool;
+  const auto begin = [&](End end, std::optional<std::chrono::milliseconds> limit, Outcome<>& outcome) {
+    reset_board();
+    bulkhead::TaskOptions options;
+    if (limit) options.timeout(*limit);
+    pool->async_submit(std::move(options), bulkhead::call(start_child_and, end), outcome.handler());
+  };
+  for (const auto& [end, what] : {std::pair(End::waits, "a timeout"), std::pair(End::crashes, "a crash")}) {
+    pool.emplace(context.get_executor(), workers(1));
+    Outcome<> outcome;
+    begin(end, 500ms, outcome);
+    report.expect(run_until(context, [] { return board.child != 0; }), "the child is there");
+    const Process child(board.child);
+    report.expect(run_until(context, [&] { return outcome.calls > 0; }), std::string("there is ") + what);
+    report.expect(outcome.error != nullptr, "the task fails");
+    report.expect(run_until(
+                      context, [&] { return child.gone(); }, 20s),
+                  std::string("the child is gone after ") + what);
+    child.signal(SIGKILL);
+    report.expect(run(context, pool->submit(twice, 21)) == 42, "the pool goes on");
+  }
+  // The template goes with the pool, and may have no time to end what its last workers left: a PID namespace does.
+  if (!any_in_another_namespace(pool->worker_pids())) return report.exit_code();
+  for (const bool orderly : {true, false}) {
+    for (const End end : {End::returns, End::waits}) {
+      const std::string what = std::string(orderly ? "the shutdown" : "the destruction") + " of a pool whose worker " +
+                               (end == End::returns ? "is idle" : "runs");
+      pool.emplace(context.get_executor(), workers(1));
+      Outcome<> outcome;
+      begin(end, std::nullopt, outcome);
+      report.expect(run_until(context, [&] { return board.child != 0 && (end == End::waits || outcome.calls > 0); }),
+                    "the child is there");
+      const Process child(board.child);
+      report.expect(!child.gone(), "the child lives before " + what);
+      bulkhead::ShutdownOptions soon;
+      soon.timeout = 10ms;
+      if (orderly) run(context, pool->shutdown(soon));
+      pool.reset();
+      report.expect(child.gone_within(20s), "the child is gone after " + what);
+      child.signal(SIGKILL);
+    }
+  }
+  return report.exit_code();
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Signals and children.
 
 namespace {
@@ -950,6 +1015,16 @@ TEST_CASE("58: SIGINT, SIGHUP and SIGTERM to the host's process group leave the 
 
 TEST_CASE("a worker has default signals though the host ignores, blocks and handles some", "[fault]") {
   check_part("host_has_odd_signals");
+}
+
+TEST_CASE("62: what a task has started and left in its worker's process group dies with the worker, and with the pool",
+          "[fault]") {
+  check_part("host_with_families");
+}
+
+TEST_CASE("62: without a PID namespace, too, what a task has started dies with a worker that crashes or is killed",
+          "[fault]") {
+  check_part(std::string(kWithoutNamespaces) + "host_with_families");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1189,6 +1264,7 @@ namespace {
 
 int run_part(std::string_view part) {
   if (part.starts_with(kWithoutNamespaces)) part.remove_prefix(kWithoutNamespaces.size());
+  if (part == "host_with_families") return host_with_families();
   constexpr std::string_view kKilled = "host_to_be_killed_";
   if (part.substr(0, kKilled.size()) == kKilled) return host_to_be_killed(part.substr(kKilled.size()));
   constexpr std::string_view kNoStreams = "host_without_streams_";

@@ -153,7 +153,19 @@ int wait_at_gate(int value) {
   return value;
 }
 
-enum class Death { none, null, abort, exit_0, exit_3, exit_status_3, killed, stack, floating_point, breakpoint };
+enum class Death {
+  none,
+  null,
+  abort,
+  exit_0,
+  exit_status_0,
+  exit_3,
+  exit_status_3,
+  killed,
+  stack,
+  floating_point,
+  breakpoint
+};
 
 int die(Death death, int value) {
   switch (death) {
@@ -165,6 +177,8 @@ int die(Death death, int value) {
     case Death::abort:
       std::abort();
     case Death::exit_0:
+      std::exit(0);
+    case Death::exit_status_0:
       ::_exit(0);
     case Death::exit_3:
       std::exit(3);
@@ -290,9 +304,20 @@ TEST_CASE("2: of 100 tasks the one that aborts fails with SIGABRT and no other",
 }
 
 TEST_CASE("3: of 100 tasks the one that calls _exit(0) fails with exit code 0, never with success", "[fault]") {
+  const WorkerCrashedError crash = crash_one_of_100(Death::exit_status_0);
+  CHECK(crash.signal() == 0);
+  CHECK(crash.exit_code() == 0);
+}
+
+TEST_CASE(
+    "3: of 100 tasks the one that calls exit(0) fails with it, never with success, and nothing of the host ends in the "
+    "worker",
+    "[fault]") {
+  const int ends = board.host_ends;
   const WorkerCrashedError crash = crash_one_of_100(Death::exit_0);
   CHECK(crash.signal() == 0);
   CHECK(crash.exit_code() == 0);
+  CHECK(board.host_ends == ends);
 }
 
 TEST_CASE("3: of 100 tasks the one that calls exit(3) fails with it, and nothing of the host ends in the worker",
@@ -810,7 +835,7 @@ struct Tally {
 
 // Every hundredth task dies, each time in another way.
 Death death_of(int task) {
-  constexpr std::array kDeaths{Death::null, Death::abort, Death::exit_0, Death::exit_status_3};
+  constexpr std::array kDeaths{Death::null, Death::abort, Death::exit_status_0, Death::exit_status_3};
   if (task % 100 != 99) return Death::none;
   return kDeaths[static_cast<std::size_t>(task / 100) % kDeaths.size()];
 }

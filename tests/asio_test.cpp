@@ -1122,13 +1122,16 @@ TEST_CASE("cancelling after the executor is destroyed is harmless", "[asio]") {
   pool->async_submit(bulkhead::call(twice, 21), asio::bind_cancellation_slot(signals[0].slot(), done.handler()));
   REQUIRE(run_until(context, [&] { return done.calls == 1; }));
   Outcome<> in_flight;
-  pool->async_submit(bulkhead::call(count, 1), asio::bind_cancellation_slot(signals[1].slot(), in_flight.handler()));
+  // One that cannot end by itself before the executor is gone.
+  pool->async_submit(bulkhead::call(wait_at_gate, 1),
+                     asio::bind_cancellation_slot(signals[1].slot(), in_flight.handler()));
   pool.reset();
   for (auto& signal : signals) signal.emit(asio::cancellation_type::all);  // Before the handler was called.
   REQUIRE(run_until(context, [&] { return in_flight.calls == 1; }));
   for (auto& signal : signals) signal.emit(asio::cancellation_type::all);  // And after.
   context.restart();
   context.run_for(kDeadline);
+  INFO(bulkhead::test::message(in_flight.error));
   CHECK(is_aborted(in_flight.error));
   CHECK(in_flight.calls == 1);
   CHECK(done.calls == 1);

@@ -354,7 +354,7 @@ TEST_CASE("Factories on two threads that ask for each other's executors get an e
   registry.register_factory("needy",
                             [&](asio::any_io_executor io, const std::string& name, const ExecutorConfig& config) {
                               ++making;
-                              if (!bulkhead::test::poll_until([&] { return making == 2; }, std::chrono::seconds(60)))
+                              if (!bulkhead::test::poll_until([&] { return making >= 2; }, std::chrono::seconds(60)))
                                 return inline_factory()(io, name, config);
                               registry.get_or_create(name == "a" ? "b" : "a", "needy");
                               return inline_factory()(std::move(io), name, config);
@@ -371,10 +371,10 @@ TEST_CASE("Factories on two threads that ask for each other's executors get an e
     });
   }
   for (auto& thread : threads) thread.join();
-  // One sees that they wait for each other. Then the other's turn is over, and it makes what it wanted, or fails, too.
+  // One sees that they wait for each other. The other then makes what it wanted, whose factory asks for its own.
   CHECK((errors[0] || errors[1]));
   for (const auto& error : errors) {
-    if (error) CHECK_THAT(bulkhead::test::message(error), ContainsSubstring("on another thread"));
+    if (error) CHECK_THAT(bulkhead::test::message(error), ContainsSubstring("making"));
   }
 }
 

@@ -136,7 +136,7 @@ void stdin_from_null() noexcept {
   if (null > STDERR_FILENO) ::close(null);
 }
 
-// Reaps templates and, as process 1 of its namespace, whatever its descendants left behind. This process has no
+// Reaps templates, and whatever its descendants left behind. This process has no
 // children but those, so "any child" is exact here. With each ends what it has left in its process group: not yet
 // reaped, it keeps that number from others.
 void reap_all() noexcept {
@@ -174,6 +174,8 @@ void serve_create_template(Received& received) {
   std::array<FileDescriptor, 2> kept{std::move(control), std::move(host)};
   keep_only(kept);
   set_process_name("bulkhead-fork");
+  // Without a PID namespace, too, whatever its descendants leave behind comes here, and ends here.
+  ::prctl(PR_SET_CHILD_SUBREAPER, 1);
   // A worker's core would be large, would take seconds in which its slot is dead, and would hold other tasks' data.
   // One byte is less than any core, and the one limit at which the kernel does not start a program that core_pattern
   // names, either (fs/coredump.c); where it is 0 for good, such a program is started.

@@ -56,11 +56,14 @@ using bulkhead::LocalExecutor;
 using bulkhead::LocalExecutorOptions;
 using bulkhead::RetryError;
 using bulkhead::RetryPolicy;
+using bulkhead::Started;
+using bulkhead::Task;
 using bulkhead::TaskCancelledError;
 using bulkhead::TaskOptions;
 using bulkhead::TaskTimeoutError;
 using bulkhead::ThreadExecutor;
 using bulkhead::ThreadExecutorOptions;
+using bulkhead::WorkerCrashedError;
 using bulkhead::test::adds_up;
 using bulkhead::test::error_as;
 using bulkhead::test::Gate;
@@ -587,6 +590,44 @@ struct Pair {
 
 std::string where() { return bulkhead::this_task::executor_name(); }
 
+// Its workers crash with every task, as far as its caller can tell.
+class CrashingExecutor final : public BaseExecutor {
+ public:
+  // `begins`: what tells that a task has begun is the task itself.
+  CrashingExecutor(asio::io_context& context, Started ending, bool begins)
+      : BaseExecutor(context.get_executor(), {.name = "crashing"}), started_(ending), begins_(begins) {}
+  ~CrashingExecutor() override { close(); }
+
+ protected:
+  void execute(Task task) override {
+    if (begins_) task.started();
+    WorkerCrashedError::Ending ending;
+    ending.signal = SIGSEGV;
+    ending.started = started_;
+    task.fail(std::make_exception_ptr(WorkerCrashedError(ending, {})));
+  }
+
+ private:
+  const Started started_;
+  const bool begins_;
+};
+
+// Tasks go to an executor whose workers crash, and from there, if they may, to one that runs them.
+struct CrashingPair {
+  CrashingPair(asio::io_context& context, Started ending, bool on_crash_before_start, bool begins = false)
+      : crashing(std::make_shared<CrashingExecutor>(context, ending, begins)),
+        next(std::make_shared<InlineExecutor>(context.get_executor(), bulkhead::CommonOptions{.name = "next"})) {
+    HybridExecutorOptions options;
+    options.on_crash_before_start = on_crash_before_start;
+    hybrid = std::make_unique<HybridExecutor>(context.get_executor(),
+                                              std::vector<std::shared_ptr<BaseExecutor>>{crashing, next}, options);
+  }
+
+  std::shared_ptr<BaseExecutor> crashing;
+  std::shared_ptr<BaseExecutor> next;
+  std::unique_ptr<HybridExecutor> hybrid;
+};
+
 }  // namespace
 
 TEST_CASE("a hybrid gives tasks to the first that has room, and refuses when none has", "[hybrid]") {
@@ -715,7 +756,60 @@ TEST_CASE("what a task of a hybrid throws and what it tells of its progress reac
 TEST_CASE("a crash in a hybrid's process fails the task with the crash", "[hybrid]") {
   asio::io_context context;
   Pair pair(context);
-  CHECK_THROWS_AS(run(context, pair.hybrid->submit(+[] { std::abort(); })), bulkhead::WorkerCrashedError);
+  CHECK_THROWS_AS(run(context, pair.hybrid->submit(+[] { std::abort(); })), WorkerCrashedError);
+}
+
+TEST_CASE("a task that had not begun when its worker crashed runs in a hybrid's next executor if that is asked for",
+          "[hybrid]") {
+  asio::io_context context;
+  CrashingPair pair(context, Started::never, true);
+  CHECK(run(context, pair.hybrid->submit(where)) == "next");
+  const auto all = pair.hybrid->all_metrics();
+  CHECK(all[0].submitted == 1);
+  CHECK(all[0].completed == 1);
+  CHECK(all[1].failed == 1);
+  CHECK(all[2].completed == 1);
+  for (const auto& metrics : all) CHECK(adds_up(metrics));
+}
+
+TEST_CASE("a crash before a task had begun fails the task of a hybrid that is not asked to go on", "[hybrid]") {
+  asio::io_context context;
+  CrashingPair pair(context, Started::never, false);
+  Outcome<std::string> outcome;
+  pair.hybrid->async_submit(bulkhead::call(where), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls == 1; }));
+  const auto crash = error_as<WorkerCrashedError>(outcome.error);
+  REQUIRE(crash);
+  CHECK(crash->started() == Started::never);
+  const auto all = pair.hybrid->all_metrics();
+  CHECK(all[0].failed == 1);
+  CHECK(all[2].submitted == 0);
+  for (const auto& metrics : all) CHECK(adds_up(metrics));
+}
+
+TEST_CASE("a task that may have begun when its worker crashed never runs in a hybrid's next executor", "[hybrid]") {
+  asio::io_context context;
+  const auto started = GENERATE(Started::maybe, Started::finished);
+  const bool on_crash_before_start = GENERATE(true, false);
+  CAPTURE(started, on_crash_before_start);
+  CrashingPair pair(context, started, on_crash_before_start);
+  Outcome<std::string> outcome;
+  pair.hybrid->async_submit(bulkhead::call(where), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls == 1; }));
+  const auto crash = error_as<WorkerCrashedError>(outcome.error);
+  REQUIRE(crash);
+  CHECK(crash->started() == started);
+  CHECK(pair.next->metrics().submitted == 0);
+  CHECK(pair.hybrid->metrics().failed == 1);
+  CHECK(adds_up(*pair.hybrid));
+}
+
+TEST_CASE("a task that has begun stays where it is, even if the crash of its worker is said to have been before",
+          "[hybrid]") {
+  asio::io_context context;
+  CrashingPair pair(context, Started::never, true, true);
+  CHECK_THROWS_AS(run(context, pair.hybrid->submit(where)), WorkerCrashedError);
+  CHECK(pair.next->metrics().submitted == 0);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

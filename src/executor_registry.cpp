@@ -14,6 +14,7 @@
 #include <functional>
 #include <initializer_list>
 #include <mutex>
+#include <set>
 #include <stdexcept>
 #include <thread>
 #include <utility>
@@ -305,38 +306,42 @@ namespace {
 using Failures = std::vector<ShutdownFailedError::Failure>;
 
 // What several ends, at the same time, come to. Thread-safe.
+//
+// Whoever waits is in a list that those hold who have not ended, and not whoever waits: when the event loop is
+// destroyed, nothing is left that holds it.
 class Endings {
  public:
-  Endings(const asio::any_io_executor& io, std::size_t number)
-      : over_(std::make_shared<detail::WaitList>(io)), left_(number) {}
+  explicit Endings(std::size_t number) : left_(number) {}
 
-  void one_ended(Failures failures) {
+  void one_ended(detail::WaitList& over, const Failures& failures) {
     {
       const std::lock_guard lock(mutex_);
       failures_.insert(failures_.end(), failures.begin(), failures.end());
       --left_;
     }
-    over_->complete();
+    over.complete();
   }
 
-  static asio::awaitable<Failures> all(std::shared_ptr<Endings> self) {
+  static asio::awaitable<Failures> all(std::shared_ptr<Endings> self, std::weak_ptr<detail::WaitList> waits) {
     for (;;) {
       {
         const std::lock_guard lock(self->mutex_);
         if (self->left_ == 0) co_return self->failures_;
       }
+      auto over = waits.lock();
+      if (!over) continue;  // the last has just ended
       // Two statements: g++ 12 destroys a capturing lambda inside a `co_await` expression twice (GCC PR 107288).
-      auto one_more = detail::wait_for([self](detail::WaitList::Handler handler) {
+      auto one_more = detail::wait_for([self, over = std::move(over)](detail::WaitList::Handler handler) mutable {
+        const auto list = std::move(over);
         const std::lock_guard lock(self->mutex_);
-        self->over_->wait({}, std::move(handler));
-        if (self->left_ == 0) self->over_->complete();
+        list->wait({}, std::move(handler));
+        if (self->left_ == 0) list->complete();
       });
       co_await std::move(one_more);
     }
   }
 
  private:
-  const std::shared_ptr<detail::WaitList> over_;
   std::mutex mutex_;
   std::size_t left_;
   Failures failures_;
@@ -344,18 +349,18 @@ class Endings {
 
 using Executors = std::vector<std::shared_ptr<BaseExecutor>>;
 
-// Those that no other gives tasks to.
+// Those that no other gives tasks to. There are some, since an executor is made after those that it gives tasks to.
 Executors take_unused(Executors& executors) {
-  const auto uses = [](const std::shared_ptr<BaseExecutor>& user, const std::shared_ptr<BaseExecutor>& executor) {
-    const auto* hybrid = dynamic_cast<const HybridExecutor*>(user.get());
-    return hybrid != nullptr &&
-           std::find(hybrid->executors().begin(), hybrid->executors().end(), executor) != hybrid->executors().end();
-  };
-  const auto used = std::stable_partition(executors.begin(), executors.end(), [&](const auto& executor) {
-    return std::any_of(executors.begin(), executors.end(), [&](const auto& user) { return uses(user, executor); });
-  });
-  Executors unused(used, executors.end());
-  executors.erase(used, executors.end());
+  std::set<const BaseExecutor*> used;
+  for (const auto& executor : executors) {
+    const auto* hybrid = dynamic_cast<const HybridExecutor*>(executor.get());
+    if (hybrid == nullptr) continue;
+    for (const auto& member : hybrid->executors()) used.insert(member.get());
+  }
+  const auto unused_begin = std::stable_partition(executors.begin(), executors.end(),
+                                                  [&](const auto& executor) { return used.contains(executor.get()); });
+  Executors unused(unused_begin, executors.end());
+  executors.erase(unused_begin, executors.end());
   return unused;
 }
 
@@ -367,16 +372,18 @@ asio::awaitable<Failures> shut_down(asio::any_io_executor io, Executors executor
   while (!executors.empty()) {
     const Executors round = take_unused(executors);
     options.timeout = deadline.left();
-    const auto endings = std::make_shared<Endings>(io, round.size());
+    const auto endings = std::make_shared<Endings>(round.size());
+    auto over = std::make_shared<detail::WaitList>(io);
+    auto all = Endings::all(endings, over);
     // All of them at the same time, so that one limit holds for all.
     for (const auto& executor : round) {
-      asio::co_spawn(io, executor->shutdown(options), [endings, executor](std::exception_ptr error) {
+      asio::co_spawn(io, executor->shutdown(options), [endings, over, executor](std::exception_ptr error) {
         Failures failed;
         if (error) failed.push_back({executor->name(), std::move(error)});
-        endings->one_ended(std::move(failed));
+        endings->one_ended(*over, failed);
       });
     }
-    auto all = Endings::all(endings);
+    over.reset();
     const Failures failed = co_await std::move(all);
     failures.insert(failures.end(), failed.begin(), failed.end());
   }
@@ -396,14 +403,16 @@ asio::awaitable<void> ExecutorRegistry::shutdown_all(ShutdownOptions options) {
     });
   }
   // Not in this coroutine, whose end would be that of the shutdown.
-  const auto ending = std::make_shared<Endings>(state_->io, 1);
+  const auto ending = std::make_shared<Endings>(1);
+  auto over = std::make_shared<detail::WaitList>(state_->io);
+  auto all = Endings::all(ending, over);
   asio::co_spawn(state_->io, shut_down(state_->io, std::move(executors), options),
-                 [ending](std::exception_ptr error, Failures failures) {
+                 [ending, over](std::exception_ptr error, Failures failures) {
                    if (error) failures.push_back({"", std::move(error)});
-                   ending->one_ended(std::move(failures));
+                   ending->one_ended(*over, failures);
                  });
+  over.reset();
   if (!options.wait) co_return;
-  auto all = Endings::all(ending);
   Failures failures = co_await std::move(all);
   if (!failures.empty()) throw ShutdownFailedError(std::move(failures));
 }

@@ -32,7 +32,8 @@ bool has(asio::cancellation_type type, asio::cancellation_type asked) noexcept {
 
 // With the mutex.
 std::exception_ptr ExecutorCore::cancelled_error(const TaskNode& node, const std::string& reason) const {
-  const bool begun = node.runs_here || (owner != nullptr && owner->has_begun(node));
+  // An executor that is being destroyed cannot be asked any more: then it may have begun.
+  const bool begun = node.runs_here || owner == nullptr || owner->has_begun(node);
   const auto stage = node.waiting ? TaskCancelledError::Stage::waiting
                      : begun      ? TaskCancelledError::Stage::running
                                   : TaskCancelledError::Stage::queued;
@@ -120,6 +121,7 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
     if (found == cancellable_.end()) return;
     TaskNode& node = *found->second;
     if (node.waiting) {
+      node.outcome = Outcome::cancelled;
       node.error = cancelled_error(node, {});
       static_cast<QueuedTask&>(node).unlink();
       node.waiting = false;

@@ -223,24 +223,34 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
       if (!outer_->settled) hybrid.end_early(*outer_, outcome, cause);
     }
   }
-  // That executor's Asio context is gone.
-  std::shared_ptr<void> take_handler() override { return nullptr; }
+  // That executor's Asio context is gone. The engine owns that executor, which owns this: it must not be held any more,
+  // or none of them would ever end.
+  std::shared_ptr<void> take_handler() override {
+    left_engine_ = engine_;
+    return std::exchange(engine_, nullptr);
+  }
   void destroy() noexcept override {
-    const auto engine = std::move(engine_);
+    const auto engine = engine_ ? std::move(engine_) : left_engine_.lock();
     TaskNode* const outer = outer_;
-    const std::size_t last = engine->executors.size();
     std::exception_ptr cause;
     if (!told_early_) cause = std::make_exception_ptr(TaskAbandonedError(outer->core->context_of(*outer)));
     if (told_early_ && began_ns != 0) outer->ended_ns = ExecutorCore::now();
     delete this;
     const Outcome ending = cause ? Outcome::failed : Outcome::completed;
-    engine->ended(outer, last, std::move(cause), ending, true);
+    if (engine) {
+      engine->ended(outer, engine->executors.size(), std::move(cause), ending, true);
+      return;
+    }
+    const auto hybrid = outer->core;
+    outer->error = std::move(cause);
+    hybrid->settle(outer, ending, Initiation::delivery());
   }
 
  private:
   ~Forwarded() = default;
 
   std::shared_ptr<Engine> engine_;
+  std::weak_ptr<Engine> left_engine_;
   const std::size_t index_;
   TaskNode* const outer_;
   bool told_early_ = false;

@@ -175,7 +175,10 @@ struct IoExecutor::Engine : std::enable_shared_from_this<Engine> {
         queue.remove(*task);
         queued.push_back(static_cast<TaskNode*>(task));
       }
-      for (const auto& [node, started] : running) stop(*node, asio::cancellation_type::terminal);
+      for (const auto& [node, started] : running) {
+        node->stop_requested.store(1, std::memory_order_release);
+        stop(*node, asio::cancellation_type::terminal);
+      }
     }
     for (TaskNode* node : queued) {
       core->fail(node,

@@ -4,6 +4,7 @@
 #include <bulkhead/detail/remote_call.hpp>
 #include <bulkhead/exceptions.hpp>
 
+#include "run_end.hpp"
 #include "run_here.hpp"
 
 #include <boost/asio/post.hpp>
@@ -124,7 +125,7 @@ void Bypass::run(TaskNode* node) {
       const RunHere here(*node);
       run_encoded(request, sink);
     }
-    node->ended_ns = ExecutorCore::now();
+    note_run_end(*node);
     const std::uint64_t cpu = thread_cpu_ns() - cpu_before;
     outcome = decode_answer(*node, sink.bytes);
     // A worker would have been killed.
@@ -147,7 +148,7 @@ void Bypass::run(TaskNode* node) {
   } catch (...) {
     node->error = std::current_exception();
   }
-  if (node->ended_ns == 0) node->ended_ns = ExecutorCore::now();
+  if (node->ended_ns == 0) note_run_end(*node);
   if (node->error && outcome == Outcome::completed) outcome = Outcome::failed;
   core_->settle(node, outcome, Delivery::on_io_executor);
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "event_hub.hpp"
+#include "run_end.hpp"
 
 #include <bulkhead/detail/executor_core.hpp>
 #include <bulkhead/detail/progress_relay.hpp>
@@ -60,7 +61,8 @@ void ExecutorCore::tell(EventKind kind, const TaskNode& node, const std::excepti
   if (progress != nullptr) event.progress = *progress;
   if (node.place.worker_pid > 0) event.worker = node.place.worker_pid;
   if (kTerminalEvents.contains(kind) && node.began_ns != 0) {
-    const std::uint64_t end = node.ended_ns != 0 ? node.ended_ns : now();
+    const std::uint64_t ended = run_end(node);
+    const std::uint64_t end = ended != 0 ? ended : now();
     event.run_time = std::chrono::nanoseconds(end - node.began_ns);
     event.queue_wait = std::chrono::nanoseconds(node.began_ns - node.submitted_ns);
   }

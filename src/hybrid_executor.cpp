@@ -197,11 +197,15 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
   bool post_outcome() override { return false; }
 
   void deliver(Delivery) override {
-    if (began_ns != 0) {
-      outer_->began_ns = std::max(began_ns, outer_->submitted_ns);
-      outer_->ended_ns = std::max(ended_ns, outer_->began_ns);
+    {
+      // The hybrid's shutdown may tell of the task in this moment.
+      const ExecutorCore::Lock lock(outer_->core->mutex);
+      if (began_ns != 0) {
+        outer_->began_ns = std::max(began_ns, outer_->submitted_ns);
+        outer_->ended_ns = std::max(ended_ns, outer_->began_ns);
+      }
+      outer_->place.worker_pid = place.worker_pid;
     }
-    outer_->place.worker_pid = place.worker_pid;
     const auto engine = std::move(engine_);
     TaskNode* const outer = outer_;
     const std::size_t index = index_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <bulkhead/io_executor.hpp>
 
+#include "run_end.hpp"
 #include "run_here.hpp"
 #include "task_queue.hpp"
 #include "task_scope_executor.hpp"
@@ -66,7 +67,7 @@ struct IoExecutor::Engine : std::enable_shared_from_this<Engine> {
     void end(Outcome outcome, bool dropped) {
       TaskNode* const node = std::exchange(node_, nullptr);
       host_->finish();  // the last progress, before the outcome
-      node->ended_ns = ExecutorCore::now();
+      detail::note_run_end(*node);
       if (dropped) node->error = std::make_exception_ptr(TaskAbandonedError(engine_->core->context_of(*node)));
       engine_->left(*node);
       engine_->core->settle(node, outcome, Delivery::elsewhere);

@@ -5,6 +5,7 @@
 #include <bulkhead/detail/remote_call.hpp>
 #include <bulkhead/serialization.hpp>
 
+#include "run_end.hpp"
 #include "run_here.hpp"
 
 #include <utility>
@@ -37,7 +38,7 @@ void Task::run() {
   detail::measure_cpu_time(*node);
   if (core->begin(*node)) {
     outcome = detail::RunHere(*node).call();
-    node->ended_ns = detail::ExecutorCore::now();
+    detail::note_run_end(*node);
   }
   core->settle(node, outcome, Initiation::delivery());
 }
@@ -56,7 +57,7 @@ void Task::complete(std::span<const std::byte> answer) {
   TaskNode* const node = std::exchange(node_, nullptr);
   const auto core = node->core;
   const Outcome outcome = detail::decode_answer(*node, answer);
-  if (node->runs_here) node->ended_ns = detail::ExecutorCore::now();
+  if (node->runs_here) detail::note_run_end(*node);
   core->settle(node, outcome, Initiation::delivery());
 }
 

@@ -28,12 +28,12 @@ function(planted_bug name source right wrong)
   add_kill_step(kill_step_${name} "${file}")
   target_include_directories(kill_step_${name} PRIVATE "${PROJECT_SOURCE_DIR}/src/${folder}")
   add_test(NAME fault_kill_step_${name} COMMAND kill_step_${name} --expect-violation)
-  set_tests_properties(fault_kill_step_${name} PROPERTIES TIMEOUT 240 LABELS fault RUN_SERIAL ON)
+  set_tests_properties(fault_kill_step_${name} PROPERTIES TIMEOUT 400 LABELS fault RUN_SERIAL ON)
 endfunction()
 
 add_kill_step(kill_step)
 add_test(NAME fault_kill_step COMMAND kill_step)
-set_tests_properties(fault_kill_step PROPERTIES TIMEOUT 240 LABELS fault RUN_SERIAL ON)
+set_tests_properties(fault_kill_step PROPERTIES TIMEOUT 400 LABELS fault RUN_SERIAL ON)
 
 planted_bug(publish_before_write process/channel.cpp "  ResponseSlot& slot = response_slot(next_);\n  slot.sequence = next_;"
             "  response().committed.store(next_ + 1);\n  ResponseSlot& slot = response_slot(next_);\n  slot.sequence = next_;")

@@ -61,8 +61,6 @@ void HostTaskContext::pass_on(Progress&& progress) {
   node_->core->tell_progress(*node_, std::move(progress));
 }
 
-Outcome RunHere::call() { return node_.run(); }
-
 void measure_cpu_time(TaskNode& node) noexcept {
   clockid_t clock{};
   if (!node.options.has_rare() || !node.options.cpu_timeout()) return;

@@ -44,15 +44,9 @@ class HostTaskContext {
 /// While it lives, the calling thread runs this task, in the host: `this_task` knows it.
 class RunHere {
  public:
-  explicit RunHere(TaskNode& node) : node_(node), host_(node) {
-    running_.emplace(host_.context(), RunningTask::Scope::thread);
-  }
-
-  /// Calls the function; its result or error is in the node.
-  Outcome call();
+  explicit RunHere(TaskNode& node) : host_(node) { running_.emplace(host_.context(), RunningTask::Scope::thread); }
 
  private:
-  TaskNode& node_;
   HostTaskContext host_;
   std::optional<RunningTask> running_;
 };

@@ -37,7 +37,10 @@ void Task::run() {
   Outcome outcome = Outcome::cancelled;
   detail::measure_cpu_time(*node);
   if (core->begin(*node)) {
-    outcome = detail::RunHere(*node).call();
+    {
+      const detail::RunHere here(*node);
+      outcome = node->run();
+    }
     detail::note_run_end(*node);
   }
   core->settle(node, outcome, Initiation::delivery());

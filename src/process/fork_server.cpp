@@ -136,9 +136,8 @@ void stdin_from_null() noexcept {
   if (null > STDERR_FILENO) ::close(null);
 }
 
-// Reaps templates, and whatever its descendants left behind. This process has no
-// children but those, so "any child" is exact here. With each ends what it has left in its process group: not yet
-// reaped, it keeps that number from others.
+// Reaps templates, and whatever its descendants left behind. This process has no children but those, so "any child" is
+// exact here. With each ends what it has left in its process group: not yet reaped, it keeps that number from others.
 void reap_all() noexcept {
   siginfo_t info{};
   while (::waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT | __WALL) == 0 && info.si_pid != 0) {

@@ -28,6 +28,8 @@ constexpr std::size_t kLongestName = 200;
 // Tasks that wait take memory: so many take hundreds of GiB. What is beyond was meant to be negative.
 constexpr std::size_t kMostPending = 1'000'000'000;
 
+asio::awaitable<void> nothing() { co_return; }
+
 CommonOptions checked(CommonOptions options) {
   if (options.name.empty() || options.name.size() > kLongestName) {
     throw std::invalid_argument(
@@ -94,17 +96,18 @@ asio::awaitable<void> BaseExecutor::shut_down(std::shared_ptr<detail::ExecutorCo
         fmt::format("option 'timeout' of shutdown must not be negative, and is {} ns", options.timeout->count()));
   }
   core->stop_accepting();
-  BaseExecutor* owner = nullptr;
-  {
-    const std::lock_guard lock(core->mutex);
-    owner = core->owner;
-  }
-  if (owner != nullptr) co_await owner->stop(options);
+  co_await begin_stop(*core, options);
 }
 
-asio::awaitable<void> BaseExecutor::stop(ShutdownOptions options) {
-  // The executor may be destroyed while somebody waits for it to end.
-  const auto core = core_;
+// A plain function, so that the executor cannot be destroyed by another thread meanwhile.
+asio::awaitable<void> BaseExecutor::begin_stop(detail::ExecutorCore& core, ShutdownOptions options) {
+  const std::lock_guard keeps_owner(core.owner_mutex);
+  return core.owner != nullptr ? core.owner->stop(options) : nothing();
+}
+
+asio::awaitable<void> BaseExecutor::stop(ShutdownOptions options) { return stop_core(core_, options); }
+
+asio::awaitable<void> BaseExecutor::stop_core(std::shared_ptr<detail::ExecutorCore> core, ShutdownOptions options) {
   const std::string late = "it had not ended when the time for the shutdown was over";
   if (options.cancel_pending) core->cancel_open(false, "the executor was shut down");
   if (options.timeout) core->cancel_open_after(*options.timeout, late);

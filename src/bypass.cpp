@@ -102,6 +102,17 @@ std::vector<std::byte> Bypass::encode(TaskNode& node) const {
 }
 
 void Bypass::run(TaskNode* node) {
+  const auto must_have_ended = [node] { return node->must_end_ns != 0 && ExecutorCore::now() >= node->must_end_ns; };
+  const auto total_error = [&](const std::string& reason) {
+    node->last_run = true;
+    return TaskTimeoutError(TaskTimeoutError::Which::total, *node->options.total_timeout(), core_->context_of(*node),
+                            reason);
+  };
+  if (must_have_ended()) {
+    core_->fail(node, std::make_exception_ptr(total_error("it had not begun, and never ran")), Outcome::timed_out,
+                Delivery::on_io_executor);
+    return;
+  }
   const auto queue_limit = node->options.queue_timeout();
   if (queue_limit && ExecutorCore::now() - node->submitted_ns > static_cast<std::uint64_t>(queue_limit->count())) {
     core_->fail(node,
@@ -133,6 +144,10 @@ void Bypass::run(TaskNode* node) {
       return limit && time > static_cast<std::uint64_t>(limit->count());
     };
     using Which = TaskTimeoutError::Which;
+    if (must_have_ended()) {
+      outcome = Outcome::timed_out;
+      throw total_error({});
+    }
     if (const auto limit = node->options.timeout(); over(limit, node->ended_ns - node->began_ns)) {
       outcome = Outcome::timed_out;
       throw TaskTimeoutError(Which::run, *limit, core_->context_of(*node));

@@ -219,6 +219,23 @@ std::string describe(const std::vector<ExceptionDescription>& chain) {
   return text;
 }
 
+std::string describe(const std::vector<ShutdownFailedError::Failure>& failures) {
+  std::string text = fmt::format("{} failed to shut down; all others are down: ",
+                                 failures.size() == 1 ? "an executor" : fmt::format("{} executors", failures.size()));
+  for (const auto& failure : failures) {
+    if (&failure != &failures.front()) text += "; ";
+    text += failure.executor + ": ";
+    try {
+      std::rethrow_exception(failure.error);
+    } catch (const std::exception& error) {
+      text += error.what();
+    } catch (...) {
+      text += "something that is no std::exception";
+    }
+  }
+  return text;
+}
+
 std::vector<ExceptionDescription> chain_of(ExceptionDescription thrown, std::vector<ExceptionDescription> causes) {
   std::vector<ExceptionDescription> chain;
   chain.reserve(causes.size() + 1);
@@ -284,6 +301,11 @@ WorkerStartError::WorkerStartError(const std::string& reason, unsigned failures_
       failures_in_a_row_(failures_in_a_row) {}
 WorkerStartError::~WorkerStartError() = default;
 
+ShutdownFailedError::ShutdownFailedError(std::vector<Failure> failures)
+    : ExecutorError(Errc::not_running, describe(failures)),
+      failures_(std::make_shared<const std::vector<Failure>>(std::move(failures))) {}
+ShutdownFailedError::~ShutdownFailedError() = default;
+
 namespace {
 
 std::string describe_timeout(TaskTimeoutError::Which which, std::chrono::nanoseconds limit, const ErrorContext& context,
@@ -301,10 +323,17 @@ std::string describe_timeout(TaskTimeoutError::Which which, std::chrono::nanosec
                          subject(context), milliseconds(limit));
     case Which::run:
     case Which::cpu:
+    case Which::total:
       break;
   }
+  if (which == Which::total && !reason.empty()) {
+    return fmt::format("{} was not over within its total_timeout of {}: {}", subject(context), milliseconds(limit),
+                       reason);
+  }
   return fmt::format("{} {} of {}; {}, the task may have had effects", subject(context),
-                     which == Which::run ? "ran longer than its timeout" : "took more than its cpu_timeout",
+                     which == Which::run   ? "ran longer than its timeout"
+                     : which == Which::cpu ? "took more than its cpu_timeout"
+                                           : "was not over within its total_timeout",
                      milliseconds(limit),
                      context.worker_pid ? worker(context) + " was killed" : "its result is thrown away");
 }

@@ -164,6 +164,9 @@ void ExecutorCore::submit(TaskNode* node) {
   Lock lock(mutex);
   node->submitted_ns = recent_now();
   if (node->id == 0) node->id = ++last_id;
+  if (node->options.has_rare() && node->must_end_ns == 0) {
+    if (const auto limit = node->options.total_timeout()) node->must_end_ns = deadline_after(node->submitted_ns, *limit);
+  }
   if (accepting && node->cancel_asked) {
     // It never became one of the tasks in flight, yet its caller gets an outcome: both sides of the sum count it.
     auto error = cancelled_error(*node, "it was cancelled as it was submitted");
@@ -196,7 +199,7 @@ void ExecutorCore::submit(TaskNode* node) {
     waiting.push_back(*node);
     node->waiting = true;
     ++waiting_count;
-    if (node->options.queue_timeout()) watch_limits(*node);
+    if (node->may_begin_too_late()) watch_limits(*node);
     return;
   }
   refuse(node,
@@ -241,7 +244,7 @@ void ExecutorCore::start_one(TaskNode* node, Lock& lock, Initiation& initiation)
   }
   if (owner_limits_runs) {
     unwatch(*node);
-  } else if (node->options.queue_timeout()) {
+  } else if (node->may_begin_too_late()) {
     watch_limits(*node);
   }
   initiation.starting = node;

@@ -228,6 +228,7 @@ void ExecutorCore::disown() {
   std::unique_ptr<Limits> timers;
   std::unique_ptr<Retries> retries;
   {
+    const std::lock_guard nobody_calls_it(owner_mutex);
     const Lock lock(mutex);
     retries.swap(retries_);
     owner = nullptr;

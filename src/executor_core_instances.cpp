@@ -52,7 +52,7 @@ bool ExecutorCore::waits_for_instance(TaskNode& node) {
   if (node.holds_instance) return false;
   parked_.emplace(node.id, &node);
   if (events_) tell(EventKind::max_instances, node);
-  if (node.options.queue_timeout()) watch_limits(node);
+  if (node.may_begin_too_late()) watch_limits(node);
   return true;
 }
 

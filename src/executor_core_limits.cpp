@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -27,6 +28,13 @@ std::uint64_t cpu_used(const TaskNode& node) noexcept {
   return read - std::min(read, node.cpu_began_ns);
 }
 
+// What a task whose whole time was over did, if it did not run.
+std::string not_run(const TaskNode& node) {
+  return node.retry_at_ns != 0 ? "it had failed, and waited for its next run"
+         : node.failed_runs    ? "it had failed, and waited for its next run to begin"
+                               : "it had not begun, and never ran";
+}
+
 }  // namespace
 
 // With the mutex: sees to it that the task is looked at when its next limit may have passed.
@@ -38,6 +46,7 @@ void ExecutorCore::watch_limits(TaskNode& node) {
   RunState state;
   state.begun = node.runs_here;
   state.begun_ns = node.began_ns;
+  limits.end = node.must_end_ns;
   if (!state.begun) {
     if (const auto limit = node.options.queue_timeout()) limits.queue_end = node.submitted_ns + span(limit);
   } else {
@@ -106,11 +115,14 @@ void ExecutorCore::limits_passed() {
   }
   for (TaskNode* node : not_admitted) {
     Lock lock(mutex);
+    const bool ended = node->must_end_ns != 0 && now() >= node->must_end_ns;
+    const auto limit = ended ? node->options.total_timeout() : node->options.queue_timeout();
     refuse(node,
-           std::make_exception_ptr(ExecutorOverloadError(
-               max_pending, context_of(*node),
-               fmt::format("it was not admitted within its queue_timeout of {} ms",
-                           std::chrono::duration<double, std::milli>(*node->options.queue_timeout()).count()))),
+           std::make_exception_ptr(
+               ExecutorOverloadError(max_pending, context_of(*node),
+                                     fmt::format("it was not admitted within its {} of {} ms",
+                                                 ended ? "total_timeout" : "queue_timeout",
+                                                 std::chrono::duration<double, std::milli>(*limit).count()))),
            lock);
   }
   if (!not_admitted.empty()) {
@@ -128,10 +140,15 @@ void ExecutorCore::limit_passed(TaskNode& node, std::vector<Withdrawn>& withdraw
   };
   if (node.settled) return;
   const std::uint64_t time = now();
+  const bool ended = node.must_end_ns != 0 && time >= node.must_end_ns;
   if (!node.runs_here) {
-    const auto limit = node.options.queue_timeout();
-    if (!limit || time < node.submitted_ns + static_cast<std::uint64_t>(limit->count())) return;
-    auto error = timeout(Which::queue, limit);
+    const auto limit = ended ? node.options.total_timeout() : node.options.queue_timeout();
+    if (!ended && (!limit || time < node.submitted_ns + static_cast<std::uint64_t>(limit->count()))) {
+      watch_limits(node);
+      return;
+    }
+    auto error = ended ? std::make_exception_ptr(TaskTimeoutError(Which::total, *limit, context_of(node), not_run(node)))
+                       : timeout(Which::queue, limit);
     if (withdraw(node)) {
       withdrawn.push_back({&node, std::move(error), Outcome::timed_out});
     } else {
@@ -147,7 +164,11 @@ void ExecutorCore::limit_passed(TaskNode& node, std::vector<Withdrawn>& withdraw
     end_early(node, Outcome::cancelled, cancelled_error(node, {}));
     return;
   }
-  if (passed(node.options.timeout(), time - node.began_ns)) {
+  if (ended) {
+    // There is no time for another run.
+    node.last_run = true;
+    error = timeout(Which::total, node.options.total_timeout());
+  } else if (passed(node.options.timeout(), time - node.began_ns)) {
     error = timeout(Which::run, node.options.timeout());
   } else if (node.cpu_clock && node.options.has_rare() && passed(node.options.cpu_timeout(), cpu_used(node))) {
     error = timeout(Which::cpu, node.options.cpu_timeout());

@@ -28,7 +28,9 @@ std::optional<RetryOn> kind_of(const std::exception_ptr& error) {
   } catch (const ProtocolError&) {
     return RetryOn::crash;
   } catch (const TaskTimeoutError& timeout) {
-    return timeout.which() == TaskTimeoutError::Which::queue ? std::nullopt : std::optional(RetryOn::timeout);
+    const bool ran_too_long =
+        timeout.which() == TaskTimeoutError::Which::run || timeout.which() == TaskTimeoutError::Which::cpu;
+    return ran_too_long ? std::optional(RetryOn::timeout) : std::nullopt;
   } catch (const RemoteTaskError&) {
     return RetryOn::exception;
   } catch (const ExecutorError&) {
@@ -136,6 +138,12 @@ bool ExecutorCore::try_again(TaskNode& node, Outcome outcome, Lock& lock) {
     lock.lock();
     again = again && would_retry(node, *kind);
   }
+  std::chrono::nanoseconds pause{0};
+  if (again) {
+    pause = pause_before_next(node);
+    // It would begin when it must have ended.
+    again = node.must_end_ns == 0 || now() + static_cast<std::uint64_t>(pause.count()) < node.must_end_ns;
+  }
   if (!again && !node.failed_runs) return false;
   if (node.began_ns != 0 && wants_started(node)) tell_started(node);
   if (again && events_) tell(EventKind::retried, node, node.error);
@@ -143,7 +151,7 @@ bool ExecutorCore::try_again(TaskNode& node, Outcome outcome, Lock& lock) {
   const auto run_time = std::chrono::nanoseconds(node.ended_ns == 0 ? 0 : node.ended_ns - node.began_ns);
   node.failed_runs->push_back({std::exchange(node.error, nullptr), run_time, node.began_ns != 0});
   if (again) {
-    retry_later(node);
+    retry_later(node, pause);
     return true;
   }
   node.earlier_runs += static_cast<unsigned>(node.failed_runs->size()) - 1;
@@ -152,9 +160,16 @@ bool ExecutorCore::try_again(TaskNode& node, Outcome outcome, Lock& lock) {
   return false;
 }
 
+// With the mutex.
+std::chrono::nanoseconds ExecutorCore::pause_before_next(const TaskNode& node) {
+  if (!retries_) retries_ = std::make_unique<Retries>(io);
+  const double random = std::generate_canonical<double, 32>(retries_->random);
+  return node.options.retry()->pause_after(node.attempt(), random);
+}
+
 // With the mutex. It keeps its place among `max_pending`: so a full executor cannot keep it out, and it keeps nobody
 // out whom the limit would let in.
-void ExecutorCore::retry_later(TaskNode& node) {
+void ExecutorCore::retry_later(TaskNode& node, std::chrono::nanoseconds pause) {
   count_run(node);
   ++retried;
   unwatch(node);
@@ -174,11 +189,9 @@ void ExecutorCore::retry_later(TaskNode& node) {
   node.place.deadline = 0;
   node.place.kill_at = 0;
   node.order = 0;
-  if (!retries_) retries_ = std::make_unique<Retries>(io);
-  const double random = std::generate_canonical<double, 32>(retries_->random);
-  const auto pause = node.options.retry()->pause_after(node.attempt() - 1, random);
   retries_->add(node, now() + static_cast<std::uint64_t>(pause.count()));
   if (retries_->by_time.begin()->second == &node) arm_retry_timer();
+  if (node.must_end_ns != 0) watch_limits(node);
 }
 
 void ExecutorCore::arm_retry_timer() {

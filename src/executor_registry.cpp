@@ -40,22 +40,6 @@ std::string describe(const std::string& type, const ExecutorConfig& config, cons
   return text;
 }
 
-std::string describe(const std::vector<ShutdownFailedError::Failure>& failures) {
-  std::string text = fmt::format("{} executors failed to shut down; all others are down: ", failures.size());
-  for (const auto& failure : failures) {
-    if (&failure != &failures.front()) text += "; ";
-    text += failure.executor + ": ";
-    try {
-      std::rethrow_exception(failure.error);
-    } catch (const std::exception& error) {
-      text += error.what();
-    } catch (...) {
-      text += "something that is no std::exception";
-    }
-  }
-  return text;
-}
-
 template <class Options>
 Options& common_of(Options& options) {
   return options;
@@ -98,11 +82,6 @@ std::shared_ptr<BaseExecutor> make(asio::any_io_executor io_executor, const std:
 }  // namespace
 
 std::string ExecutorConfig::type_name() const { return empty() ? "nothing" : demangle(options_.type().name()); }
-
-ShutdownFailedError::ShutdownFailedError(std::vector<Failure> failures)
-    : ExecutorError(Errc::not_running, describe(failures)),
-      failures_(std::make_shared<const std::vector<Failure>>(std::move(failures))) {}
-ShutdownFailedError::~ShutdownFailedError() = default;
 
 struct ExecutorRegistry::State {
   struct Entry {

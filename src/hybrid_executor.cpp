@@ -9,12 +9,15 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/post.hpp>
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <utility>
 
 namespace bulkhead {
@@ -37,6 +40,11 @@ CommonOptions common(const HybridExecutorOptions& options,
   if (std::any_of(executors.begin(), executors.end(), [](const auto& executor) { return !executor; })) {
     throw std::invalid_argument("an executor of a HybridExecutor is null");
   }
+  for (auto executor = executors.begin(); executor != executors.end(); ++executor) {
+    if (std::find(executors.begin(), executor, *executor) == executor) continue;
+    throw std::invalid_argument(
+        fmt::format("executor '{}' is given to a HybridExecutor twice: it would only be asked twice", (*executor)->name()));
+  }
   return {.name = options.name,
           .max_pending = options.max_pending,
           .overload = options.overload,
@@ -53,10 +61,47 @@ TaskOptions forwarded_options(const TaskOptions& given) {
   if (const auto limit = given.queue_timeout()) options.queue_timeout(*limit);
   if (!given.has_rare()) return options;
   if (!given.name().empty()) options.name(given.name());
+  if (const auto limit = given.total_timeout()) options.total_timeout(*limit);
   if (const auto limit = given.cpu_timeout()) options.cpu_timeout(*limit);
   if (!given.trace_parent().empty()) options.trace_parent(given.trace_parent());
   if (!given.quarantine_key().empty()) options.quarantine_key(given.quarantine_key());
   return options;
+}
+
+// Why executors have refused a task, in the order in which they were asked.
+using Refusals = std::vector<std::string>;
+
+std::string refusal(const std::string& executor, const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const ExecutorOverloadError& overload) {
+    return fmt::format("'{}' is full (max_pending = {})", executor, overload.limit());
+  } catch (const ExecutorNotRunningError&) {
+    return fmt::format("'{}' is not running", executor);
+  } catch (const WorkerStartError& start) {
+    return fmt::format("'{}' could start no worker ({})", executor, start.reason());
+  } catch (const WorkerCrashedError&) {
+    return fmt::format("a worker of '{}' died before the task began", executor);
+  } catch (const std::exception& other) {
+    return fmt::format("'{}': {}", executor, other.what());
+  }
+}
+
+// The last refusal, which tells of all of them if there were several.
+std::exception_ptr with_all(const Refusals& all, const std::exception_ptr& last) {
+  if (all.size() < 2) return last;
+  const std::string reason = fmt::format("none of the executors that were asked took it: {}", fmt::join(all, "; "));
+  try {
+    std::rethrow_exception(last);
+  } catch (const ExecutorOverloadError& overload) {
+    return std::make_exception_ptr(ExecutorOverloadError(overload.limit(), overload.context(), reason));
+  } catch (const ExecutorNotRunningError& not_running) {
+    return std::make_exception_ptr(ExecutorNotRunningError(not_running.context(), reason));
+  } catch (const WorkerStartError& start) {
+    return std::make_exception_ptr(WorkerStartError(reason, start.failures_in_a_row(), start.context()));
+  } catch (...) {
+    return last;
+  }
 }
 
 // Whether another executor may have the task, which has not begun, and was refused so.
@@ -95,10 +140,11 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
   static asio::awaitable<void> shut_down_executors(std::shared_ptr<Engine> engine, Deadline deadline);
 
   // Gives the task to this executor. Without any mutex.
-  void submit(TaskNode* node, std::size_t index);
+  void submit(TaskNode* node, std::size_t index, Refusals refusals);
 
-  // `error` is what this executor, or the task, failed with.
-  void ended(TaskNode* node, std::size_t index, std::exception_ptr error, Outcome outcome, bool begun) {
+  // `error` is what this executor, or the task, failed with; `refusals` is by those before it.
+  void ended(TaskNode* node, std::size_t index, Refusals refusals, std::exception_ptr error, Outcome outcome,
+             bool begun) {
     bool cancelled = false;
     {
       const std::lock_guard lock(mutex);
@@ -108,9 +154,13 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
       const ExecutorCore::Lock lock(core->mutex);
       cancelled = node->place.cancel_requested;
     }
-    if (!begun && !cancelled && index + 1 < executors.size() && may_go_on(error, options)) {
-      submit(node, index + 1);
-      return;
+    if (!begun && !cancelled && index < executors.size() && may_go_on(error, options)) {
+      refusals.push_back(refusal(executors[index]->name(), error));
+      if (index + 1 < executors.size()) {
+        submit(node, index + 1, std::move(refusals));
+        return;
+      }
+      error = with_all(refusals, error);
     }
     node->error = std::move(error);
     core->settle(node, outcome, Initiation::delivery());
@@ -140,16 +190,18 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
 // That executor's mutex may be held where this takes the hybrid's, and never the other way round.
 class HybridExecutor::Engine::Forwarded final : public TaskNode {
  public:
-  Forwarded(std::shared_ptr<Engine> engine, std::size_t index, TaskNode* outer)
+  Forwarded(std::shared_ptr<Engine> engine, std::size_t index, TaskNode* outer, Refusals refusals)
       : TaskNode(std::shared_ptr<ExecutorCore>(detail::core_of(*engine->executors[index])),
                  forwarded_options(outer->options)),
         engine_(std::move(engine)),
         index_(index),
-        outer_(outer) {
+        outer_(outer),
+        refusals_(std::move(refusals)) {
     library_encoding = outer->library_encoding;
     library_decoding = outer->library_decoding;
     progress_relay = outer->progress_relay;
     wants_started = true;
+    must_end_ns = outer->must_end_ns;
     earlier_runs = outer->attempt() - 1;
   }
 
@@ -209,17 +261,19 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
     const auto engine = std::move(engine_);
     TaskNode* const outer = outer_;
     const std::size_t index = index_;
+    Refusals refusals = std::move(refusals_);
     std::exception_ptr cause = std::move(error);
     const Outcome ending = outcome;
     const bool begun = began_ns != 0;
     delete this;
-    engine->ended(outer, index, std::move(cause), ending, begun);
+    engine->ended(outer, index, std::move(refusals), std::move(cause), ending, begun);
   }
   // The caller is told, and the task runs on.
   void deliver_early(std::exception_ptr cause, Delivery) override {
     told_early_ = true;
     ExecutorCore& hybrid = *outer_->core;
     const ExecutorCore::Lock lock(hybrid.mutex);
+    if (must_end_ns != 0 && ExecutorCore::now() >= must_end_ns) outer_->last_run = true;
     if (outcome == Outcome::timed_out && began_ns != 0 && hybrid.would_retry(*outer_, RetryOn::timeout)) {
       // The next run must not begin before this one is over.
       outer_->verdict = std::move(cause);
@@ -242,7 +296,7 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
     delete this;
     const Outcome ending = cause ? Outcome::failed : Outcome::completed;
     if (engine) {
-      engine->ended(outer, engine->executors.size(), std::move(cause), ending, true);
+      engine->ended(outer, engine->executors.size(), {}, std::move(cause), ending, true);
       return;
     }
     const auto hybrid = outer->core;
@@ -257,11 +311,12 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
   std::weak_ptr<Engine> left_engine_;
   const std::size_t index_;
   TaskNode* const outer_;
+  Refusals refusals_;
   bool told_early_ = false;
 };
 
-void HybridExecutor::Engine::submit(TaskNode* node, std::size_t index) {
-  auto* const forwarded = new Forwarded(shared_from_this(), index, node);
+void HybridExecutor::Engine::submit(TaskNode* node, std::size_t index, Refusals refusals) {
+  auto* const forwarded = new Forwarded(shared_from_this(), index, node, std::move(refusals));
   const auto holder = detail::core_of(*executors[index]);
   const std::uint64_t id = holder->make_cancellable(*forwarded);
   {
@@ -302,31 +357,52 @@ std::vector<Metrics> HybridExecutor::all_metrics() const {
   return all;
 }
 
-void HybridExecutor::execute(Task task) { engine_->submit(TaskAccess::release(task), 0); }
+void HybridExecutor::execute(Task task) { engine_->submit(TaskAccess::release(task), 0, {}); }
+
+namespace {
+
+using Failures = std::map<std::string, std::exception_ptr>;
+
+void throw_if_any(Failures failures) {
+  if (failures.empty()) return;
+  if (failures.size() == 1) std::rethrow_exception(failures.begin()->second);
+  std::vector<ShutdownFailedError::Failure> all;
+  for (auto& [executor, error] : failures) all.push_back({executor, std::move(error)});
+  throw ShutdownFailedError(std::move(all));
+}
+
+// All at once if they need not be waited for, else one after the other.
+asio::awaitable<void> shut_down_each(std::vector<std::shared_ptr<BaseExecutor>> executors, ShutdownOptions options,
+                                     Deadline deadline, Failures& failures) {
+  for (const auto& executor : executors) {
+    options.timeout = deadline.left();
+    try {
+      co_await executor->shutdown(options);
+    } catch (...) {
+      failures[executor->name()] = std::current_exception();
+    }
+  }
+}
+
+}  // namespace
 
 // Ends each of the executors: when no task of this one can need them any more, or when the time is over.
 asio::awaitable<void> HybridExecutor::Engine::shut_down_executors(std::shared_ptr<Engine> engine, Deadline deadline) {
   co_await wait_until_idle(engine->core, deadline.left());
-  std::exception_ptr failure;
+  Failures failures;
+  ShutdownOptions options;
   // First all of them, without waiting: what is to happen at the end of the time happens to all at once.
   for (const bool wait : {false, true}) {
-    for (const auto& executor : engine->executors) {
-      ShutdownOptions rest;
-      rest.wait = wait;
-      rest.timeout = deadline.left();
-      try {
-        co_await executor->shutdown(rest);
-      } catch (...) {
-        failure = std::current_exception();
-      }
-    }
+    options.wait = wait;
+    co_await shut_down_each(engine->executors, options, deadline, failures);
   }
-  if (failure) std::rethrow_exception(failure);
+  throw_if_any(std::move(failures));
 }
 
-asio::awaitable<void> HybridExecutor::stop(ShutdownOptions options) {
-  const auto engine = engine_;
-  const auto tasks = core();
+asio::awaitable<void> HybridExecutor::stop(ShutdownOptions options) { return shut_down(engine_, options); }
+
+asio::awaitable<void> HybridExecutor::shut_down(std::shared_ptr<Engine> engine, ShutdownOptions options) {
+  const auto tasks = engine->core;
   const Deadline deadline(options.timeout);
   const std::string late = "it had not ended when the time for the shutdown was over";
   if (options.timeout) {
@@ -340,11 +416,12 @@ asio::awaitable<void> HybridExecutor::stop(ShutdownOptions options) {
                        tasks->cancel_open_after(kMemberPatience, late);
                      }));
   }
+  Failures failures;
   if (options.cancel_pending) {
     if (engine->options.shut_down_executors) {
       ShutdownOptions begin = options;
       begin.wait = false;
-      for (const auto& executor : engine->executors) co_await executor->shutdown(begin);
+      co_await shut_down_each(engine->executors, begin, deadline, failures);
     } else {
       engine->cancel_all(asio::cancellation_type::total);
     }
@@ -369,6 +446,7 @@ asio::awaitable<void> HybridExecutor::stop(ShutdownOptions options) {
   const bool idle = co_await wait_until_idle(tasks, left);
   if (!idle) tasks->cancel_open(true, late);
   if (failure) std::rethrow_exception(failure);
+  throw_if_any(std::move(failures));
 }
 
 void HybridExecutor::add_metrics(Metrics& metrics) const { metrics.mode = "hybrid"; }

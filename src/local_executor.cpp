@@ -249,22 +249,19 @@ void LocalExecutor::execute_locked(detail::TaskNode* node, detail::ExecutorCore:
   }
 }
 
-asio::awaitable<void> LocalExecutor::stop(ShutdownOptions options) {
-  if (engine_->pool && engine_->pool->is_forked_copy()) {
+namespace {
+
+asio::awaitable<void> end_pool(std::shared_ptr<detail::ExecutorCore> core, std::shared_ptr<detail::WorkerPool> pool,
+                               ShutdownOptions options) {
+  if (pool->is_forked_copy()) {
     ErrorContext context;
-    context.executor = name();
+    context.executor = core->name;
     throw ExecutorNotRunningError(context,
                                   "the executor belongs to the process that made it, and this is a fork of it");
   }
-  // It outlives the executor, should that be destroyed while somebody waits for it to end.
-  const auto pool = engine_->pool;
-  if (!pool) {
-    co_await BaseExecutor::stop(options);
-    co_return;
-  }
   if (options.cancel_pending) {
     const std::string reason = "the executor was shut down";
-    core()->cancel_parked(reason);
+    core->cancel_parked(reason);
     pool->cancel_pending(reason);
   }
   // All that follows happens whether or not anybody waits for it.
@@ -276,6 +273,12 @@ asio::awaitable<void> LocalExecutor::stop(ShutdownOptions options) {
   // Two statements: g++ 12 destroys a capturing lambda inside a `co_await` expression twice (GCC PR 107288).
   auto gone = detail::wait_for([pool](detail::WaitList::Handler handler) { pool->wait_gone(std::move(handler)); });
   co_await std::move(gone);
+}
+
+}  // namespace
+
+asio::awaitable<void> LocalExecutor::stop(ShutdownOptions options) {
+  return engine_->pool ? end_pool(core(), engine_->pool, options) : BaseExecutor::stop(options);
 }
 
 void LocalExecutor::add_metrics(Metrics& metrics) const {

@@ -22,7 +22,10 @@ namespace bulkhead::detail {
 HostTaskContext::HostTaskContext(TaskNode& node) : node_(&node) {
   context_.id = node.id;
   context_.attempt = node.attempt();
-  if (const auto limit = node.options.timeout()) context_.deadline_ns = deadline_after(node.began_ns, *limit);
+  context_.deadline_ns = node.must_end_ns;
+  if (const auto limit = node.options.timeout()) {
+    context_.deadline_ns = earlier_deadline(context_.deadline_ns, deadline_after(node.began_ns, *limit));
+  }
   context_.stop = &node.stop_requested;
   context_.executor = node.core->name;
   context_.trace_parent = node.options.trace_parent();

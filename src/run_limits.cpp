@@ -25,6 +25,10 @@ LimitDecision check_limits(const RunLimits& limits, const RunState& state, std::
     if (decision.look_again == 0 || time < decision.look_again) decision.look_again = time;
   };
   if (!state.begun) {
+    if (limits.end != 0) {
+      if (now >= limits.end) return {LimitPassed::total, 0};
+      look_at(limits.end);
+    }
     if (limits.queue_end != 0) {
       if (now >= limits.queue_end) return {LimitPassed::queue, 0};
       look_at(limits.queue_end);
@@ -38,6 +42,10 @@ LimitDecision check_limits(const RunLimits& limits, const RunState& state, std::
   if (limits.kill_at != 0) {
     if (now >= limits.kill_at) return {LimitPassed::cancel, 0};
     look_at(limits.kill_at);
+  }
+  if (limits.end != 0) {
+    if (now >= limits.end) return {LimitPassed::total, 0};
+    look_at(limits.end);
   }
   if (limits.timeout != 0) {
     const std::uint64_t end = after(state.begun_ns, limits.timeout);

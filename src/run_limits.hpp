@@ -13,8 +13,9 @@ struct RunLimits {
   std::uint64_t timeout = 0;    ///< how long it may run
   std::uint64_t cpu = 0;        ///< how much CPU time its run may take
   std::uint64_t kill_at = 0;    ///< when it is killed since its caller has cancelled it
+  std::uint64_t end = 0;        ///< when it must be over, whatever it does
 
-  bool any() const noexcept { return (queue_end | timeout | cpu | kill_at) != 0; }
+  bool any() const noexcept { return (queue_end | timeout | cpu | kill_at | end) != 0; }
 };
 
 /// How far the task is.
@@ -24,7 +25,7 @@ struct RunState {
   std::uint64_t cpu_used = 0;
 };
 
-enum class LimitPassed : std::uint8_t { none, queue, cancel, run, cpu };
+enum class LimitPassed : std::uint8_t { none, queue, total, cancel, run, cpu };
 
 struct LimitDecision {
   LimitPassed passed = LimitPassed::none;

@@ -79,6 +79,11 @@ TaskOptions& TaskOptions::trace_parent(std::string value) & {
   return *this;
 }
 
+TaskOptions& TaskOptions::total_timeout(Duration value) & {
+  change_rare().total_timeout = require_positive("total_timeout", value);
+  return *this;
+}
+
 TaskOptions& TaskOptions::cpu_timeout(Duration value) & {
   change_rare().cpu_timeout = require_positive("cpu_timeout", value);
   return *this;
@@ -105,6 +110,7 @@ TaskOptions TaskOptions::with_defaults(const TaskOptions& defaults) const {
   if (rare.name.empty()) rare.name = other.name;
   if (rare.trace_parent.empty()) rare.trace_parent = other.trace_parent;
   if (rare.quarantine_key.empty()) rare.quarantine_key = other.quarantine_key;
+  if (rare.total_timeout.count() == 0) rare.total_timeout = other.total_timeout;
   if (rare.cpu_timeout.count() == 0) rare.cpu_timeout = other.cpu_timeout;
   if (!rare.retry) rare.retry = other.retry;
   if (!rare.instances) rare.instances = other.instances;

@@ -87,9 +87,11 @@ void run_task(const process::WorkerRequest& request, process::WorkerChannel& cha
   TaskContext context;
   context.id = request.task_id;
   context.attempt = request.attempt;
+  context.deadline_ns = request.end_ns;
   if (request.timeout_ns != 0) {
-    context.deadline_ns =
+    const std::uint64_t end =
         deadline_after(request.begun_ns, std::chrono::nanoseconds(static_cast<std::int64_t>(request.timeout_ns)));
+    context.deadline_ns = earlier_deadline(context.deadline_ns, end);
   }
   context.stop = request.stop;
   context.executor = configuration.name;

@@ -115,7 +115,7 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
     place(*node, *worker, lock);
   } else {
     enqueue(*node);
-    if (node->options.queue_timeout()) watch_limits(*node);
+    if (node->may_begin_too_late()) watch_limits(*node);
     pump(lock);
   }
   if (waiting_) {
@@ -258,6 +258,7 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
     head.task_id = node.id;
     if (limited) {
       head.timeout_ns = static_cast<std::uint64_t>(node.options.timeout().value_or(TaskOptions::Duration(0)).count());
+      head.end_ns = node.must_end_ns;
       head.measure_cpu = node.options.has_rare() && node.options.cpu_timeout();
     }
     worker.channel.fill(sequence, head);

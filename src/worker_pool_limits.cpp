@@ -233,6 +233,7 @@ RunLimits WorkerPool::limits_of(const TaskNode& node) const {
   };
   RunLimits limits;
   if (const auto limit = node.options.queue_timeout()) limits.queue_end = node.submitted_ns + span(limit);
+  limits.end = node.must_end_ns;
   limits.timeout = span(node.options.timeout());
   if (node.options.has_rare()) limits.cpu = span(node.options.cpu_timeout());
   limits.kill_at = node.place.kill_at;
@@ -278,17 +279,23 @@ void WorkerPool::limit_passed(TaskNode& node, LimitPassed passed, std::uint64_t 
     if (node.place.stage == TaskNode::Stage::in_ring) context.worker_pid = workers_[node.place.worker]->pid;
     return std::make_exception_ptr(TaskTimeoutError(which, limit, std::move(context), reason));
   };
-  if (passed == LimitPassed::queue) {
-    const bool queued = node.place.stage == TaskNode::Stage::queued;
+  if (passed == LimitPassed::total) node.last_run = true;  // There is no time for another.
+  const bool queued = node.place.stage == TaskNode::Stage::queued;
+  if (passed == LimitPassed::queue || (passed == LimitPassed::total && !has_begun(node))) {
     if (queued) dispatcher_.remove(node);
     if (!queued && !take_back(*workers_[node.place.worker], node.place.sequence)) {
       watch_limits(node);  // It has just begun.
       return;
     }
     const bool no_worker = dispatcher_.failures_in_a_row() > 0 && !dispatcher_.has_ready_worker();
+    const std::string reason = no_worker ? "no worker could be started: " + last_start_error_ : "";
     decide(node,
-           timeout(TaskTimeoutError::Which::queue, *node.options.queue_timeout(),
-                   no_worker ? "no worker could be started: " + last_start_error_ : ""),
+           passed == LimitPassed::queue
+               ? timeout(TaskTimeoutError::Which::queue, *node.options.queue_timeout(), reason)
+               : timeout(TaskTimeoutError::Which::total, *node.options.total_timeout(),
+                         no_worker          ? reason
+                         : node.failed_runs ? "it had failed, and waited for its next run to begin"
+                                            : "it had not begun, and never ran"),
            Outcome::timed_out);
     return;
   }
@@ -312,6 +319,10 @@ void WorkerPool::limit_passed(TaskNode& node, LimitPassed passed, std::uint64_t 
     case LimitPassed::cpu:
       end_run(node, Killed::timed_out, "its cpu_timeout passed",
               timeout(TaskTimeoutError::Which::cpu, *node.options.cpu_timeout()), Outcome::timed_out);
+      break;
+    case LimitPassed::total:
+      end_run(node, Killed::timed_out, "its total_timeout passed",
+              timeout(TaskTimeoutError::Which::total, *node.options.total_timeout()), Outcome::timed_out);
       break;
     default:
       end_run(node, Killed::timed_out, "its timeout passed",

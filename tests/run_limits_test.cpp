@@ -25,10 +25,11 @@ struct Row {
   std::uint64_t look_again;
 };
 
-RunLimits queue_end(std::uint64_t time) { return {time, 0, 0, 0}; }
-RunLimits timeout(std::uint64_t span) { return {0, span, 0, 0}; }
-RunLimits cpu(std::uint64_t span) { return {0, 0, span, 0}; }
-RunLimits kill_at(std::uint64_t time) { return {0, 0, 0, time}; }
+RunLimits queue_end(std::uint64_t time) { return {time, 0, 0, 0, 0}; }
+RunLimits timeout(std::uint64_t span) { return {0, span, 0, 0, 0}; }
+RunLimits cpu(std::uint64_t span) { return {0, 0, span, 0, 0}; }
+RunLimits kill_at(std::uint64_t time) { return {0, 0, 0, time, 0}; }
+RunLimits end(std::uint64_t time) { return {0, 0, 0, 0, time}; }
 
 constexpr RunState kQueued{};
 RunState begun(std::uint64_t at, std::uint64_t used = 0) { return {true, at, used}; }
@@ -53,8 +54,13 @@ TEST_CASE("every limit ends the task when its time has come, and not before", "[
       {"has a limit of CPU time and has not begun", cpu(10 * kMs), kQueued, 5 * kMs, LimitPassed::none, 10 * kMs},
       {"is cancelled and may go on", kill_at(9 * kMs), begun(0), 5 * kMs, LimitPassed::none, 9 * kMs},
       {"is cancelled and goes on too long", kill_at(9 * kMs), begun(0), 9 * kMs, LimitPassed::cancel, 0},
-      {"has several limits", {1, 30 * kMs, 20 * kMs, 12 * kMs}, begun(0), 2 * kMs, LimitPassed::none, 12 * kMs},
-      {"has passed several", {1, 3 * kMs, 2 * kMs, 1 * kMs}, begun(0, 9 * kMs), 9 * kMs, LimitPassed::cancel, 0},
+      {"waits, and must be over later", end(9 * kMs), kQueued, 5 * kMs, LimitPassed::none, 9 * kMs},
+      {"waits, and must be over", end(9 * kMs), kQueued, 9 * kMs, LimitPassed::total, 0},
+      {"runs, and must be over later", end(9 * kMs), begun(5 * kMs), 6 * kMs, LimitPassed::none, 9 * kMs},
+      {"runs, and must be over", end(9 * kMs), begun(5 * kMs), 9 * kMs, LimitPassed::total, 0},
+      {"has several limits", {1, 30 * kMs, 20 * kMs, 12 * kMs, 0}, begun(0), 2 * kMs, LimitPassed::none, 12 * kMs},
+      {"has passed several", {1, 3 * kMs, 2 * kMs, 1 * kMs, 1}, begun(0, 9 * kMs), 9 * kMs, LimitPassed::cancel, 0},
+      {"has no time for another run", {0, 3 * kMs, 0, 0, 8 * kMs}, begun(0), 9 * kMs, LimitPassed::total, 0},
   };
   for (const Row& row : rows) {
     INFO("a task that " << row.what);
@@ -66,7 +72,7 @@ TEST_CASE("every limit ends the task when its time has come, and not before", "[
 
 TEST_CASE("a look that finds nothing is followed by a later one, so that looking comes to an end", "[limits]") {
   std::uint64_t now = 1;
-  const RunLimits limits{0, 500 * kMs, 100 * kMs, 0};
+  const RunLimits limits{0, 500 * kMs, 100 * kMs, 0, 0};
   int looks = 0;
   for (; looks < 1000; ++looks) {
     // It spins on one CPU.

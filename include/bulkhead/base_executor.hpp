@@ -89,7 +89,7 @@ class BULKHEAD_EXPORT BaseExecutor : public TaskInterface<BaseExecutor, AnyCall>
   ///
   /// Resumes: on the awaiting coroutine's executor, once everything is over (`wait`) or at once. Never blocks a thread.
   /// Cancellation: terminal stops the waiting, not the shutdown. Any number of calls, also at the same time and after
-  /// the end; each waits by its own options, and may wait on while the executor is destroyed. It cannot be used again
+  /// the end; each waits by its own options, and may wait on while the executor is destroyed, by any thread. It cannot be used again
   /// afterwards: make a new one, of the same name if you like.
   asio::awaitable<void> shutdown(ShutdownOptions options = {});
 
@@ -106,7 +106,10 @@ class BULKHEAD_EXPORT BaseExecutor : public TaskInterface<BaseExecutor, AnyCall>
   virtual void execute(Task task) = 0;
 
   /// Ends what the executor holds. The default waits for the tasks, as the options say. May run several times at once;
-  /// what is to happen whether or not anybody waits must not depend on the coroutine going on.
+  /// what is to happen whether or not anybody waits must not depend on the coroutine going on. The executor is there
+  /// while this function itself runs, and may be destroyed once it has returned: as a coroutine, which only begins then,
+  /// it must not look at the executor unless something else keeps that alive. Write a plain function that hands a
+  /// coroutine what it needs, as `return wait_for_them(shared_state_, options)`.
   virtual asio::awaitable<void> stop(ShutdownOptions options);
 
   /// Adds what only this executor knows: mode, workers, running.
@@ -141,12 +144,16 @@ class BULKHEAD_EXPORT BaseExecutor : public TaskInterface<BaseExecutor, AnyCall>
   static asio::awaitable<bool> wait_until_idle(std::shared_ptr<detail::ExecutorCore> core,
                                                std::optional<std::chrono::nanoseconds> timeout);
 
+  /// The default `stop`, for the same reason.
+  static asio::awaitable<void> stop_core(std::shared_ptr<detail::ExecutorCore> core, ShutdownOptions options);
+
   const std::shared_ptr<detail::ExecutorCore>& core() const noexcept { return core_; }
 
  private:
   friend class detail::ExecutorCore;
   friend const std::shared_ptr<detail::ExecutorCore>& detail::core_of(BaseExecutor& executor) noexcept;
 
+  static asio::awaitable<void> begin_stop(detail::ExecutorCore& core, ShutdownOptions options);
   static asio::awaitable<void> shut_down(std::shared_ptr<detail::ExecutorCore> core, ShutdownOptions options);
   static std::shared_ptr<detail::TaskRecord> record_of(const detail::ExecutorCore& core, const TaskId& id);
   template <class R>

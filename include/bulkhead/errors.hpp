@@ -183,6 +183,22 @@ class BULKHEAD_EXPORT WorkerStartError : public ExecutorError {
   unsigned failures_in_a_row_;
 };
 
+/// A shutdown of several executors has shut every one down, and some of them failed.
+class BULKHEAD_EXPORT ShutdownFailedError : public ExecutorError {
+ public:
+  struct Failure {
+    std::string executor;
+    std::exception_ptr error;
+  };
+  explicit ShutdownFailedError(std::vector<Failure> failures);
+  ~ShutdownFailedError() override;
+  /// Which executors failed, and with what.
+  const std::vector<Failure>& failures() const noexcept { return *failures_; }
+
+ private:
+  std::shared_ptr<const std::vector<Failure>> failures_;
+};
+
 /// A time limit of the task passed.
 class BULKHEAD_EXPORT TaskTimeoutError : public ExecutorError {
  public:
@@ -190,6 +206,7 @@ class BULKHEAD_EXPORT TaskTimeoutError : public ExecutorError {
     run,    ///< `TaskOptions::timeout`: it ran too long; its worker was killed.
     queue,  ///< `TaskOptions::queue_timeout`: it had not begun in time; it never ran.
     cpu,    ///< `TaskOptions::cpu_timeout`: it took too much CPU time; its worker was killed.
+    total,  ///< `TaskOptions::total_timeout`: it was not over in time; if it ran, its worker was killed.
     wait    ///< The wait for the result of a spawned task; the task goes on.
   };
   /// `reason`: why it had not begun, if that is known.

@@ -68,22 +68,6 @@ class BULKHEAD_EXPORT ExecutorConfig {
   bool (*equal_)(const std::any&, const std::any&) = nullptr;
 };
 
-/// `ExecutorRegistry::shutdown_all` has shut every executor down, and some of them failed.
-class BULKHEAD_EXPORT ShutdownFailedError : public ExecutorError {
- public:
-  struct Failure {
-    std::string executor;
-    std::exception_ptr error;
-  };
-  explicit ShutdownFailedError(std::vector<Failure> failures);
-  ~ShutdownFailedError() override;
-  /// Which executors failed, and with what.
-  const std::vector<Failure>& failures() const noexcept { return *failures_; }
-
- private:
-  std::shared_ptr<const std::vector<Failure>> failures_;
-};
-
 namespace detail {
 
 // The registry's type of an executor class, and its options.

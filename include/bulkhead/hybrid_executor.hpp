@@ -64,6 +64,9 @@ class BULKHEAD_EXPORT HybridExecutor final : public BaseExecutor {
 
  private:
   struct Engine;
+
+  static asio::awaitable<void> shut_down(std::shared_ptr<Engine> engine, ShutdownOptions options);
+
   HybridExecutorOptions options_;
   std::shared_ptr<Engine> engine_;
 };

@@ -38,8 +38,9 @@ class BULKHEAD_EXPORT TaskOptions {
   /// The lower number runs first, tasks of the same number in the order of their submission. Default 0.
   TaskOptions& priority(int value) & noexcept;
   TaskOptions&& priority(int value) && noexcept { return std::move(priority(value)); }
-  /// The longest time the task may run, from the start of its run; then its worker is killed and the task fails with
-  /// `TaskTimeoutError`. More than zero. Default: no limit.
+  /// The longest time that a run of the task may take; then the task fails with `TaskTimeoutError`. A worker process is
+  /// killed for that; what runs in the host itself is asked to stop (`this_task::stop_requested`), its caller is told at
+  /// once, and it keeps its place until it returns. More than zero. Default: no limit.
   TaskOptions& timeout(Duration value) &;
   TaskOptions&& timeout(Duration value) && { return std::move(timeout(value)); }
   /// The longest time from `submit` to the start of the run; then the task fails without having run:
@@ -48,6 +49,11 @@ class BULKHEAD_EXPORT TaskOptions {
   TaskOptions& queue_timeout(Duration value) &;
   TaskOptions&& queue_timeout(Duration value) && { return std::move(queue_timeout(value)); }
 
+  /// The longest time from `submit` to the outcome, over all runs and the pauses between them; then the task ends as by
+  /// `queue_timeout` or `timeout`, and is not run again. No run is waited for that could only begin later. More than
+  /// zero. Default: no limit.
+  TaskOptions& total_timeout(Duration value) &;
+  TaskOptions&& total_timeout(Duration value) && { return std::move(total_timeout(value)); }
   /// The most CPU time that the run may take, all threads of its worker together; then its worker is killed and the
   /// task fails with `TaskTimeoutError`. On a busy machine it is the fairer limit. More than zero. Default: no limit.
   TaskOptions& cpu_timeout(Duration value) &;
@@ -96,6 +102,7 @@ class BULKHEAD_EXPORT TaskOptions {
   int priority() const noexcept { return priority_; }
   std::optional<Duration> timeout() const noexcept { return given(timeout_); }
   std::optional<Duration> queue_timeout() const noexcept { return given(queue_timeout_); }
+  std::optional<Duration> total_timeout() const noexcept { return given(rare().total_timeout); }
   std::optional<Duration> cpu_timeout() const noexcept { return given(rare().cpu_timeout); }
   /// Null if none was given.
   const RetryPolicy* retry() const noexcept { return rare().retry ? &*rare().retry : nullptr; }
@@ -112,7 +119,8 @@ class BULKHEAD_EXPORT TaskOptions {
     std::string name;
     std::string trace_parent;
     std::string quarantine_key;
-    Duration cpu_timeout{0};  // 0: none
+    Duration total_timeout{0};  // 0: none
+    Duration cpu_timeout{0};    // 0: none
     std::optional<RetryPolicy> retry;
     std::optional<Instances> instances;
     std::function<void(const Progress&)> on_progress;

@@ -64,6 +64,8 @@ struct RequestSlot {
   std::uint64_t task_id;
   /// How long the task may run; 0: no limit.
   std::uint64_t timeout_ns;
+  /// When it must be over, by the steady clock; 0: at no certain time.
+  std::uint64_t end_ns;
   /// Enough alignment for what is seen in place.
   alignas(kCacheLine) std::byte payload[kSlotSize - kCacheLine];
 };

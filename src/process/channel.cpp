@@ -80,6 +80,7 @@ void HostChannel::fill(std::uint32_t sequence, const RequestHead& head) noexcept
   slot.heap_offset = head.heap_offset;
   slot.task_id = head.task_id;
   slot.timeout_ns = head.timeout_ns;
+  slot.end_ns = head.end_ns;
   slot.stop.store(0, std::memory_order_relaxed);
   slot.revoked.store(head.revoked ? 1 : 0, std::memory_order_relaxed);
 }
@@ -280,6 +281,7 @@ WorkerRequest WorkerChannel::current() const noexcept {
   result.task_id = slot.task_id;
   result.begun_ns = response().begun_ns.load(std::memory_order_relaxed);
   result.timeout_ns = slot.timeout_ns;
+  result.end_ns = slot.end_ns;
   result.stop = &slot.stop;
   const std::byte* start =
       slot.heap_offset == kInline ? slot.payload : request_.data() + sizeof(RequestHeader) + slot.heap_offset;

@@ -45,6 +45,7 @@ struct RequestHead {
   std::uint64_t heap_offset = kInline;
   std::uint64_t task_id = 0;
   std::uint64_t timeout_ns = 0;
+  std::uint64_t end_ns = 0;
 };
 
 /// What a worker said of itself before it died: nothing of it is checked.
@@ -163,6 +164,7 @@ struct WorkerRequest {
   std::uint64_t task_id = 0;
   std::uint64_t begun_ns = 0;
   std::uint64_t timeout_ns = 0;
+  std::uint64_t end_ns = 0;
   const std::atomic<std::uint32_t>* stop = nullptr;
   std::span<const std::byte> call;
   std::span<const std::byte> details;

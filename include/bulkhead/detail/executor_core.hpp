@@ -143,6 +143,9 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
 
   mutable std::mutex mutex;
 
+  // Held by who calls `owner` without the other mutex, and to change it; to be locked before the other one.
+  std::mutex owner_mutex;
+
   // Guarded by the mutex, all below.
   BaseExecutor* owner;
   bool accepting = true;
@@ -230,7 +233,8 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   bool asks_elsewhere(TaskNode& node, Outcome outcome, Delivery from);
   void note_crashes(const TaskNode& node, Outcome outcome);
   bool try_again(TaskNode& node, Outcome outcome, Lock& lock);
-  void retry_later(TaskNode& node);
+  std::chrono::nanoseconds pause_before_next(const TaskNode& node);
+  void retry_later(TaskNode& node, std::chrono::nanoseconds pause);
   void arm_retry_timer();
   void retries_due();
   Admitted take_retries();

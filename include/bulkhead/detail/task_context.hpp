@@ -33,6 +33,12 @@ inline std::uint64_t deadline_after(std::uint64_t time, std::chrono::nanoseconds
   return span > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()) - time ? 0 : time + span;
 }
 
+// The earlier of two deadlines, each of which may be 0: none.
+inline std::uint64_t earlier_deadline(std::uint64_t one, std::uint64_t other) noexcept {
+  if (one == 0 || other == 0) return one + other;
+  return one < other ? one : other;
+}
+
 // While it lives, the calling thread runs this task; in a worker, where no other runs, the whole process does.
 class BULKHEAD_EXPORT RunningTask {
  public:

@@ -101,6 +101,8 @@ class TaskNode : public OpenLink, public QueuedTask {
   unsigned attempt() const noexcept {
     return earlier_runs + (failed_runs ? static_cast<unsigned>(failed_runs->size()) : 0) + 1;
   }
+  // Whether it may be too late to begin a run of it.
+  bool may_begin_too_late() const noexcept { return options.queue_timeout().has_value() || must_end_ns != 0; }
   // Whether a run leaves the call as it was, for another.
   bool may_run_again() const noexcept { return options.has_rare() && options.retry() != nullptr && repeatable(); }
   std::string name() const {
@@ -114,7 +116,8 @@ class TaskNode : public OpenLink, public QueuedTask {
   std::exception_ptr error;
   std::uint64_t id = 0;
   std::uint64_t submitted_ns = 0;
-  std::uint64_t began_ns = 0;  // 0: not begun
+  std::uint64_t must_end_ns = 0;  // 0: at no certain time
+  std::uint64_t began_ns = 0;     // 0: not begun
   std::uint64_t ended_ns = 0;
   // Where its progress goes, if somebody wants it.
   std::shared_ptr<ProgressRelay> progress_relay;

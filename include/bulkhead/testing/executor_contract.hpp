@@ -877,6 +877,68 @@ inline void time_limits(const ContractSubject& subject) {
   }
 }
 
+inline void total_time_limit(const ContractSubject& subject) {
+  constexpr std::chrono::milliseconds kLimit(20);
+  const auto require_total = [kLimit](const std::exception_ptr& error, const std::string& what) {
+    require_error<TaskTimeoutError>(error, what + " must fail with TaskTimeoutError when its total_timeout is over");
+    try {
+      std::rethrow_exception(error);
+    } catch (const TaskTimeoutError& timeout) {
+      require(timeout.which() == TaskTimeoutError::Which::total && timeout.limit() == kLimit,
+              what + " must be told of the total_timeout, not: " + timeout.what());
+    }
+  };
+  {
+    Bench bench(subject);
+    const auto caller = bench.submit(TaskOptions().total_timeout(kLimit).retry(RetryPolicy(3)),
+                                     run_until_stopped, 1);
+    bench.until_told(caller, "a task with a total_timeout was over");
+    require_total(caller->error, "a task that runs too long");
+    require(board().begun == 1, "a task ran again although there was no time for that");
+    require(bench.run(twice, 4) == 8, "a result is wrong");
+    require(bench.executor().metrics().timed_out == 1, "a task whose time was over must count as timed out");
+  }
+  {
+    Bench bench(subject);
+    bench.occupy();
+    const auto caller = bench.submit(TaskOptions().total_timeout(kLimit), note_order, 1);
+    bench.until_told(caller, "a queued task with a total_timeout was over");
+    require_total(caller->error, "a task that waits too long");
+    bench.open_gate();
+    require(bench.run(twice, 4) == 8, "a result is wrong");
+    require(board().order_size == 0, "a task ran although its total_timeout had passed");
+  }
+  {
+    Bench bench(subject, limited(subject.concurrency, OverloadPolicy::wait));
+    bench.occupy();
+    const auto caller = bench.submit(TaskOptions().total_timeout(kLimit), note_order, 1);
+    bench.until_told(caller, "a task with a total_timeout that waited for admission was over");
+    require_error<ExecutorOverloadError>(
+        caller->error, "a task that waits too long for admission must fail with ExecutorOverloadError");
+    bench.open_gate();
+    require(bench.run(twice, 4) == 8, "a result is wrong");
+    require(board().order_size == 0, "a task ran although its total_timeout had passed");
+  }
+  {
+    Bench bench(subject);
+    const auto caller = bench.submit(
+        TaskOptions().total_timeout(std::chrono::hours(1)).retry(RetryPolicy(2).delay(std::chrono::hours(2))),
+        succeed_at_attempt, 2U);
+    bench.until_told(caller, "a task that failed was over whose next run would begin too late");
+    require(caller->error && board().begun == 1, "a task whose next run would begin too late must fail at once");
+  }
+  {
+    Bench bench(subject);
+    constexpr int kRuns = 1000;
+    const auto caller = bench.submit(
+        TaskOptions().total_timeout(kLimit).retry(RetryPolicy(1000).delay(std::chrono::milliseconds(7))),
+        succeed_at_attempt, 1000U);
+    bench.until_told(caller, "a task that failed again and again was over");
+    require(caller->error && board().begun < kRuns, "a task must not be run again when its total_timeout is over");
+    bench.require_nothing_left();
+  }
+}
+
 inline void retries(const ContractSubject& subject) {
   Bench bench(subject);
   const auto policy = [] { return TaskOptions().retry(RetryPolicy(3).delay(std::chrono::milliseconds(1))); };
@@ -1238,6 +1300,7 @@ inline std::vector<ContractCase> executor_contract(const ContractSubject& subjec
       Part{"a task that waits for its next run and is cancelled has no further run", cancel_retry, Holds::always},
       Part{"a task that is over and is cancelled keeps its outcome", cancel_over, Holds::always},
       Part{"time limits hold", time_limits, Holds::where_queued},
+      Part{"a limit of the whole time holds for all that a task does", total_time_limit, Holds::where_queued},
       Part{"a task that fails is run again as its policy says", retries, Holds::always},
       Part{"shutdown waits for all, twice and at once, and nothing is accepted afterwards", shutdown_waits,
            Holds::always},

@@ -118,6 +118,13 @@ inline constexpr bool is_awaitable = false;
 template <class T, class Executor>
 inline constexpr bool is_awaitable<asio::awaitable<T, Executor>> = true;
 
+// Whether an executor can run it, if it is a coroutine.
+template <class T>
+inline constexpr bool runs_on_any_executor = true;
+template <class T, class Executor>
+inline constexpr bool runs_on_any_executor<asio::awaitable<T, Executor>> =
+    std::is_same_v<Executor, typename asio::awaitable<T>::executor_type>;
+
 // What a task gives: what its call gives or, if that is a coroutine, what the coroutine gives.
 template <class T>
 struct TaskResult {

@@ -414,5 +414,11 @@ auto as_completed(asio::any_io_executor executor, std::vector<Member> members,
                   OnError on_error = OnError::wait_for_all) {
   return Completions<detail::member_result_t<Member>>::start(std::move(executor), on_error, std::move(members));
 }
+template <class Member>
+auto as_completed(std::vector<Member>, OnError = OnError::wait_for_all) {
+  static_assert(!std::is_same_v<Member, Member>,
+                "bulkhead: as_completed needs to know where to run: "
+                "as_completed(co_await asio::this_coro::executor, std::move(tasks)).");
+}
 
 }  // namespace bulkhead

@@ -108,7 +108,11 @@ std::size_t open_descriptors() {
 
 std::size_t resident_kib() {
   ::malloc_trim(0);
-  std::istringstream status(read_file("/proc/self/status"));
+  return resident_kib(::getpid());
+}
+
+std::size_t resident_kib(int pid) {
+  std::istringstream status(read_file("/proc/" + std::to_string(pid) + "/status"));
   for (std::string line; std::getline(status, line);) {
     if (line.starts_with("VmRSS:")) return std::stoul(line.substr(6));
   }

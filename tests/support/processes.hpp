@@ -51,6 +51,8 @@ std::set<std::string> descriptors_of(int pid);
 std::size_t open_descriptors();
 /// This process's memory, without what malloc only keeps for later.
 std::size_t resident_kib();
+/// Another's memory.
+std::size_t resident_kib(int pid);
 
 LocalExecutorOptions workers(unsigned number, bool bypass = false);
 /// Whether all workers are there.

@@ -2,6 +2,7 @@
 // What becomes of tasks, and of those who wait for a shutdown, when the executor is destroyed.
 #include <bulkhead/local_executor.hpp>
 #include <bulkhead/this_task.hpp>
+#include <bulkhead/thread_executor.hpp>
 
 #include "support/catch.hpp"
 #include "support/outcome.hpp"
@@ -12,6 +13,8 @@
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 
 #include <array>
@@ -22,6 +25,7 @@
 #include <optional>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 
 namespace asio = boost::asio;
 using bulkhead::LocalExecutor;
@@ -207,4 +211,75 @@ TEST_CASE("Destroying the executor tells which tasks have run and which have not
     INFO(message(outcome.error));
     CHECK(cancelled_stage(outcome.error) == TaskCancelledError::Stage::queued);
   }
+}
+
+namespace {
+
+// Whose `stop` runs on one thread while another destroys it.
+class SlowToStop final : public bulkhead::BaseExecutor {
+ public:
+  struct Seen {
+    std::atomic<bool> stopping{false};
+    std::atomic<bool> destroying{false};
+    std::atomic<bool> destroyed{false};
+    std::atomic<bool> destroyed_while_stopping{false};
+  };
+  SlowToStop(asio::any_io_executor io, Seen& seen)
+      : BaseExecutor(std::move(io), bulkhead::CommonOptions()), seen_(&seen) {}
+  ~SlowToStop() override {
+    close();
+    seen_->destroyed = true;
+  }
+
+ protected:
+  void execute(bulkhead::Task task) override { task.run(); }
+  asio::awaitable<void> stop(bulkhead::ShutdownOptions options) override {
+    Seen& seen = *seen_;
+    seen.stopping = true;
+    poll_until([&] { return seen.destroying.load(); }, bulkhead::test::kDeadline);
+    // Time enough for a destructor that does not wait.
+    for (int i = 0; i < 10'000 && !seen.destroyed; ++i) std::this_thread::yield();
+    seen.destroyed_while_stopping = seen.destroyed.load();
+    return BaseExecutor::stop(options);
+  }
+
+ private:
+  Seen* seen_;
+};
+
+}  // namespace
+
+TEST_CASE("An executor that another thread destroys is there until its shutdown has begun", "[shutdown]") {
+  asio::io_context context;
+  SlowToStop::Seen seen;
+  auto executor = std::make_unique<SlowToStop>(context.get_executor(), seen);
+  Outcome<void> shutdown;
+  asio::co_spawn(context, executor->shutdown(), shutdown.handler());
+  std::thread loop([&] { context.run(); });
+  const bool stopping = poll_until([&] { return seen.stopping.load(); }, bulkhead::test::kDeadline);
+  seen.destroying = true;
+  executor.reset();
+  loop.join();
+  REQUIRE(stopping);
+  CHECK(shutdown.calls == 1);
+  CHECK_FALSE(shutdown.error);
+  CHECK_FALSE(seen.destroyed_while_stopping);
+}
+
+TEST_CASE("Executors may be destroyed by one thread while their shutdowns begin on another", "[shutdown]") {
+  asio::io_context context;
+  auto work = asio::make_work_guard(context);
+  std::thread loop([&] { context.run(); });
+  for (int round = 0; round < 300; ++round) {
+    bulkhead::ThreadExecutor threads(context.get_executor());
+    std::optional<LocalExecutor> bypass(std::in_place, context.get_executor(), workers(1, true));
+    for (const bool wait : {true, false}) {
+      asio::co_spawn(context, threads.shutdown({.wait = wait, .timeout = {}, .cancel_pending = !wait}), asio::detached);
+      asio::co_spawn(context, bypass->shutdown({.wait = wait, .timeout = {}, .cancel_pending = wait}), asio::detached);
+    }
+    bypass.reset();
+  }
+  work.reset();
+  loop.join();
+  CHECK(context.stopped());
 }

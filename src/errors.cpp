@@ -413,6 +413,12 @@ DuplicateTaskError::DuplicateTaskError(const std::string& name)
     : ExecutorError(Errc::duplicate_task,
                     fmt::format("a task '{}' is registered already: give it another name, or remove the first", name)) {
 }
+DuplicateTaskError::DuplicateTaskError(const TaskId& id, ErrorContext context)
+    : ExecutorError(Errc::duplicate_task,
+                    fmt::format("executor '{}' knows a task of the id {} already: give each its own, or remove the "
+                                "first from the ResultStore when it is over",
+                                context.executor, id.to_string()),
+                    context) {}
 DuplicateTaskError::~DuplicateTaskError() = default;
 
 TaskSignatureError::TaskSignatureError(const std::string& message, ErrorContext context)

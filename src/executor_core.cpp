@@ -165,7 +165,8 @@ void ExecutorCore::submit(TaskNode* node) {
   node->submitted_ns = recent_now();
   if (node->id == 0) node->id = ++last_id;
   if (node->options.has_rare() && node->must_end_ns == 0) {
-    if (const auto limit = node->options.total_timeout()) node->must_end_ns = deadline_after(node->submitted_ns, *limit);
+    if (const auto limit = node->options.total_timeout())
+      node->must_end_ns = deadline_after(node->submitted_ns, *limit);
   }
   if (accepting && node->cancel_asked) {
     // It never became one of the tasks in flight, yet its caller gets an outcome: both sides of the sum count it.

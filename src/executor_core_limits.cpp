@@ -118,11 +118,10 @@ void ExecutorCore::limits_passed() {
     const bool ended = node->must_end_ns != 0 && now() >= node->must_end_ns;
     const auto limit = ended ? node->options.total_timeout() : node->options.queue_timeout();
     refuse(node,
-           std::make_exception_ptr(
-               ExecutorOverloadError(max_pending, context_of(*node),
-                                     fmt::format("it was not admitted within its {} of {} ms",
-                                                 ended ? "total_timeout" : "queue_timeout",
-                                                 std::chrono::duration<double, std::milli>(*limit).count()))),
+           std::make_exception_ptr(ExecutorOverloadError(
+               max_pending, context_of(*node),
+               fmt::format("it was not admitted within its {} of {} ms", ended ? "total_timeout" : "queue_timeout",
+                           std::chrono::duration<double, std::milli>(*limit).count()))),
            lock);
   }
   if (!not_admitted.empty()) {
@@ -147,8 +146,9 @@ void ExecutorCore::limit_passed(TaskNode& node, std::vector<Withdrawn>& withdraw
       watch_limits(node);
       return;
     }
-    auto error = ended ? std::make_exception_ptr(TaskTimeoutError(Which::total, *limit, context_of(node), not_run(node)))
-                       : timeout(Which::queue, limit);
+    auto error = ended
+                     ? std::make_exception_ptr(TaskTimeoutError(Which::total, *limit, context_of(node), not_run(node)))
+                     : timeout(Which::queue, limit);
     if (withdraw(node)) {
       withdrawn.push_back({&node, std::move(error), Outcome::timed_out});
     } else {

@@ -42,8 +42,8 @@ CommonOptions common(const HybridExecutorOptions& options,
   }
   for (auto executor = executors.begin(); executor != executors.end(); ++executor) {
     if (std::find(executors.begin(), executor, *executor) == executor) continue;
-    throw std::invalid_argument(
-        fmt::format("executor '{}' is given to a HybridExecutor twice: it would only be asked twice", (*executor)->name()));
+    throw std::invalid_argument(fmt::format(
+        "executor '{}' is given to a HybridExecutor twice: it would only be asked twice", (*executor)->name()));
   }
   return {.name = options.name,
           .max_pending = options.max_pending,

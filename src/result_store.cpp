@@ -130,11 +130,13 @@ std::size_t ResultStore::clear() {
   return dropped.size();
 }
 
-void ResultStore::add(const Record& record) {
+bool ResultStore::add(const Record& record) {
+  std::vector<Record> dropped;
   const std::lock_guard lock(state_->mutex);
+  state_->keep_limits(dropped);
   State::Entry entry;
   entry.record = record;
-  state_->entries.emplace(record->id(), std::move(entry));
+  return state_->entries.emplace(record->id(), std::move(entry)).second;
 }
 
 void ResultStore::finished(const TaskId& id, std::size_t bytes) {

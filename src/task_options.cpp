@@ -89,6 +89,17 @@ TaskOptions& TaskOptions::cpu_timeout(Duration value) & {
   return *this;
 }
 
+TaskOptions& TaskOptions::id(TaskId value) & {
+  if (value.empty()) throw std::invalid_argument("TaskOptions::id must not be the empty id, which is no task's");
+  change_rare().id = value;
+  return *this;
+}
+
+TaskOptions& TaskOptions::metadata(std::string value) & {
+  change_rare().metadata = std::move(value);
+  return *this;
+}
+
 TaskOptions& TaskOptions::max_instances(unsigned limit, OverloadPolicy policy, std::string key) & {
   if (limit == 0) throw std::invalid_argument("TaskOptions::max_instances must be at least 1, not 0");
   if (policy != OverloadPolicy::reject && policy != OverloadPolicy::wait) {
@@ -110,6 +121,7 @@ TaskOptions TaskOptions::with_defaults(const TaskOptions& defaults) const {
   if (rare.name.empty()) rare.name = other.name;
   if (rare.trace_parent.empty()) rare.trace_parent = other.trace_parent;
   if (rare.quarantine_key.empty()) rare.quarantine_key = other.quarantine_key;
+  if (rare.metadata.empty()) rare.metadata = other.metadata;
   if (rare.total_timeout.count() == 0) rare.total_timeout = other.total_timeout;
   if (rare.cpu_timeout.count() == 0) rare.cpu_timeout = other.cpu_timeout;
   if (!rare.retry) rare.retry = other.retry;

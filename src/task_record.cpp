@@ -49,13 +49,21 @@ struct TaskRecord::State {
   std::chrono::system_clock::time_point ended;
 };
 
-TaskRecord::TaskRecord(const std::shared_ptr<ExecutorCore>& core, std::string name)
-    : id_(TaskId::make()), name_(std::move(name)), state_(std::make_unique<State>(core)) {}
+TaskRecord::TaskRecord(const std::shared_ptr<ExecutorCore>& core, const TaskOptions& options)
+    : id_(options.id().empty() ? TaskId::make() : options.id()),
+      name_(options.name()),
+      metadata_(options.metadata()),
+      state_(std::make_unique<State>(core)) {}
 TaskRecord::~TaskRecord() = default;
 
-std::shared_ptr<TaskRecord> TaskRecord::create(const std::shared_ptr<ExecutorCore>& core, std::string name) {
-  auto record = std::make_shared<TaskRecord>(core, std::move(name));
-  core->results->add(record);
+std::shared_ptr<TaskRecord> TaskRecord::create(const std::shared_ptr<ExecutorCore>& core, const TaskOptions& options) {
+  auto record = std::make_shared<TaskRecord>(core, options);
+  if (!core->results->add(record)) {
+    ErrorContext context;
+    context.task = record->name();
+    context.executor = core->name;
+    throw DuplicateTaskError(record->id(), std::move(context));
+  }
   return record;
 }
 
@@ -96,6 +104,7 @@ TaskInfo TaskRecord::info() const {
   TaskInfo info;
   info.id = id_;
   info.name = name_;
+  info.metadata = metadata_;
   info.executor = state_->executor_name;
   info.spawned = state_->spawned;
   {

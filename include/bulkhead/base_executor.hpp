@@ -89,8 +89,8 @@ class BULKHEAD_EXPORT BaseExecutor : public TaskInterface<BaseExecutor, AnyCall>
   ///
   /// Resumes: on the awaiting coroutine's executor, once everything is over (`wait`) or at once. Never blocks a thread.
   /// Cancellation: terminal stops the waiting, not the shutdown. Any number of calls, also at the same time and after
-  /// the end; each waits by its own options, and may wait on while the executor is destroyed, by any thread. It cannot be used again
-  /// afterwards: make a new one, of the same name if you like.
+  /// the end; each waits by its own options, and may wait on while the executor is destroyed, by any thread. It cannot
+  /// be used again afterwards: make a new one, of the same name if you like.
   asio::awaitable<void> shutdown(ShutdownOptions options = {});
 
   /// What the executor has done and is doing, at one instant.
@@ -107,8 +107,8 @@ class BULKHEAD_EXPORT BaseExecutor : public TaskInterface<BaseExecutor, AnyCall>
 
   /// Ends what the executor holds. The default waits for the tasks, as the options say. May run several times at once;
   /// what is to happen whether or not anybody waits must not depend on the coroutine going on. The executor is there
-  /// while this function itself runs, and may be destroyed once it has returned: as a coroutine, which only begins then,
-  /// it must not look at the executor unless something else keeps that alive. Write a plain function that hands a
+  /// while this function itself runs, and may be destroyed once it has returned: as a coroutine, which only begins
+  /// then, it must not look at the executor unless something else keeps that alive. Write a plain function that hands a
   /// coroutine what it needs, as `return wait_for_them(shared_state_, options)`.
   virtual asio::awaitable<void> stop(ShutdownOptions options);
 

@@ -3,6 +3,7 @@
 
 #include <bulkhead/detail/config.hpp>
 #include <bulkhead/progress.hpp>
+#include <bulkhead/task_id.hpp>
 
 #include <boost/system/error_code.hpp>
 #include <boost/system/system_error.hpp>
@@ -38,7 +39,7 @@ enum class Errc {
   worker_stuck,           ///< A worker that was killed does not die.
   max_instances,          ///< As many tasks of this name or key are in executors as may be.
   unknown_task,           ///< No task is registered under this name.
-  duplicate_task,         ///< A task is registered under this name already.
+  duplicate_task,         ///< There is a task of this name, or of this id, already.
   signature_mismatch,     ///< A task was called, or its result taken, with other types than it has.
   result_not_found        ///< There is no result of this id: unknown, expired, or dropped.
 };
@@ -321,10 +322,11 @@ class BULKHEAD_EXPORT UnknownTaskError : public ExecutorError {
   std::shared_ptr<const std::vector<std::string>> known_;
 };
 
-/// `TaskRegistry::add` was given a name that is taken.
+/// `TaskRegistry::add` was given a name that is taken, or `spawn` a `TaskOptions::id` that is.
 class BULKHEAD_EXPORT DuplicateTaskError : public ExecutorError {
  public:
   explicit DuplicateTaskError(const std::string& name);
+  DuplicateTaskError(const TaskId& id, ErrorContext context);
   ~DuplicateTaskError() override;
 };
 

@@ -54,7 +54,8 @@ class BULKHEAD_EXPORT ResultStore {
   std::size_t clear();
 
   // For the library.
-  void add(const std::shared_ptr<detail::TaskRecord>& record);
+  /// False if there is one of the same id.
+  bool add(const std::shared_ptr<detail::TaskRecord>& record);
   void finished(const TaskId& id, std::size_t bytes);
   std::shared_ptr<detail::TaskRecord> find(const TaskId& id) const;
 

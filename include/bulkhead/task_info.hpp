@@ -19,6 +19,8 @@ struct TaskInfo {
   std::uint64_t number = 0;
   /// `TaskOptions::name`; empty if it has none.
   std::string name;
+  /// `TaskOptions::metadata`; empty if it has none.
+  std::string metadata;
   /// The executor's name.
   std::string executor;
   TaskStatus status = TaskStatus::queued;

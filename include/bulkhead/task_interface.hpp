@@ -327,7 +327,7 @@ class TaskInterface {
   TaskHandle<AnyResult> spawned_by_name(const TaskOptions& options, std::string_view name, Values values, Start start) {
     const auto task = detail::find_task(*target_core(), name, typeid(Values));
     TaskOptions merged = task->options(options);
-    auto record = detail::TaskRecord::create(target_core(), merged.name());
+    auto record = detail::TaskRecord::create(target_core(), merged);
     start(*task, target_core(), record, std::move(merged), &values);
     return TaskHandle<AnyResult>(std::move(record));
   }
@@ -338,7 +338,7 @@ class TaskInterface {
     detail::require_invocable<C>();
     using Handle = TaskHandle<detail::task_result_t<C>>;
     if constexpr (Policy::template accepts<C>) {
-      auto record = detail::TaskRecord::create(target_core(), options.name());
+      auto record = detail::TaskRecord::create(target_core(), options);
       start(target_core(), record, std::move(options), std::move(call));
       return Handle(std::move(record));
     } else {

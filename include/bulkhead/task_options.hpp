@@ -5,6 +5,7 @@
 #include <bulkhead/detail/config.hpp>
 #include <bulkhead/progress.hpp>
 #include <bulkhead/retry_policy.hpp>
+#include <bulkhead/task_id.hpp>
 
 #include <chrono>
 #include <functional>
@@ -39,8 +40,8 @@ class BULKHEAD_EXPORT TaskOptions {
   TaskOptions& priority(int value) & noexcept;
   TaskOptions&& priority(int value) && noexcept { return std::move(priority(value)); }
   /// The longest time that a run of the task may take; then the task fails with `TaskTimeoutError`. A worker process is
-  /// killed for that; what runs in the host itself is asked to stop (`this_task::stop_requested`), its caller is told at
-  /// once, and it keeps its place until it returns. More than zero. Default: no limit.
+  /// killed for that; what runs in the host itself is asked to stop (`this_task::stop_requested`), its caller is told
+  /// at once, and it keeps its place until it returns. More than zero. Default: no limit.
   TaskOptions& timeout(Duration value) &;
   TaskOptions&& timeout(Duration value) && { return std::move(timeout(value)); }
   /// The longest time from `submit` to the start of the run; then the task fails without having run:
@@ -79,6 +80,15 @@ class BULKHEAD_EXPORT TaskOptions {
   TaskOptions& quarantine_key(std::string value) &;
   TaskOptions&& quarantine_key(std::string value) && { return std::move(quarantine_key(std::move(value))); }
 
+  /// For `spawn`, `submit_at` and `submit_after`: the id that the task is to have, which its caller knows from
+  /// elsewhere. `DuplicateTaskError` is thrown if the executor's ResultStore knows a task of this id, over or not. Not
+  /// empty. Default: a new one.
+  TaskOptions& id(TaskId value) &;
+  TaskOptions&& id(TaskId value) && { return std::move(id(value)); }
+  /// For the same: what `TaskInfo::metadata` gives back, whatever the program wants to find there.
+  TaskOptions& metadata(std::string value) &;
+  TaskOptions&& metadata(std::string value) && { return std::move(metadata(std::move(value))); }
+
   /// At most so many tasks of this task's name, or of `key`, may be in executors that share a group
   /// (`CommonOptions::instances`) at once. Beyond that the task is refused with `MaxInstancesError`, or waits for its
   /// turn: it then keeps a place among `max_pending`. At least 1; `key`: at most 200 characters. Default: no limit.
@@ -94,7 +104,8 @@ class BULKHEAD_EXPORT TaskOptions {
     std::string key;
   };
 
-  /// These options, and `defaults` where none was given. A priority of 0 counts as not given.
+  /// These options, and `defaults` where none was given. A priority of 0 counts as not given; an id is never taken
+  /// over.
   TaskOptions with_defaults(const TaskOptions& defaults) const;
 
   /// Empty if none was given.
@@ -111,6 +122,9 @@ class BULKHEAD_EXPORT TaskOptions {
   const std::string& quarantine_key() const noexcept { return rare().quarantine_key; }
   /// Null if none was given.
   const Instances* max_instances() const noexcept { return rare().instances ? &*rare().instances : nullptr; }
+  /// Empty if none was given.
+  TaskId id() const noexcept { return rare().id; }
+  const std::string& metadata() const noexcept { return rare().metadata; }
   /// Whether any option beyond priority, timeout and queue_timeout was given.
   bool has_rare() const noexcept { return rare_ != nullptr; }
 
@@ -119,6 +133,8 @@ class BULKHEAD_EXPORT TaskOptions {
     std::string name;
     std::string trace_parent;
     std::string quarantine_key;
+    std::string metadata;
+    TaskId id;
     Duration total_timeout{0};  // 0: none
     Duration cpu_timeout{0};    // 0: none
     std::optional<RetryPolicy> retry;

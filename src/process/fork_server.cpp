@@ -326,8 +326,7 @@ bool ForkServer::gone() const noexcept {
   if (polled[0].revents != 0) {
     // No `wait` of the program's own sees it, so it would be a zombie for as long as the program runs.
     siginfo_t info{};
-    ::waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(state_->pidfd.get()), &info,
-             WEXITED | WNOHANG | __WALL);
+    ::waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(state_->pidfd.get()), &info, WEXITED | WNOHANG | __WALL);
   }
   return true;
 }

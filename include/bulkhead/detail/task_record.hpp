@@ -7,6 +7,7 @@
 #include <bulkhead/serialization.hpp>
 #include <bulkhead/task_id.hpp>
 #include <bulkhead/task_info.hpp>
+#include <bulkhead/task_options.hpp>
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/cancellation_type.hpp>
@@ -31,13 +32,13 @@ class ExecutorCore;
 // Thread-safe.
 class BULKHEAD_EXPORT TaskRecord : public std::enable_shared_from_this<TaskRecord> {
  public:
-  TaskRecord(const std::shared_ptr<ExecutorCore>& core, std::string name);
+  TaskRecord(const std::shared_ptr<ExecutorCore>& core, const TaskOptions& options);
   ~TaskRecord();
   TaskRecord(const TaskRecord&) = delete;
   TaskRecord& operator=(const TaskRecord&) = delete;
 
-  // A new record, known to the executor's store.
-  static std::shared_ptr<TaskRecord> create(const std::shared_ptr<ExecutorCore>& core, std::string name);
+  // A new record, known to the executor's store. Throws DuplicateTaskError if that knows another of the same id.
+  static std::shared_ptr<TaskRecord> create(const std::shared_ptr<ExecutorCore>& core, const TaskOptions& options);
 
   const TaskId& id() const noexcept { return id_; }
   const std::string& name() const noexcept { return name_; }
@@ -87,6 +88,7 @@ class BULKHEAD_EXPORT TaskRecord : public std::enable_shared_from_this<TaskRecor
 
   const TaskId id_;
   const std::string name_;
+  const std::string metadata_;
   AnyValue value_;
   std::unique_ptr<State> state_;
 };

@@ -414,7 +414,11 @@ class Bench {
   }
   template <class Function, class Coroutine, class... Args>
   auto spawn(const Job<Function, Coroutine>& job, Args... arguments) {
-    return job.in_form(subject_.form, [&](auto form) { return executor_->spawn(form, arguments...); });
+    return spawn(TaskOptions(), job, arguments...);
+  }
+  template <class Function, class Coroutine, class... Args>
+  auto spawn(const TaskOptions& options, const Job<Function, Coroutine>& job, Args... arguments) {
+    return job.in_form(subject_.form, [&](auto form) { return executor_->spawn(options, form, arguments...); });
   }
 
   void run_loop_for(std::chrono::milliseconds time) {
@@ -890,8 +894,7 @@ inline void total_time_limit(const ContractSubject& subject) {
   };
   {
     Bench bench(subject);
-    const auto caller = bench.submit(TaskOptions().total_timeout(kLimit).retry(RetryPolicy(3)),
-                                     run_until_stopped, 1);
+    const auto caller = bench.submit(TaskOptions().total_timeout(kLimit).retry(RetryPolicy(3)), run_until_stopped, 1);
     bench.until_told(caller, "a task with a total_timeout was over");
     require_total(caller->error, "a task that runs too long");
     require(board().begun == 1, "a task ran again although there was no time for that");
@@ -930,9 +933,9 @@ inline void total_time_limit(const ContractSubject& subject) {
   {
     Bench bench(subject);
     constexpr int kRuns = 1000;
-    const auto caller = bench.submit(
-        TaskOptions().total_timeout(kLimit).retry(RetryPolicy(1000).delay(std::chrono::milliseconds(7))),
-        succeed_at_attempt, 1000U);
+    const auto caller =
+        bench.submit(TaskOptions().total_timeout(kLimit).retry(RetryPolicy(1000).delay(std::chrono::milliseconds(7))),
+                     succeed_at_attempt, 1000U);
     bench.until_told(caller, "a task that failed again and again was over");
     require(caller->error && board().begun < kRuns, "a task must not be run again when its total_timeout is over");
     bench.require_nothing_left();
@@ -1126,6 +1129,29 @@ inline void handles(const ContractSubject& subject) {
   }
 }
 
+inline void handles_of_own_id(const ContractSubject& subject) {
+  Bench bench(subject);
+  const TaskId id = TaskId::make();
+  const auto options = TaskOptions().id(id).metadata("for the first customer");
+  const auto handle = bench.spawn(options, twice, 3);
+  require(handle.id() == id, "a task must have the id that it was given");
+  const auto require_taken = [&](const std::string& when) {
+    try {
+      bench.spawn(options, twice, 4);
+      throw ContractViolation("two tasks had one id, the first of which " + when);
+    } catch (const DuplicateTaskError&) {
+      // as it must be
+    }
+  };
+  require_taken("was not over");
+  require(bench.await(handle.result(bench.deadline()), "a spawned task was over") == 6, "a result is wrong");
+  require_taken("was over");
+  require(bench.executor().get_result<int>(id) == 6, "a result was lost to a task that was refused its id");
+  const auto info = bench.executor().info(id);
+  require(info && info->metadata == "for the first customer", "a task's metadata must be there when it is over");
+  require(bench.executor().metrics().submitted == 1, "a task that was refused its id must not be submitted");
+}
+
 inline void handles_of_running(const ContractSubject& subject) {
   Bench bench(subject);
   const auto running = bench.spawn(stop_when_asked, 1);
@@ -1311,6 +1337,7 @@ inline std::vector<ContractCase> executor_contract(const ContractSubject& subjec
       Part{"events tell of each end what it was", events_of_ends, Holds::where_queued},
       Part{"progress comes in order, the last of it before the result", progress, Holds::always},
       Part{"a handle has the result, and so has the store", handles, Holds::always},
+      Part{"a task may be given an id, which no other may have then", handles_of_own_id, Holds::always},
       Part{"a handle tells where its task is, and cancels it", handles_of_running, Holds::where_queued},
       Part{"no more instances than there may be", instances, Holds::where_queued},
       Part{"tasks are called by their names, with types that are checked", by_name, Holds::always},

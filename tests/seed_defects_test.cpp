@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: BSL-1.0
 // The defects G1 to G15 that were found in the executors which this library takes further, one test each that shows
 // that ours does not share it, over real worker processes.
+//
+// A1 to A18 (asyncz) and F1 to F24 (flowrra), the defects of other executors that this family can stand in for, are
+// tested under their numbers where they belong by their subject. Without a counterpart here is F7, a consumer that dies
+// of any broker error but a timeout: the core has no broker. Nor have what Redis and its broker did wrong in F8 (a task
+// popped before it is run), F9 (running tasks pushed back), F11 (priorities ignored) and F13 (a look, and then a
+// subscription); what is like it in memory is tested under the number.
 #include <bulkhead/bulkhead.hpp>
 
 #include "support/catch.hpp"

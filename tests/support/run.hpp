@@ -53,6 +53,17 @@ T run(asio::io_context& context, asio::awaitable<T> coroutine, std::chrono::seco
   }
 }
 
+/// What the coroutine has thrown; null if it returned.
+template <class T>
+std::exception_ptr failure(asio::io_context& context, asio::awaitable<T> coroutine) {
+  try {
+    run(context, std::move(coroutine));
+  } catch (...) {
+    return std::current_exception();
+  }
+  return nullptr;
+}
+
 /// Runs the context until the condition holds; false if it does not within the deadline. For events that nothing
 /// announces: it looks every millisecond.
 inline bool run_until(asio::io_context& context, const std::function<bool()>& condition,

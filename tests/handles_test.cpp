@@ -1,0 +1,398 @@
+// SPDX-License-Identifier: BSL-1.0
+// Handles of tasks that are spawned, and their results.
+// Numbers such as A1 and F1 are of defects that executors before this family had; see seed_defects_test.
+#include <bulkhead/bulkhead.hpp>
+
+#include "support/catch.hpp"
+#include "support/executors.hpp"
+#include "support/outcome.hpp"
+#include "support/run.hpp"
+#include "support/tasks.hpp"
+#include "support/told.hpp"
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <boost/asio/use_future.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <exception>
+#include <future>
+#include <memory>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace asio = boost::asio;
+using bulkhead::CommonOptions;
+using bulkhead::Event;
+using bulkhead::EventKind;
+using bulkhead::OverloadPolicy;
+using bulkhead::ResultNotFoundError;
+using bulkhead::ResultStore;
+using bulkhead::ResultStoreOptions;
+using bulkhead::RetryPolicy;
+using bulkhead::SerializationError;
+using bulkhead::ShutdownOptions;
+using bulkhead::TaskCancelledError;
+using bulkhead::TaskHandle;
+using bulkhead::TaskId;
+using bulkhead::TaskOptions;
+using bulkhead::TaskSignatureError;
+using bulkhead::TaskStatus;
+using bulkhead::TaskTimeoutError;
+using bulkhead::ThreadExecutor;
+using bulkhead::test::all_over;
+using bulkhead::test::board;
+using bulkhead::test::cancelled_stage;
+using bulkhead::test::count;
+using bulkhead::test::echo;
+using bulkhead::test::error_as;
+using bulkhead::test::failure;
+using bulkhead::test::holds;
+using bulkhead::test::kDeadline;
+using bulkhead::test::kLongBeforeTheGate;
+using bulkhead::test::let_go;
+using bulkhead::test::limited;
+using bulkhead::test::make;
+using bulkhead::test::message;
+using bulkhead::test::named;
+using bulkhead::test::Outcome;
+using bulkhead::test::refuse;
+using bulkhead::test::reset_board;
+using bulkhead::test::run;
+using bulkhead::test::run_until;
+using bulkhead::test::stubborn;
+using bulkhead::test::threads;
+using bulkhead::test::Told;
+using bulkhead::test::twice;
+using bulkhead::test::wait_at_gate;
+using namespace std::chrono_literals;
+
+TEST_CASE("A spawned task is queued, then running, then succeeded, and its result stays", "[handle]") {
+  const auto type = GENERATE(as<std::string>{}, "local", "thread", "io");
+  CAPTURE(type);
+  reset_board();
+  asio::io_context context;
+  const auto executor = make(type, context);
+  const auto first = executor->spawn(wait_at_gate, 1);
+  const auto second = executor->spawn(TaskOptions().name("second"), wait_at_gate, 2);
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+  CHECK(first.status() == TaskStatus::running);
+  CHECK(second.status() == TaskStatus::queued);
+  CHECK(executor->status(second.id()) == TaskStatus::queued);
+  CHECK(second.name() == "second");
+  CHECK_FALSE(executor->get_result<int>(second.id()));
+  board.gate.open = 1;
+  CHECK(run(context, first.result()) == 1);
+  CHECK(run(context, second.result()) == 2);
+  CHECK(first.status() == TaskStatus::succeeded);
+  CHECK(executor->status(second.id()) == TaskStatus::succeeded);
+  // Once more, and from the store.
+  CHECK(run(context, second.result()) == 2);
+  CHECK(executor->get_result<int>(second.id()) == 2);
+  CHECK(run(context, executor->wait_for_result<int>(first.id())) == 1);
+}
+
+TEST_CASE("Each status has a name, and four of them are ends", "[handle]") {
+  std::string names;
+  int ends = 0;
+  for (const auto status : {TaskStatus::queued, TaskStatus::running, TaskStatus::retrying, TaskStatus::succeeded,
+                            TaskStatus::failed, TaskStatus::cancelled, TaskStatus::timed_out}) {
+    names += fmt::format("{}, ", to_string(status));
+    if (is_over(status)) ++ends;
+  }
+  CHECK(names == "queued, running, retrying, succeeded, failed, cancelled, timed out, ");
+  CHECK(ends == 4);
+}
+
+TEST_CASE("A spawned task that throws has failed, and gives its error to everyone who waits", "[handle]") {
+  const auto type = GENERATE(as<std::string>{}, "local", "thread", "io", "hybrid", "inline", "bypass");
+  CAPTURE(type);
+  asio::io_context context;
+  const auto executor = make(type, context);
+  const auto handle = executor->spawn(refuse, 7);
+  std::array<Outcome<>, 3> waiters;
+  for (auto& waiter : waiters) asio::co_spawn(context, handle.result(), waiter.handler());
+  REQUIRE(run_until(context, [&] { return all_over(waiters); }));
+  for (const auto& waiter : waiters) {
+    CHECK(holds<std::runtime_error>(waiter.error));
+    CHECK(message(waiter.error) == "refused 7");
+  }
+  CHECK(handle.status() == TaskStatus::failed);
+  CHECK_THROWS_AS(executor->get_result<int>(handle.id()), std::runtime_error);
+}
+
+TEST_CASE("A wait for a result ends at its limit, and the task goes on", "[handle]") {
+  reset_board();
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor(), threads(1));
+  const auto handle = executor.spawn(wait_at_gate, 5);
+  const auto early = error_as<TaskTimeoutError>(failure(context, handle.result(1ms)));
+  REQUIRE(early);
+  CHECK(early->which() == TaskTimeoutError::Which::wait);
+  const auto late = error_as<TaskTimeoutError>(failure(context, executor.wait_for_result<int>(handle.id(), 1ms)));
+  REQUIRE(late);
+  CHECK(late->which() == TaskTimeoutError::Which::wait);
+  CHECK_FALSE(is_over(handle.status()));
+  board.gate.open = 1;
+  CHECK(run(context, handle.result(kDeadline)) == 5);
+}
+
+TEST_CASE("An id that belongs to no task has neither a status nor a result", "[handle]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor(), threads(1));
+  const TaskId unknown = TaskId::make();
+  CHECK_FALSE(executor.status(unknown));
+  CHECK_THROWS_AS(executor.get_result<int>(unknown), ResultNotFoundError);
+  CHECK_THROWS_AS(run(context, executor.wait_for_result<int>(unknown)), ResultNotFoundError);
+}
+
+TEST_CASE("A store counts and clears the tasks that are over, and keeps those that run", "[handle]") {
+  reset_board();
+  asio::io_context context;
+  CommonOptions options;
+  options.results = std::make_shared<ResultStore>();
+  const auto executor = make("thread", context, 2, options);
+  const auto held = executor->spawn(wait_at_gate, 1);
+  std::vector<TaskHandle<int>> handles;
+  for (int i = 0; i < 5; ++i) handles.push_back(executor->spawn(i % 2 == 0 ? twice : refuse, i));
+  REQUIRE(run_until(context, [&] {
+    return std::all_of(handles.begin(), handles.end(), [](const auto& handle) { return is_over(handle.status()); });
+  }));
+  REQUIRE(run_until(context, [&] { return options.results->size() == 5; }));
+  CHECK(options.results->unfinished() == 1);
+  CHECK(options.results->remove(handles[0].id()));
+  CHECK_FALSE(options.results->remove(handles[0].id()));
+  CHECK_FALSE(options.results->remove(held.id()));
+  CHECK(options.results->clear() == 4);
+  CHECK(options.results->size() == 0);
+  CHECK(options.results->unfinished() == 1);
+  CHECK_THROWS_AS(executor->get_result<int>(handles[2].id()), ResultNotFoundError);
+  // A handle has its task's result all the same.
+  CHECK(run(context, handles[2].result()) == 4);
+  board.gate.open = 1;
+  CHECK(run(context, held.result()) == 1);
+}
+
+TEST_CASE("A task that has not begun is cancelled for sure, and one that is over is not", "[handle]") {
+  const auto type = GENERATE(as<std::string>{}, "local", "thread", "io", "hybrid");
+  CAPTURE(type);
+  reset_board();
+  asio::io_context context;
+  const auto executor = make(type, context);
+  const auto over = executor->spawn(twice, 1);
+  CHECK(run(context, over.result()) == 2);
+  const auto held = executor->spawn(wait_at_gate, 1);
+  const auto queued = executor->spawn(count, 1);
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+  over.cancel();
+  queued.cancel();
+  CHECK(cancelled_stage(failure(context, queued.result())) == TaskCancelledError::Stage::queued);
+  CHECK(queued.status() == TaskStatus::cancelled);
+  CHECK(over.status() == TaskStatus::succeeded);
+  CHECK(run(context, over.result()) == 2);
+  board.gate.open = 1;
+  CHECK(run(context, held.result()) == 1);
+  run(context, executor->shutdown());
+  CHECK(board.begun == 0);
+}
+
+TEST_CASE("Every task has an id of its own that text carries, so that none takes the place of another", "[handle]") {
+  asio::io_context context;
+  CommonOptions options = limited(10'000);
+  options.results = std::make_shared<ResultStore>();
+  const auto one = make("thread", context, 2, options);
+  const auto other = make("thread", context, 2, options);
+  std::set<TaskId> ids;
+  for (int i = 0; i < 200; ++i) {
+    ids.insert(one->spawn(TaskOptions().name("the same"), twice, i).id());
+    ids.insert(other->spawn(TaskOptions().name("the same"), twice, i).id());
+  }
+  CHECK(ids.size() == 400);
+  for (const TaskId& id : ids) CHECK(TaskId::parse(id.to_string()) == id);
+  // Of a shared store each finds the other's.
+  const auto handle = one->spawn(twice, 4);
+  CHECK(run(context, other->wait_for_result<int>(handle.id())) == 8);
+}
+
+TEST_CASE("A result is there for those who wait before it, after it, and many at once", "[flowrra]") {
+  const auto type = GENERATE(as<std::string>{}, "local", "thread", "io");
+  CAPTURE(type);
+  reset_board();
+  asio::io_context context;
+  const auto executor = make(type, context);
+  const auto handle = executor->spawn(wait_at_gate, 6);
+  std::array<Outcome<>, 20> before;
+  for (auto& waiter : before) {
+    asio::co_spawn(context, executor->wait_for_result<int>(handle.id()), waiter.handler());
+  }
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+  for (const auto& waiter : before) CHECK(waiter.calls == 0);
+  board.gate.open = 1;
+  REQUIRE(run_until(context, [&] { return all_over(before); }));
+  for (const auto& waiter : before) CHECK(waiter.value == 6);
+  CHECK(run(context, executor->wait_for_result<int>(handle.id(), 1ns)) == 6);
+  CHECK_THROWS_AS(executor->get_result<double>(handle.id()), TaskSignatureError);
+}
+
+TEST_CASE("F5: a result that cannot be kept fails its task, and the worker goes on", "[handle]") {
+  const auto type = GENERATE(as<std::string>{}, "local", "thread", "io", "hybrid", "inline", "bypass");
+  CAPTURE(type);
+  reset_board();
+  asio::io_context context;
+  const auto executor = make(type, context);
+  for (int i = 0; i < 5; ++i) {
+    const auto handle = executor->spawn(stubborn, false);
+    CHECK(holds<SerializationError>(failure(context, handle.result())));
+    CHECK(handle.status() == TaskStatus::failed);
+    CHECK(run(context, executor->spawn(twice, i).result()) == 2 * i);
+  }
+  CHECK(board.begun == 5);
+  // Broken code around the task stops nobody either.
+  const auto listener = executor->subscribe([](const Event&) { throw std::runtime_error("broken"); });
+  const auto picky = TaskOptions().retry(
+      RetryPolicy(3).when([](const std::exception_ptr&) -> bool { throw std::logic_error("a broken predicate"); }));
+  CHECK(failure(context, executor->submit(picky, refuse, 1)));
+  CHECK(run(context, executor->submit(twice, 5)) == 10);
+  CHECK(executor->metrics().running == 0);
+  run(context, executor->shutdown());
+}
+
+TEST_CASE("F10: no handle says queued, running or retrying once its executor is down or gone", "[handle]") {
+  const auto type = GENERATE(as<std::string>{}, "local", "thread", "io", "hybrid");
+  const bool shut_down = GENERATE(true, false);
+  CAPTURE(type, shut_down);
+  reset_board();
+  asio::io_context context;
+  auto executor = make(type, context, 1, limited(4, OverloadPolicy::wait));
+  Told told(*executor);
+  std::vector<TaskHandle<int>> handles;
+  handles.push_back(executor->spawn(TaskOptions().retry(RetryPolicy(2).delay(1h)), refuse, 1));
+  REQUIRE(run_until(context, [&] { return handles[0].status() == TaskStatus::retrying; }));
+  handles.push_back(executor->spawn(TaskOptions().name("one").max_instances(1), wait_at_gate, 1));
+  handles.push_back(executor->spawn(TaskOptions().name("one").max_instances(1, OverloadPolicy::wait), count, 1));
+  handles.push_back(executor->spawn(count, 2));
+  handles.push_back(executor->spawn(count, 3));  // beyond max_pending
+  handles.push_back(executor->submit_after(1h, count, 4));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 1 && executor->metrics().waiting == 1; }));
+  for (const auto& handle : handles) CHECK_FALSE(is_over(handle.status()));
+  Outcome<void> shutdown;
+  if (shut_down) {
+    ShutdownOptions options;
+    options.cancel_pending = true;
+    options.timeout = 1ms;
+    asio::co_spawn(context, executor->shutdown(options), shutdown.handler());
+  } else {
+    executor.reset();
+  }
+  const auto all = [&] {
+    return std::all_of(handles.begin(), handles.end(), [](const auto& handle) { return is_over(handle.status()); });
+  };
+  REQUIRE(run_until(context, all, kLongBeforeTheGate));
+  for (const auto& handle : handles) CHECK(failure(context, handle.result()));
+  // Each that was accepted has one end; one was refused, and one was never submitted.
+  REQUIRE(run_until(context, [&] { return told.ends() == 4 && told.count(EventKind::rejected) == 1; }));
+  CHECK(told.count(EventKind::submitted) == 4);
+  CHECK(board.begun == 0);
+  let_go(type);
+  if (shut_down) REQUIRE(run_until(context, [&] { return shutdown.calls == 1; }));
+}
+
+TEST_CASE("F13: whoever waits for a result gets it, however close its end and the wait are", "[handle]") {
+  const auto type = GENERATE(as<std::string>{}, "local", "thread", "io");
+  CAPTURE(type);
+  constexpr int kTasks = 500;
+  asio::thread_pool context(2);
+  int wrong = 0;
+  {
+    const auto executor = make(type, context.get_executor(), 2, limited(kTasks));
+    std::vector<std::future<int>> waits;
+    for (int i = 0; i < kTasks; ++i) {
+      const auto handle = executor->spawn(twice, i);
+      waits.push_back(asio::co_spawn(context, handle.result(), asio::use_future));
+      waits.push_back(asio::co_spawn(context, executor->wait_for_result<int>(handle.id()), asio::use_future));
+    }
+    for (std::size_t i = 0; i < waits.size(); ++i) {
+      const bool ready = waits[i].wait_for(kDeadline) == std::future_status::ready;
+      if (!ready || waits[i].get() != 2 * static_cast<int>(i / 2)) ++wrong;
+    }
+    CHECK(wrong == 0);
+  }
+  context.join();
+}
+
+TEST_CASE("F14: what is known of a task is known in all of its states", "[handle][events]") {
+  const auto type = GENERATE(as<std::string>{}, "local", "thread", "io", "hybrid");
+  CAPTURE(type);
+  reset_board();
+  asio::io_context context;
+  const auto executor = make(type, context, 1, named("archive"));
+  Told told(*executor);
+  const auto held = executor->spawn(wait_at_gate, 1);
+  const auto handle = executor->spawn(TaskOptions().name("the job"), wait_at_gate, 2);
+  const TaskId id = handle.id();
+  const auto known = [&] { return handle.id() == id && handle.name() == "the job"; };
+  CHECK(handle.status() == TaskStatus::queued);
+  CHECK(known());
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+  board.gate.open = 1;
+  CHECK(run(context, handle.result()) == 2);
+  CHECK(handle.status() == TaskStatus::succeeded);
+  CHECK(known());
+  REQUIRE(run_until(context, [&] { return told.ends() == 2; }));
+  const auto events = told.of("the job");
+  REQUIRE(events.size() == 3);
+  for (const Event& event : events) {
+    CHECK(event.task_id == events[0].task_id);
+    CHECK(event.executor == "archive");
+    CHECK(event.attempt == 1);
+    CHECK(event.time.time_since_epoch().count() > 0);
+  }
+  REQUIRE(events.back().queue_wait);
+  REQUIRE(events.back().run_time);
+  CHECK(events.back().queue_wait->count() > 0);
+  CHECK(events.back().run_time->count() > 0);
+}
+
+TEST_CASE("F15: results are bounded by number, size and age, and one that is gone is an error at once", "[handle]") {
+  asio::io_context context;
+  CommonOptions options = limited(5000);
+  const auto fill = [&](ResultStoreOptions limits) {
+    options.results = std::make_shared<ResultStore>(limits);
+    const auto executor = make("thread", context, 2, options);
+    std::vector<TaskHandle<std::string>> handles;
+    for (int i = 0; i < 2000; ++i) handles.push_back(executor->spawn(echo<std::string>, std::string(100, 'r')));
+    run(context, executor->shutdown());
+    const auto over = [](const auto& handle) { return is_over(handle.status()); };
+    REQUIRE(run_until(context, [&] {
+      return options.results->unfinished() == 0 && std::all_of(handles.begin(), handles.end(), over);
+    }));
+    const auto is_kept = [&](const auto& handle) { return executor->status(handle.id()).has_value(); };
+    const auto kept = std::count_if(handles.begin(), handles.end(), is_kept);
+    CHECK(static_cast<std::size_t>(kept) == options.results->size());
+    const auto gone = std::find_if_not(handles.begin(), handles.end(), is_kept);
+    REQUIRE(gone != handles.end());
+    CHECK_THROWS_AS(run(context, executor->wait_for_result<std::string>(gone->id())), ResultNotFoundError);
+    CHECK_THROWS_AS(executor->get_result<std::string>(gone->id()), ResultNotFoundError);
+  };
+  ResultStoreOptions few;
+  few.max_results = 10;
+  fill(few);
+  CHECK(options.results->size() == 10);
+  ResultStoreOptions little;
+  little.max_bytes = 4000;
+  fill(little);
+  CHECK(options.results->size() < 40);
+  CHECK(options.results->bytes() <= 4000);
+  ResultStoreOptions young;
+  young.time_to_live = 1ns;
+  fill(young);
+  CHECK(options.results->size() == 0);
+}

@@ -6,6 +6,7 @@
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
+#include "support/tasks.hpp"
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/as_tuple.hpp>
@@ -29,8 +30,6 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/use_future.hpp>
 
-#include <poll.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <algorithm>
@@ -43,8 +42,6 @@
 #include <future>
 #include <latch>
 #include <memory>
-#include <mutex>
-#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -61,55 +58,31 @@ using bulkhead::LocalExecutor;
 using bulkhead::LocalExecutorOptions;
 using bulkhead::TaskCancelledError;
 using bulkhead::test::adds_up;
+using bulkhead::test::board;
 using bulkhead::test::cancelled_stage;
+using bulkhead::test::count;
 using bulkhead::test::holds;
 using bulkhead::test::kDeadline;
 using bulkhead::test::kGone;
 using bulkhead::test::message;
 using bulkhead::test::Outcome;
 using bulkhead::test::Process;
+using bulkhead::test::reset_board;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
+using bulkhead::test::twice;
+using bulkhead::test::wait_at_gate;
 using bulkhead::test::whole;
 using bulkhead::test::workers;
 using namespace std::chrono_literals;
 
 namespace {
 
-// A page that the tests and all workers share, since it is older than the fork server.
-struct Board {
-  std::atomic<int> begun{0};  // tasks that wait at the gate, or waited there
-  std::atomic<int> gate{0};   // opened by the test
-  std::atomic<int> ran{0};    // tasks that were counted
-};
-
-Board& board = *[] {
-  void* page = ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (page == MAP_FAILED) throw std::bad_alloc();
-  return new (page) Board;
-}();
-
-void reset_board() {
-  board.begun = 0;
-  board.gate = 0;
-  board.ran = 0;
-}
-
 // What runs in workers. None of it asserts: results and the board tell.
 
-int twice(int value) { return 2 * value; }
 void nothing() {}
 int refuse(int value) { throw std::invalid_argument("refused " + std::to_string(value)); }
 void refuse_void() { throw std::out_of_range("refused"); }
-int count(int value) {
-  ++board.ran;
-  return value;
-}
-int wait_at_gate(int value) {
-  ++board.begun;
-  while (board.gate == 0) ::poll(nullptr, 0, 1);
-  return value;
-}
 std::unique_ptr<int> boxed(int value) { return std::make_unique<int>(value); }
 
 struct NoDefault {
@@ -478,7 +451,7 @@ TEST_CASE("a bound cancellation slot cancels the task, over a callback, use_awai
   LocalExecutor pool(context.get_executor(), workers(1));
   Outcome<> first;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), first.handler());
-  REQUIRE(run_until(context, [] { return board.begun == 1; }));
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
 
   asio::cancellation_signal of_callback;
   asio::cancellation_signal of_awaitable;
@@ -502,10 +475,10 @@ TEST_CASE("a bound cancellation slot cancels the task, over a callback, use_awai
   CHECK(is_aborted(callback.error));
   CHECK(is_aborted(awaited));
   CHECK_THROWS_AS(future.get(), TaskCancelledError);
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return first.calls == 1; }));
   CHECK(first.value == 1);
-  CHECK(board.ran == 0);
+  CHECK(board.begun == 0);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -523,7 +496,7 @@ TEST_CASE("operator|| with a timer cancels the task, and its worker is killed an
     asio::steady_timer timer(co_await asio::this_coro::executor);
     // Not before the task runs: it is to be cancelled while it does.
     const auto expire = [&]() -> asio::awaitable<void> {
-      while (board.begun == 0) {
+      while (board.gate.waiting == 0) {
         timer.expires_after(1ms);
         co_await timer.async_wait(asio::use_awaitable);
       }
@@ -710,7 +683,7 @@ TEST_CASE("an io_context stopped and destroyed with tasks in flight calls no han
     ++*held;
   };
   asio::co_spawn(*context, coroutine(*pool, token), asio::detached);
-  REQUIRE(run_until(*context, [] { return board.begun == 2; }));
+  REQUIRE(run_until(*context, [] { return board.gate.waiting == 2; }));
   REQUIRE(run_until(*context, [&] { return pool->metrics().submitted == 6; }));
   const std::vector<Process> processes = processes_of(*context, *pool);
   CHECK(processes.size() == 2);
@@ -740,7 +713,7 @@ TEST_CASE("destroying the executor completes its tasks with operation_aborted, l
   auto pool = std::make_unique<LocalExecutor>(context.get_executor(), workers(1));
   std::array<Outcome<>, 3> outcomes;
   for (Outcome<>& outcome : outcomes) pool->async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
-  REQUIRE(run_until(context, [] { return board.begun == 1; }));
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
   const std::vector<Process> processes = processes_of(context, *pool);
   pool.reset();
   for (const Outcome<>& outcome : outcomes) CHECK(outcome.calls == 0);
@@ -775,7 +748,7 @@ TEST_CASE("a dropped awaitable or deferred operation starts nothing", "[asio]") 
   CHECK(pool.metrics().submitted == 0);
   // A task that does run is behind them all.
   CHECK(run(context, pool.submit(count, 5)) == 5);
-  CHECK(board.ran == 1);
+  CHECK(board.begun == 1);
 }
 
 TEST_CASE("a handler is never called inside the initiating function, whatever the outcome", "[asio]") {
@@ -839,7 +812,7 @@ TEST_CASE("io_context::run returns when nothing is in flight, and not while a ta
   context.run_for(50ms);
   CHECK_FALSE(context.stopped());
   CHECK(slow.calls == 0);
-  board.gate = 1;
+  board.gate.open = 1;
   context.run_for(kDeadline);
   CHECK(context.stopped());
   CHECK(slow.calls == 1);
@@ -852,7 +825,7 @@ TEST_CASE("io_context::run does not return while a killed worker's task has no o
   Outcome<> outcome;
   asio::cancellation_signal signal;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
-  REQUIRE(run_until(context, [] { return board.begun == 1; }));
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
   signal.emit(asio::cancellation_type::terminal);
   context.restart();
   context.run_for(kDeadline);
@@ -977,7 +950,7 @@ TEST_CASE("a queued task cancelled by any type never reaches a worker", "[asio]"
   LocalExecutor pool(context.get_executor(), workers(1));
   Outcome<> running;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), running.handler());
-  REQUIRE(run_until(context, [&] { return board.begun == 1 && whole(pool); }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 1 && whole(pool); }));
   const std::vector<int> before = pool.worker_pids();
 
   Outcome<> queued;
@@ -988,12 +961,12 @@ TEST_CASE("a queued task cancelled by any type never reaches a worker", "[asio]"
   REQUIRE(run_until(context, [&] { return queued.calls > 0; }));
   CHECK(is_aborted(queued.error));
   CHECK(cancelled_stage(queued.error) == TaskCancelledError::Stage::queued);
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return running.calls > 0; }));
   CHECK(running.value == 1);
   CHECK(run(context, pool.submit(twice, 1)) == 2);
   CHECK(queued.calls == 1);
-  CHECK(board.ran == 0);
+  CHECK(board.begun == 0);
   CHECK(pool.worker_pids() == before);
   const auto metrics = pool.metrics();
   CHECK(metrics.cancelled == 1);
@@ -1013,7 +986,7 @@ TEST_CASE("a task cancelled by any type while it waits for admission is not admi
   LocalExecutor pool(context.get_executor(), options);
   Outcome<> running;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), running.handler());
-  REQUIRE(run_until(context, [] { return board.begun == 1; }));
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
   Outcome<> waiting;
   asio::cancellation_signal signal;
   pool.async_submit(bulkhead::call(count, 2), asio::bind_cancellation_slot(signal.slot(), waiting.handler()));
@@ -1024,13 +997,13 @@ TEST_CASE("a task cancelled by any type while it waits for admission is not admi
   CHECK(is_aborted(waiting.error));
   CHECK(cancelled_stage(waiting.error) == TaskCancelledError::Stage::waiting);
   CHECK(pool.metrics().waiting == 0);
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return running.calls > 0; }));
   context.restart();
   context.run_for(kDeadline);
   CHECK(context.stopped());
   CHECK(waiting.calls == 1);
-  CHECK(board.ran == 0);
+  CHECK(board.begun == 0);
   const auto metrics = pool.metrics();
   CHECK(metrics.completed == 1);
   CHECK(metrics.cancelled == 1);
@@ -1045,7 +1018,7 @@ TEST_CASE("a running task cancelled by terminal loses its worker, which is repla
   Outcome<> behind;
   asio::cancellation_signal signal;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), asio::bind_cancellation_slot(signal.slot(), running.handler()));
-  REQUIRE(run_until(context, [] { return board.begun == 1; }));
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
   pool.async_submit(bulkhead::call(twice, 21), behind.handler());
   const std::vector<Process> processes = processes_of(context, pool);
   signal.emit(asio::cancellation_type::terminal);
@@ -1075,14 +1048,14 @@ TEST_CASE("a running task ignores partial and total cancellation and returns its
   Outcome<> running;
   asio::cancellation_signal signal;
   pool.async_submit(bulkhead::call(wait_at_gate, 7), asio::bind_cancellation_slot(signal.slot(), running.handler()));
-  REQUIRE(run_until(context, [] { return board.begun == 1; }));
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
   signal.emit(asio::cancellation_type::partial);
   signal.emit(asio::cancellation_type::total);
   signal.emit(asio::cancellation_type::partial | asio::cancellation_type::total);
   context.restart();
   context.run_for(20ms);
   CHECK(running.calls == 0);
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return running.calls > 0; }));
   CHECK_FALSE(running.error);
   CHECK(running.value == 7);
@@ -1106,7 +1079,7 @@ TEST_CASE("cancelling after completion has no effect, also when the memory serve
   signal.emit(asio::cancellation_type::all);
   REQUIRE(run_until(context, [&] { return second.calls == 1; }));
   CHECK_FALSE(second.error);
-  CHECK(board.ran == 1);
+  CHECK(board.begun == 1);
   CHECK(first.calls == 1);
   CHECK(pool.metrics().cancelled == 0);
 }
@@ -1145,7 +1118,7 @@ TEST_CASE("a running task can be cancelled from another thread while nobody runs
   Outcome<> running;
   asio::cancellation_signal signal;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), asio::bind_cancellation_slot(signal.slot(), running.handler()));
-  REQUIRE(run_until(context, [] { return board.begun == 1; }));
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
   const std::vector<Process> processes = processes_of(context, pool);
   std::thread([&] { signal.emit(asio::cancellation_type::terminal); }).join();
   for (const Process& process : processes) CHECK(process.gone_within(kGone));
@@ -1203,7 +1176,7 @@ TEST_CASE("a coroutine's own cancellation reaches its task at both stages", "[as
         context, coroutine(pool, static_cast<int>(i)),
         asio::bind_cancellation_slot(signals[i].slot(), [&, i](std::exception_ptr error, int) { errors[i] = error; }));
   }
-  REQUIRE(run_until(context, [&] { return board.begun == 1 && pool.metrics().submitted == 2; }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 1 && pool.metrics().submitted == 2; }));
   signals[1].emit(asio::cancellation_type::terminal);
   REQUIRE(run_until(context, [&] { return bool(errors[1]); }));
   CHECK(cancelled_stage(errors[1]) == TaskCancelledError::Stage::queued);

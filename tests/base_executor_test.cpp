@@ -3,6 +3,7 @@
 #include <bulkhead/base_executor.hpp>
 
 #include "support/catch.hpp"
+#include "support/executors.hpp"
 #include "support/outcome.hpp"
 #include "support/run.hpp"
 
@@ -12,7 +13,6 @@
 #include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/use_awaitable.hpp>
 
 #include <fmt/format.h>
 
@@ -20,14 +20,12 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstddef>
 #include <deque>
 #include <exception>
 #include <functional>
 #include <future>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <random>
 #include <span>
@@ -61,6 +59,7 @@ using bulkhead::test::Outcome;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
 using bulkhead::test::settle;
+using bulkhead::test::ThreadedExecutor;
 using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::StartsWith;
 using namespace std::chrono_literals;
@@ -107,55 +106,6 @@ class KeepingExecutor final : public BaseExecutor {
 
  protected:
   void execute(Task task) override { kept.push_back(std::move(task)); }
-};
-
-// Runs tasks on one thread of its own, in order.
-class ThreadedExecutor final : public BaseExecutor {
- public:
-  explicit ThreadedExecutor(asio::any_io_executor io, CommonOptions options = {})
-      : BaseExecutor(std::move(io), std::move(options)), thread_([this] { work(); }) {}
-  ~ThreadedExecutor() override {
-    close();
-    {
-      const std::lock_guard lock(mutex_);
-      end_ = true;
-    }
-    changed_.notify_one();
-    thread_.join();
-  }
-
- protected:
-  void execute(Task task) override {
-    {
-      const std::lock_guard lock(mutex_);
-      queue_.push_back(std::move(task));
-    }
-    changed_.notify_one();
-  }
-
-  void add_metrics(Metrics& metrics) const override {
-    metrics.mode = "thread";
-    metrics.workers = 1;
-  }
-
- private:
-  void work() {
-    for (;;) {
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [&] { return end_ || !queue_.empty(); });
-      if (queue_.empty()) return;
-      Task task = std::move(queue_.front());
-      queue_.pop_front();
-      lock.unlock();
-      task.run();
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<Task> queue_;
-  bool end_ = false;
-  std::thread thread_;
 };
 
 // Sends tasks through bytes and back, as one does that has other processes.

@@ -2,12 +2,12 @@
 #include "dispatcher.hpp"
 
 #include "support/catch.hpp"
+#include "support/environment.hpp"
 
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 #include <map>
 #include <memory>
@@ -780,8 +780,7 @@ class Model {
 
 TEST_CASE("after each of 200,000 random events every decision is the one that the rules give", "[dispatcher]") {
   // Another search: BULKHEAD_TEST_SEED=123 dispatcher_test
-  const char* given = std::getenv("BULKHEAD_TEST_SEED");
-  const std::uint64_t seed = given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device()();
+  const std::uint64_t seed = bulkhead::test::number_from("BULKHEAD_TEST_SEED", std::random_device()());
   Model model(seed);
   std::string violation;
   int step = 0;

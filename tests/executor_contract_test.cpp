@@ -9,6 +9,7 @@
 #include <bulkhead/thread_executor.hpp>
 
 #include "support/catch.hpp"
+#include "support/executors.hpp"
 
 #include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
@@ -16,8 +17,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
-#include <map>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -31,13 +31,11 @@ using bulkhead::CommonOptions;
 using bulkhead::HybridExecutor;
 using bulkhead::HybridExecutorOptions;
 using bulkhead::InlineExecutor;
-using bulkhead::IoExecutor;
-using bulkhead::IoExecutorOptions;
-using bulkhead::LocalExecutor;
-using bulkhead::LocalExecutorOptions;
 using bulkhead::Task;
-using bulkhead::ThreadExecutor;
-using bulkhead::ThreadExecutorOptions;
+using bulkhead::test::make;
+using bulkhead::test::named;
+using bulkhead::test::ThreadedExecutor;
+using bulkhead::test::with;
 using bulkhead::testing::ContractSubject;
 using bulkhead::testing::ContractViolation;
 using bulkhead::testing::executor_contract;
@@ -46,108 +44,26 @@ using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
-template <class Options>
-Options with(const CommonOptions& common) {
-  Options options;
-  options.name = common.name;
-  options.max_pending = common.max_pending;
-  options.overload = common.overload;
-  options.instances = common.instances;
-  options.tasks = common.tasks;
-  options.results = common.results;
-  return options;
+using Make = std::function<std::shared_ptr<BaseExecutor>(asio::any_io_executor, CommonOptions)>;
+
+// Of one of the library's types.
+Make maker(const std::string& type, unsigned number) {
+  return [type, number](const asio::any_io_executor& io, const CommonOptions& common) {
+    return make(type, io, number, common);
+  };
 }
 
-std::shared_ptr<BaseExecutor> make_local(asio::any_io_executor io, const CommonOptions& common, unsigned workers,
-                                         bool bypass = false) {
-  auto options = with<LocalExecutorOptions>(common);
-  options.max_workers = workers;
-  options.bypass = bypass;
-  return std::make_shared<LocalExecutor>(std::move(io), std::move(options));
+// A hybrid of two types. The first is full at once, so that tasks go on to the second.
+Make hybrid_maker(const std::string& first, const std::string& second) {
+  return [first, second](const asio::any_io_executor& io, const CommonOptions& common) {
+    CommonOptions of_first = named("first");
+    of_first.max_pending = 1;
+    CommonOptions of_second = named("second");
+    of_second.max_pending = 100'000;
+    std::vector members{make(first, io, 1, of_first), make(second, io, 1, of_second)};
+    return std::make_shared<HybridExecutor>(io, std::move(members), with<HybridExecutorOptions>(common));
+  };
 }
-
-std::shared_ptr<BaseExecutor> make_threads(asio::any_io_executor io, const CommonOptions& common, unsigned threads) {
-  auto options = with<ThreadExecutorOptions>(common);
-  options.max_threads = threads;
-  return std::make_shared<ThreadExecutor>(std::move(io), std::move(options));
-}
-
-std::shared_ptr<BaseExecutor> make_io(asio::any_io_executor io, const CommonOptions& common, unsigned at_once) {
-  auto options = with<IoExecutorOptions>(common);
-  options.max_concurrent = at_once;
-  options.max_threads = at_once;
-  return std::make_shared<IoExecutor>(std::move(io), std::move(options));
-}
-
-// The first is full at once, so that tasks go on to the second.
-CommonOptions options_of_first() {
-  CommonOptions options;
-  options.name = "first";
-  options.max_pending = 1;
-  return options;
-}
-CommonOptions options_of_second() {
-  CommonOptions options;
-  options.name = "second";
-  options.max_pending = 100'000;
-  return options;
-}
-
-std::shared_ptr<BaseExecutor> make_hybrid(asio::any_io_executor io, const CommonOptions& common) {
-  std::vector members{make_local(io, options_of_first(), 1), make_threads(io, options_of_second(), 1)};
-  return std::make_shared<HybridExecutor>(io, std::move(members), with<HybridExecutorOptions>(common));
-}
-
-std::shared_ptr<BaseExecutor> make_hybrid_of_io(asio::any_io_executor io, const CommonOptions& common) {
-  std::vector members{make_io(io, options_of_first(), 1), make_io(io, options_of_second(), 1)};
-  return std::make_shared<HybridExecutor>(io, std::move(members), with<HybridExecutorOptions>(common));
-}
-
-// As a user would write it: one thread, and a queue by priority.
-class OwnExecutor final : public BaseExecutor {
- public:
-  OwnExecutor(asio::any_io_executor io, CommonOptions options)
-      : BaseExecutor(std::move(io), std::move(options)), thread_([this] { work(); }) {}
-  ~OwnExecutor() override {
-    close();
-    {
-      const std::lock_guard lock(mutex_);
-      end_ = true;
-    }
-    changed_.notify_one();
-    thread_.join();
-  }
-
- protected:
-  void execute(Task task) override {
-    {
-      const std::lock_guard lock(mutex_);
-      const int priority = task.options().priority();
-      queue_.emplace(priority, std::move(task));
-    }
-    changed_.notify_one();
-  }
-
- private:
-  void work() {
-    std::unique_lock lock(mutex_);
-    for (;;) {
-      changed_.wait(lock, [this] { return end_ || !queue_.empty(); });
-      if (end_) return;
-      Task task = std::move(queue_.begin()->second);
-      queue_.erase(queue_.begin());
-      lock.unlock();
-      task.run();
-      lock.lock();
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::multimap<int, Task> queue_;
-  bool end_ = false;
-  std::thread thread_;
-};
 
 // Runs the task that came last.
 class LastInFirstOut final : public BaseExecutor {
@@ -273,7 +189,7 @@ class Dropping final : public BaseExecutor {
 };
 
 template <class Executor>
-std::shared_ptr<BaseExecutor> make(asio::any_io_executor io, CommonOptions options) {
+std::shared_ptr<BaseExecutor> made(asio::any_io_executor io, CommonOptions options) {
   return std::make_shared<Executor>(std::move(io), std::move(options));
 }
 
@@ -313,80 +229,80 @@ std::string violation(ContractSubject subject, const std::string& part) {
 }  // namespace
 
 TEST_CASE("LocalExecutor keeps the contract", "[contract]") {
-  check({[](auto io, auto options) { return make_local(io, options, 1); }, 1});
-  check({[](auto io, auto options) { return make_local(io, options, 2); }, 2});
+  check({maker("local", 1), 1});
+  check({maker("local", 2), 2});
 }
 
 TEST_CASE("LocalExecutor in bypass mode keeps the contract, but for what needs several tasks at once", "[contract]") {
   // It runs its tasks on the event loop, where none can wait at a gate that the test opens.
-  check({[](auto io, auto options) { return make_local(io, options, 1, true); }, 0}, kRunsInsideSubmit);
+  check({maker("bypass", 1), 0}, kRunsInsideSubmit);
 }
 
 TEST_CASE("ThreadExecutor keeps the contract", "[contract]") {
-  check({[](auto io, auto options) { return make_threads(io, options, 1); }, 1});
-  check({[](auto io, auto options) { return make_threads(io, options, 3); }, 3});
+  check({maker("thread", 1), 1});
+  check({maker("thread", 3), 3});
 }
 
 TEST_CASE("IoExecutor keeps the contract with plain functions", "[contract]") {
-  check({[](auto io, auto options) { return make_io(io, options, 1); }, 1});
-  check({[](auto io, auto options) { return make_io(io, options, 3); }, 3});
+  check({maker("io", 1), 1});
+  check({maker("io", 3), 3});
 }
 
 TEST_CASE("IoExecutor keeps the contract with coroutines", "[contract]") {
-  check({[](auto io, auto options) { return make_io(io, options, 1); }, 1, TaskForm::coroutine});
-  check({[](auto io, auto options) { return make_io(io, options, 3); }, 3, TaskForm::coroutine});
+  check({maker("io", 1), 1, TaskForm::coroutine});
+  check({maker("io", 3), 3, TaskForm::coroutine});
 }
 
 TEST_CASE("InlineExecutor keeps the contract, but for what needs a task to wait", "[contract]") {
-  check({make<InlineExecutor>, 0});
+  check({made<InlineExecutor>, 0});
 }
 
-TEST_CASE("HybridExecutor keeps the contract", "[contract]") { check({make_hybrid, 2}); }
+TEST_CASE("HybridExecutor keeps the contract", "[contract]") { check({hybrid_maker("local", "thread"), 2}); }
 
 TEST_CASE("HybridExecutor of IoExecutors keeps the contract with coroutines", "[contract]") {
-  check({make_hybrid_of_io, 2, TaskForm::coroutine});
+  check({hybrid_maker("io", "io"), 2, TaskForm::coroutine});
 }
 
-TEST_CASE("An executor of a user's own keeps the contract", "[contract]") { check({make<OwnExecutor>, 1}); }
+TEST_CASE("An executor of a user's own keeps the contract", "[contract]") { check({made<ThreadedExecutor>, 1}); }
 
 TEST_CASE("An executor that runs the last task first does not keep the contract", "[contract]") {
   const ContractSubject two_at_once{
       [](auto io, auto options) { return std::make_shared<LastInFirstOut>(io, options, 2); }, 2};
-  CHECK_THAT(violation({make<LastInFirstOut>, 1}, kFirstInFirstOut),
+  CHECK_THAT(violation({made<LastInFirstOut>, 1}, kFirstInFirstOut),
              ContainsSubstring("submitted first must begin first"));
   CHECK_THAT(violation(two_at_once, kFirstInFirstOut), ContainsSubstring("submitted first must begin first"));
-  CHECK_THAT(violation({make<LastInFirstOut>, 1}, "the lower priority number runs first"),
+  CHECK_THAT(violation({made<LastInFirstOut>, 1}, "the lower priority number runs first"),
              ContainsSubstring("of the same number the task submitted first"));
 }
 
 TEST_CASE("An executor that keeps its submitters waiting does not keep the contract", "[contract]") {
-  CHECK_THAT(violation({make<SlowToSubmit>, 1}, kSubmitReturns), ContainsSubstring("submit must not block"));
-  CHECK_THAT(violation({make<InlineExecutor>, 1}, kSubmitReturns),
+  CHECK_THAT(violation({made<SlowToSubmit>, 1}, kSubmitReturns), ContainsSubstring("submit must not block"));
+  CHECK_THAT(violation({made<InlineExecutor>, 1}, kSubmitReturns),
              ContainsSubstring("submit returned when a task was over"));
 }
 
 TEST_CASE("An executor that spins while it has nothing to do does not keep the contract", "[contract]") {
-  CHECK_THAT(violation({make<Spinning>, 1}, "an idle executor uses no CPU"), ContainsSubstring("must use no CPU"));
+  CHECK_THAT(violation({made<Spinning>, 1}, "an idle executor uses no CPU"), ContainsSubstring("must use no CPU"));
 }
 
 TEST_CASE("An executor that waits for its threads before it closes does not keep the contract", "[contract]") {
-  CHECK_THAT(violation({make<NeverClosed>, 1}, "destruction closes before it waits"),
+  CHECK_THAT(violation({made<NeverClosed>, 1}, "destruction closes before it waits"),
              ContainsSubstring("must call close()"));
 }
 
 TEST_CASE("An executor that runs tasks after submit and claims the contrary does not keep the contract", "[contract]") {
-  CHECK_THAT(violation({make<OnEventLoop>, 0}, kRunsInsideSubmit),
+  CHECK_THAT(violation({made<OnEventLoop>, 0}, kRunsInsideSubmit),
              ContainsSubstring("had not run when submit returned"));
 }
 
 TEST_CASE("An executor that is made without its options does not keep the contract", "[contract]") {
-  const ContractSubject subject{[](auto io, auto) { return make<OwnExecutor>(io, {}); }, 1};
+  const ContractSubject subject{[](auto io, auto) { return made<ThreadedExecutor>(io, {}); }, 1};
   CHECK_THAT(violation(subject, "a task that waits for admission and is cancelled never runs"),
              ContainsSubstring("must wait for admission"));
   CHECK_THAT(violation(subject, "time limits hold"), ContainsSubstring("must fail with ExecutorOverloadError"));
 }
 
 TEST_CASE("An executor that drops tasks does not keep the contract, and is told what came of them", "[contract]") {
-  CHECK_THAT(violation({make<Dropping>, 1}, "each task has one outcome, and it is true"),
+  CHECK_THAT(violation({made<Dropping>, 1}, "each task has one outcome, and it is true"),
              ContainsSubstring("an error that nobody expects"));
 }

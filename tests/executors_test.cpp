@@ -10,11 +10,12 @@
 #include <bulkhead/thread_executor.hpp>
 
 #include "support/catch.hpp"
+#include "support/executors.hpp"
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
 #include "support/sanitizer.hpp"
-#include "support/shared.hpp"
+#include "support/tasks.hpp"
 
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
@@ -25,7 +26,6 @@
 #include <boost/asio/use_awaitable.hpp>
 
 #include <pthread.h>
-#include <array>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -65,61 +65,28 @@ using bulkhead::ThreadExecutor;
 using bulkhead::ThreadExecutorOptions;
 using bulkhead::WorkerCrashedError;
 using bulkhead::test::adds_up;
+using bulkhead::test::all_over;
+using bulkhead::test::board;
 using bulkhead::test::error_as;
-using bulkhead::test::Gate;
 using bulkhead::test::holds;
-using bulkhead::test::message;
+using bulkhead::test::meet;
 using bulkhead::test::Outcome;
 using bulkhead::test::poll_until;
+using bulkhead::test::reset_board;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
 using bulkhead::test::settle;
-using bulkhead::test::shared_object;
+using bulkhead::test::thread_name;
+using bulkhead::test::threads;
+using bulkhead::test::twice;
+using bulkhead::test::twice_later;
+using bulkhead::test::wait_at_gate;
 using Catch::Matchers::ContainsSubstring;
 using namespace std::chrono_literals;
 
 namespace {
 
-Gate& gate = shared_object<Gate>();
-
-ThreadExecutorOptions threads(unsigned number) {
-  ThreadExecutorOptions options;
-  options.max_threads = number;
-  return options;
-}
-
-std::string thread_name() {
-  std::array<char, 16> name{};
-  ::pthread_getname_np(::pthread_self(), name.data(), name.size());
-  return name.data();
-}
-
-int twice(int value) { return 2 * value; }
-int wait_at_gate(int value) {
-  gate.wait();
-  return value;
-}
 int throw_out_of_range() { throw std::out_of_range("nothing there"); }
-
-// Opens only when so many have come.
-class Barrier {
- public:
-  explicit Barrier(int number) : number_(number) {}
-  bool arrive() {
-    ++arrived_;
-    return poll_until([this] { return arrived_ >= number_; }, 60s);
-  }
-
- private:
-  const int number_;
-  std::atomic<int> arrived_{0};
-};
-
-asio::awaitable<int> twice_later(int value) {
-  asio::steady_timer timer(co_await asio::this_coro::executor, 1ms);
-  co_await timer.async_wait(asio::use_awaitable);
-  co_return 2 * value;
-}
 
 asio::awaitable<void> wait_for_ever(std::atomic<int>& begun, std::atomic<int>& cancelled) {
   asio::steady_timer timer(co_await asio::this_coro::executor, std::chrono::steady_clock::time_point::max());
@@ -140,13 +107,11 @@ asio::awaitable<void> wait_for_ever(std::atomic<int>& begun, std::atomic<int>& c
 TEST_CASE("four blocking calls on four threads run at the same time", "[thread]") {
   asio::io_context context;
   ThreadExecutor executor(context.get_executor(), threads(4));
-  Barrier barrier(4);
-  std::deque<Outcome<bool>> outcomes(4);
-  for (auto& outcome : outcomes) {
-    executor.async_submit(bulkhead::call([&barrier] { return barrier.arrive(); }), outcome.handler());
-  }
+  reset_board();
+  std::deque<Outcome<>> outcomes(4);
+  for (auto& outcome : outcomes) executor.async_submit(bulkhead::call(meet, 1, 4), outcome.handler());
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
-  for (const auto& outcome : outcomes) CHECK(outcome.value == true);
+  for (const auto& outcome : outcomes) CHECK(outcome.value == 1);
   CHECK(executor.metrics().workers == 4);
 }
 
@@ -179,14 +144,14 @@ TEST_CASE("threads are started when tasks wait, carry the executor's name, and e
   ThreadExecutor executor(context.get_executor(), options);
   CHECK(executor.metrics().workers == 0);
   CHECK(run(context, executor.submit(thread_name)) == "a-rather-long/1");
-  gate.reset();
+  board.gate.reset();
   std::deque<Outcome<>> outcomes(5);
   for (auto& outcome : outcomes) executor.async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
-  REQUIRE(run_until(context, [&] { return gate.waiting == 3; }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 3; }));
   CHECK(executor.metrics().workers == 3);
   CHECK(executor.metrics().running == 3);
   CHECK(executor.metrics().pending == 2);
-  gate.open = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
   CHECK(run_until(context, [&] { return executor.metrics().workers == 0; }));
   // And again.
@@ -199,11 +164,11 @@ TEST_CASE("threads that a light load does not need end, although it goes on", "[
   ThreadExecutorOptions options = threads(8);
   options.idle_timeout = 50ms;
   ThreadExecutor executor(context.get_executor(), options);
-  gate.reset();
+  board.gate.reset();
   std::deque<Outcome<>> outcomes(8);
   for (auto& outcome : outcomes) executor.async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
-  REQUIRE(run_until(context, [&] { return gate.waiting == 8; }));
-  gate.open = 1;
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 8; }));
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
   // Task after task, always one.
   REQUIRE(run_until(context, [&] {
@@ -218,12 +183,12 @@ TEST_CASE("a cancelled task keeps its place until its function returns", "[threa
   options.max_pending = 1;
   options.cancel_grace = 0ns;
   ThreadExecutor executor(context.get_executor(), options);
-  gate.reset();
+  board.gate.reset();
   asio::cancellation_signal signal;
   Outcome<> outcome;
   executor.async_submit(bulkhead::call(wait_at_gate, 1),
                         asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
-  REQUIRE(run_until(context, [&] { return gate.waiting == 1; }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 1; }));
   signal.emit(asio::cancellation_type::terminal);
   REQUIRE(run_until(context, [&] { return outcome.calls == 1; }));
   CHECK(holds<TaskCancelledError>(outcome.error));
@@ -235,7 +200,7 @@ TEST_CASE("a cancelled task keeps its place until its function returns", "[threa
   executor.async_submit(bulkhead::call(twice, 1), refused.handler());
   settle(context);
   CHECK(holds<ExecutorOverloadError>(refused.error));
-  gate.open = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] {
     Outcome<> next;
     executor.async_submit(bulkhead::call(twice, 1), next.handler());
@@ -288,29 +253,29 @@ TEST_CASE("a spinning task on a thread is told when its CPU time is used up, and
   const auto error = error_as<TaskTimeoutError>(spinning.error);
   REQUIRE(error);
   CHECK(error->which() == TaskTimeoutError::Which::cpu);
-  gate.reset();
+  board.gate.reset();
   Outcome<> sleeping;
   executor.async_submit(TaskOptions().cpu_timeout(10s), bulkhead::call(wait_at_gate, 3), sleeping.handler());
-  REQUIRE(run_until(context, [&] { return gate.waiting == 1; }));
-  gate.open = 1;
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 1; }));
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return sleeping.calls == 1; }));
   CHECK(sleeping.value == 3);
 }
 
 TEST_CASE("destroying a thread executor waits for no function", "[thread]") {
   asio::io_context context;
-  gate.reset();
+  board.gate.reset();
   auto executor = std::make_unique<ThreadExecutor>(context.get_executor(), threads(1));
   Outcome<> running;
   Outcome<> queued;
   executor->async_submit(bulkhead::call(wait_at_gate, 1), running.handler());
   executor->async_submit(bulkhead::call(twice, 1), queued.handler());
-  REQUIRE(run_until(context, [&] { return gate.waiting == 1; }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 1; }));
   executor.reset();
   settle(context);
   CHECK(holds<TaskCancelledError>(running.error));
   CHECK(holds<TaskCancelledError>(queued.error));
-  gate.open = 1;
+  board.gate.open = 1;
 }
 
 TEST_CASE("the program's signals are for the program's threads", "[thread]") {
@@ -494,13 +459,13 @@ TEST_CASE("a coroutine is run again as its policy says, with what it was called 
 TEST_CASE("a plain function given to an IoExecutor runs on a thread, and leaves the event loop alone", "[io]") {
   asio::io_context context;
   IoExecutor executor(context.get_executor());
-  gate.reset();
+  board.gate.reset();
   Outcome<> blocking;
   executor.async_submit(bulkhead::call(wait_at_gate, 1), blocking.handler());
-  REQUIRE(run_until(context, [&] { return gate.waiting == 1; }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 1; }));
   CHECK(run(context, executor.submit(twice_later, 1)) == 2);
   CHECK(blocking.calls == 0);
-  gate.open = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return blocking.calls == 1; }));
 }
 
@@ -634,16 +599,16 @@ TEST_CASE("a hybrid gives tasks to the first that has room, and refuses when non
   asio::io_context context;
   Pair pair(context);
   CHECK(run(context, pair.hybrid->submit(where)) == "processes");
-  gate.reset();
+  board.gate.reset();
   std::deque<Outcome<>> outcomes(4);
   for (auto& outcome : outcomes) pair.hybrid->async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
-  REQUIRE(run_until(context, [&] { return outcomes[3].calls == 1 && gate.waiting == 3; }));
+  REQUIRE(run_until(context, [&] { return outcomes[3].calls == 1 && board.gate.waiting == 3; }));
   const auto refused = error_as<ExecutorOverloadError>(outcomes[3].error);
   REQUIRE(refused);
   CHECK(refused->context().executor == "threads");
   CHECK(pair.processes->metrics().pending + pair.processes->metrics().running == 1);
   CHECK(pair.threads->metrics().running == 2);
-  gate.open = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
   const auto all = pair.hybrid->all_metrics();
   REQUIRE(all.size() == 3);
@@ -672,19 +637,19 @@ TEST_CASE("a hybrid goes on when one is not running only if that is asked for", 
 TEST_CASE("a cancelled task of a hybrid is cancelled where it is", "[hybrid]") {
   asio::io_context context;
   Pair pair(context);
-  gate.reset();
+  board.gate.reset();
   Outcome<> first;
   asio::cancellation_signal signal;
   Outcome<> second;
   pair.hybrid->async_submit(bulkhead::call(wait_at_gate, 1),
                             asio::bind_cancellation_slot(signal.slot(), first.handler()));
   pair.hybrid->async_submit(bulkhead::call(wait_at_gate, 2), second.handler());
-  REQUIRE(run_until(context, [&] { return gate.waiting == 2; }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 2; }));
   signal.emit(asio::cancellation_type::terminal);
   REQUIRE(run_until(context, [&] { return first.calls == 1; }));
   CHECK(holds<TaskCancelledError>(first.error));
   CHECK(second.calls == 0);
-  gate.open = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return second.calls == 1; }));
   CHECK(second.value == 2);
   run(context, pair.hybrid->shutdown());
@@ -714,13 +679,13 @@ TEST_CASE("a hybrid's shutdown runs what waits for an instance before it shuts i
   const auto alone = [] {
     return TaskOptions().name("alone").max_instances(1, bulkhead::OverloadPolicy::wait).timeout(1h);
   };
-  gate.reset();
+  board.gate.reset();
   std::deque<Outcome<>> outcomes(3);
   pair.hybrid->async_submit(alone(), bulkhead::call(wait_at_gate, 0), outcomes[0].handler());
   for (int i = 1; i < 3; ++i) {
     pair.hybrid->async_submit(alone(), bulkhead::call(twice, i), outcomes[static_cast<std::size_t>(i)].handler());
   }
-  REQUIRE(run_until(context, [&] { return gate.waiting == 1; }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 1; }));
   bulkhead::ShutdownOptions options;
   options.wait = wait;
   bool ended = false;
@@ -730,7 +695,7 @@ TEST_CASE("a hybrid's shutdown runs what waits for an instance before it shuts i
   });
   settle(context);
   CHECK(ended == !wait);
-  gate.open = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return ended && all_over(outcomes); }));
   CHECK(outcomes[1].value == 2);
   CHECK(outcomes[2].value == 4);

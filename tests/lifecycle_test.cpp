@@ -65,6 +65,7 @@ using bulkhead::test::let_pass;
 using bulkhead::test::make;
 using bulkhead::test::message;
 using bulkhead::test::note;
+using bulkhead::test::open_gate_after;
 using bulkhead::test::order;
 using bulkhead::test::Outcome;
 using bulkhead::test::Process;
@@ -330,18 +331,10 @@ TEST_CASE("A16: shutdown before anything, twice and at once ends each time, and 
   std::array<Outcome<void>, 3> shutdowns;
   for (auto& shutdown : shutdowns) asio::co_spawn(context, executor->shutdown(), shutdown.handler());
   // Only the event loop opens the gate: a shutdown that blocked it would never end.
-  int turns = 0;
-  std::function<void()> turn = [&] {
-    if (++turns < 100) {
-      asio::post(context, turn);
-    } else {
-      board.gate.open = 1;
-    }
-  };
-  asio::post(context, turn);
+  open_gate_after(context, 100);
   REQUIRE(run_until(context, [&] { return all_over(shutdowns); }));
   for (const auto& shutdown : shutdowns) CHECK_FALSE(shutdown.error);
-  CHECK(turns == 100);
+  CHECK(board.gate.open == 1);
   REQUIRE(run_until(context, [&] { return outcome.calls == 1; }));
   CHECK(outcome.value == 3);
 }

@@ -7,6 +7,7 @@
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
+#include "support/shared.hpp"
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/bind_cancellation_slot.hpp>
@@ -14,14 +15,12 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/use_awaitable.hpp>
 #include <boost/system/system_error.hpp>
 
 #include <fmt/format.h>
 
 #include <dlfcn.h>
 #include <poll.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <algorithm>
@@ -48,13 +47,12 @@
 #include <numeric>
 #include <optional>
 #include <regex>
-#include <set>
 #include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <thread>
+#include <system_error>
 #include <tuple>
 #include <typeindex>
 #include <typeinfo>
@@ -80,6 +78,8 @@ using bulkhead::WorkerStartError;
 using bulkhead::test::adds_up;
 using bulkhead::test::cancelled_stage;
 using bulkhead::test::error_as;
+using bulkhead::test::failure;
+using bulkhead::test::Gate;
 using bulkhead::test::holds;
 using bulkhead::test::message;
 using bulkhead::test::Outcome;
@@ -88,6 +88,7 @@ using bulkhead::test::processes_of;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
 using bulkhead::test::settle;
+using bulkhead::test::shared_object;
 using bulkhead::test::whole;
 using bulkhead::test::workers;
 using Catch::Matchers::ContainsSubstring;
@@ -95,10 +96,9 @@ using namespace std::chrono_literals;
 
 namespace {
 
-// A page that the tests and all workers share, since it is older than the fork server.
+// What tasks in all processes share with the test.
 struct Board {
-  std::atomic<int> begun{0};  // tasks that wait at the gate, or waited there
-  std::atomic<int> gate{0};   // opened by the test
+  Gate gate;
   std::atomic<int> preloads{0};
   std::atomic<int> initializers{0};
   std::atomic<int> failures_left{0};  // of initializers
@@ -106,16 +106,11 @@ struct Board {
   std::array<std::atomic<int>, 64> order{};
 };
 
-Board& board = *[] {
-  void* page = ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (page == MAP_FAILED) throw std::bad_alloc();
-  return new (page) Board;
-}();
+Board& board = shared_object<Board>();
 
 // Every test begins with it.
 void reset_board() {
-  board.begun = 0;
-  board.gate = 0;
+  board.gate.reset();
   board.preloads = 0;
   board.initializers = 0;
   board.failures_left = 0;
@@ -131,10 +126,8 @@ std::vector<int> order() {
 // ---------------------------------------------------------------------------------------------------------------------
 // What runs in workers. None of it asserts: results and the board tell.
 
-// Ends by itself, too, so that a test that fails leaves nothing behind.
 int wait_at_gate(int value) {
-  ++board.begun;
-  for (int i = 0; i < 60'000 && board.gate == 0; ++i) ::poll(nullptr, 0, 1);
+  board.gate.wait();
   return value;
 }
 void note(int value) { board.order[board.written++ % board.order.size()] = value; }
@@ -421,17 +414,6 @@ struct StubbornCallable {
 // ---------------------------------------------------------------------------------------------------------------------
 // Helpers of the tests.
 
-// What awaiting a call throws.
-template <class F, class... Args>
-std::exception_ptr failure(asio::io_context& context, LocalExecutor& pool, F function, Args... arguments) {
-  try {
-    run(context, pool.submit(function, std::move(arguments)...));
-  } catch (...) {
-    return std::current_exception();
-  }
-  return nullptr;
-}
-
 bool all_gone(const std::vector<Process>& processes) {
   return std::all_of(processes.begin(), processes.end(), [](const Process& process) { return process.gone(); });
 }
@@ -467,7 +449,7 @@ struct Occupied {
   Occupied(asio::io_context& context, LocalExecutor& pool) {
     if (pool.bypass()) return;
     pool.async_submit(TaskOptions().name("gate"), bulkhead::call(wait_at_gate, 1), gate.handler());
-    REQUIRE(run_until(context, [] { return board.begun == 1; }));
+    REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
   }
   Outcome<int> gate;
 };
@@ -749,14 +731,15 @@ TEST_CASE("An error names the function of its task as the program does, though n
     const auto refused = error_as<ExecutorNotRunningError>(error);
     return refused ? refused->context().task : "not refused";
   };
-  CHECK(name(failure(context, pool, twice, 1)) == "(anonymous namespace)::twice(int)");
-  CHECK(name(failure(context, pool, &Counter::add, Counter(), 1)) == "(anonymous namespace)::Counter::add(int)");
-  CHECK(name(failure(context, pool, &Counter::get, Counter())) == "(anonymous namespace)::Counter::get() const");
-  CHECK(name(failure(context, pool, ::abs, -1)) == "abs");
+  CHECK(name(failure(context, pool.submit(twice, 1))) == "(anonymous namespace)::twice(int)");
+  CHECK(name(failure(context, pool.submit(&Counter::add, Counter(), 1))) == "(anonymous namespace)::Counter::add(int)");
+  CHECK(name(failure(context, pool.submit(&Counter::get, Counter()))) == "(anonymous namespace)::Counter::get() const");
+  CHECK(name(failure(context, pool.submit(::abs, -1))) == "abs");
   // Which function it is, only the object in the worker tells.
-  CHECK(name(failure(context, pool, &Shape::corners, Square())) == "int ((anonymous namespace)::Shape::*)() const");
+  CHECK(name(failure(context, pool.submit(&Shape::corners, Square()))) ==
+        "int ((anonymous namespace)::Shape::*)() const");
   const auto same = [](int value) { return value; };
-  const std::string lambda = name(failure(context, pool, same, 1));
+  const std::string lambda = name(failure(context, pool.submit(same, 1)));
   CAPTURE(lambda);
   // g++ and clang have names of their own for it.
   CHECK((lambda.find("lambda") != std::string::npos || lambda.find("$_") != std::string::npos));
@@ -800,9 +783,9 @@ TEST_CASE("A null function pointer is FunctionUnavailableError", "[local]") {
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1, bypass));
   int (*const function)(int) = nullptr;
-  CHECK(holds<FunctionUnavailableError>(failure(context, pool, function, 1)));
+  CHECK(holds<FunctionUnavailableError>(failure(context, pool.submit(function, 1))));
   int (Counter::*const member)() const = nullptr;
-  CHECK(holds<FunctionUnavailableError>(failure(context, pool, member, Counter())));
+  CHECK(holds<FunctionUnavailableError>(failure(context, pool.submit(member, Counter()))));
   CHECK(run(context, pool.submit(twice, 1)) == 2);
   CHECK(pool.metrics().failed == 2);
   CHECK(pool.metrics().workers_crashed == 0);
@@ -820,7 +803,7 @@ TEST_CASE("A function of a library that was loaded after the fork server is refu
   REQUIRE(library != nullptr);
   auto* const function = reinterpret_cast<std::size_t (*)()>(::dlsym(library, "__ctype_get_mb_cur_max"));
   REQUIRE(function != nullptr);
-  const std::exception_ptr error = failure(context, pool, function);
+  const std::exception_ptr error = failure(context, pool.submit(function));
   CHECK(holds<FunctionUnavailableError>(error));
   CHECK_THAT(message(error), ContainsSubstring("libBrokenLocale") && ContainsSubstring("start_fork_server"));
   CHECK(pool.metrics().workers_crashed == 0);
@@ -859,9 +842,9 @@ TEST_CASE("Several workers run tasks at the same time", "[local]") {
   LocalExecutor pool(context.get_executor(), workers(3));
   std::array<Outcome<int>, 3> outcomes;
   for (auto& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
-  CHECK(run_until(context, [] { return board.begun == 3; }));
+  CHECK(run_until(context, [] { return board.gate.waiting == 3; }));
   CHECK(pool.metrics().running == 3);
-  board.gate = 1;
+  board.gate.open = 1;
   CHECK(run_until(context, [&] { return pool.metrics().completed == 3; }));
 }
 
@@ -881,7 +864,7 @@ TEST_CASE("Two executors are independent of each other", "[local]") {
   CHECK(occupied.gate.calls == 0);
   CHECK(slow.metrics().running == 1);
   CHECK(quick.metrics().completed == 10);
-  board.gate = 1;
+  board.gate.open = 1;
   CHECK(run_until(context, [&] { return occupied.gate.calls == 1; }));
 }
 
@@ -919,7 +902,7 @@ TEST_CASE("The initializer runs once in each worker, and again in one that repla
   REQUIRE(run_until(context, [&] { return whole(pool) && board.initializers == 2; }));
   for (int i = 0; i < 20; ++i) CHECK(run(context, pool.submit(initialized)) == "ready");
   CHECK(board.initializers == 2);
-  CHECK(holds<bulkhead::WorkerCrashedError>(failure(context, pool, die, SIGKILL)));
+  CHECK(holds<bulkhead::WorkerCrashedError>(failure(context, pool.submit(die, SIGKILL))));
   REQUIRE(run_until(context, [&] { return whole(pool) && board.initializers == 3; }));
   std::array<Outcome<std::string>, 20> outcomes;
   for (auto& outcome : outcomes) pool.async_submit(bulkhead::call(initialized), outcome.handler());
@@ -940,7 +923,7 @@ TEST_CASE("preload runs once for all workers, which see what it loaded; also tho
   CHECK(run(context, pool.submit(loaded_at, std::size_t{7})) == 1007);
   REQUIRE(run_until(context, [&] { return whole(pool) && board.initializers == 3; }));
   CHECK(board.preloads == 1);
-  CHECK(holds<bulkhead::WorkerCrashedError>(failure(context, pool, die, SIGKILL)));
+  CHECK(holds<bulkhead::WorkerCrashedError>(failure(context, pool.submit(die, SIGKILL))));
   REQUIRE(run_until(context, [&] { return whole(pool) && board.initializers == 4; }));
   std::array<Outcome<int>, 20> outcomes;
   for (auto& outcome : outcomes) pool.async_submit(bulkhead::call(loaded_at, std::size_t{99}), outcome.handler());
@@ -975,7 +958,7 @@ TEST_CASE("An initializer that throws fails submits with WorkerStartError and it
   const auto begin = std::chrono::steady_clock::now();
   LocalExecutor pool(context.get_executor(), options);
   for (int i = 0; i < 3; ++i) {
-    const std::exception_ptr error = failure(context, pool, twice, 1);
+    const std::exception_ptr error = failure(context, pool.submit(twice, 1));
     const auto start_error = error_as<WorkerStartError>(error);
     REQUIRE(start_error);
     CHECK_THAT(start_error->reason(), ContainsSubstring("the model file is missing"));
@@ -1002,11 +985,11 @@ TEST_CASE("An initializer that crashes or exits fails submits with WorkerStartEr
   LocalExecutorOptions options = workers(1);
   options.initializer = abort_at_start;
   LocalExecutor aborts(context.get_executor(), options);
-  CHECK_THAT(message(failure(context, aborts, twice, 1)), ContainsSubstring("SIGABRT"));
+  CHECK_THAT(message(failure(context, aborts.submit(twice, 1))), ContainsSubstring("SIGABRT"));
   options.initializer = exit_at_start;
   LocalExecutor exits(context.get_executor(), options);
-  CHECK_THAT(message(failure(context, exits, twice, 1)), ContainsSubstring("exit code 9"));
-  CHECK(holds<WorkerStartError>(failure(context, exits, twice, 1)));
+  CHECK_THAT(message(failure(context, exits.submit(twice, 1))), ContainsSubstring("exit code 9"));
+  CHECK(holds<WorkerStartError>(failure(context, exits.submit(twice, 1))));
 }
 
 TEST_CASE("A preload that throws fails submits with WorkerStartError and its words", "[local]") {
@@ -1017,7 +1000,7 @@ TEST_CASE("A preload that throws fails submits with WorkerStartError and its wor
   LocalExecutorOptions options = workers(1, bypass);
   options.preload = bulkhead::call(fail_to_start, "the table is broken");
   LocalExecutor pool(context.get_executor(), options);
-  const std::exception_ptr error = failure(context, pool, twice, 1);
+  const std::exception_ptr error = failure(context, pool.submit(twice, 1));
   CHECK(holds<WorkerStartError>(error));
   CHECK_THAT(message(error), ContainsSubstring("preload") && ContainsSubstring("the table is broken"));
   run(context, pool.shutdown());
@@ -1034,7 +1017,7 @@ TEST_CASE("A pool whose initializer failed some times works as soon as it succee
   LocalExecutor pool(context.get_executor(), options);
   std::exception_ptr error;
   for (int i = 0; i < 1000; ++i) {
-    error = failure(context, pool, twice, 1);
+    error = failure(context, pool.submit(twice, 1));
     if (!error) break;
     CHECK(holds<WorkerStartError>(error));
   }
@@ -1060,7 +1043,7 @@ TEST_CASE("The lower priority number runs first, equal ones in the order of thei
     pool.async_submit(TaskOptions().priority(kPriorities[i]), bulkhead::call(note, static_cast<int>(i)),
                       outcomes[i].handler());
   }
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] {
     return std::all_of(outcomes.begin(), outcomes.end(), [](const auto& outcome) { return outcome.calls == 1; });
   }));
@@ -1080,7 +1063,7 @@ TEST_CASE("Equal priorities run in the order of their submission, however many",
     pool.async_submit(bulkhead::call(note, i), outcomes[static_cast<std::size_t>(i)].handler());
     expected.push_back(i);
   }
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] {
     return std::all_of(outcomes.begin(), outcomes.end(), [](const auto& outcome) { return outcome.calls == 1; });
   }));
@@ -1112,7 +1095,7 @@ TEST_CASE("Under reject, a submit beyond max_pending fails with ExecutorOverload
   REQUIRE(error);
   CHECK(error->limit() == 2);
   CHECK(error->context().executor == "small");
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return outcomes[0].calls + outcomes[1].calls == 2; }));
   submit(3);
   REQUIRE(run_until(context, [&] { return outcomes[3].calls == 1; }));
@@ -1142,7 +1125,7 @@ TEST_CASE("Under wait, submits beyond max_pending wait and run in their order", 
   }
   CHECK(pool.metrics().waiting == (bypass ? 19 : 20));
   CHECK(pool.metrics().pending + pool.metrics().running == 1);
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] {
     return std::all_of(outcomes.begin(), outcomes.end(), [](const auto& outcome) { return outcome.calls == 1; });
   }));
@@ -1162,7 +1145,7 @@ TEST_CASE("Waiting for admission beyond queue_timeout is ExecutorOverloadError",
   pool.async_submit(TaskOptions().queue_timeout(10ms), bulkhead::call(note, 1), outcome.handler());
   REQUIRE(run_until(context, [&] { return outcome.calls == 1; }));
   CHECK(holds<ExecutorOverloadError>(outcome.error));
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return occupied.gate.calls == 1; }));
   CHECK(run(context, pool.submit(twice, 1)) == 2);
   CHECK(order().empty());
@@ -1189,7 +1172,7 @@ TEST_CASE("A task that has not begun within its queue_timeout never runs", "[loc
   CHECK(error->limit() == 10ms);
   CHECK(pool.metrics().timed_out == 1);
   CHECK(adds_up(pool.metrics()));
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return patient.calls == 1; }));
   CHECK(patient.value == 8);
   CHECK(order().empty());
@@ -1206,7 +1189,7 @@ TEST_CASE("A task that runs beyond its timeout is killed, and its worker replace
   pool.async_submit(TaskOptions().name("endless").timeout(20ms), bulkhead::call(wait_at_gate, 1), outcome.handler());
   pool.async_submit(bulkhead::call(twice, 5), next.handler());
   REQUIRE(run_until(context, [&] { return outcome.calls == 1; }));
-  CHECK(board.begun == 1);
+  CHECK(board.gate.waiting == 1);
   const auto error = error_as<TaskTimeoutError>(outcome.error);
   REQUIRE(error);
   CHECK(error->which() == TaskTimeoutError::Which::run);
@@ -1238,7 +1221,7 @@ TEST_CASE("The timeout runs from the start of the run, not from submit", "[local
   pool.async_submit(TaskOptions().timeout(200ms), bulkhead::call(twice, 2), brief.handler());
   run_until(context, [&] { return std::chrono::steady_clock::now() - begin > 300ms; });
   CHECK(brief.calls == 0);
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return outcome.calls + brief.calls == 2; }));
   CHECK(outcome.value == 2);
   CHECK(brief.value == 4);
@@ -1292,7 +1275,7 @@ TEST_CASE("Standard exceptions come back as their own type with their own words"
       here = std::current_exception();
     }
     CAPTURE(bypass, which);
-    CHECK(type_and_text(failure(context, pool, throw_standard, which)) == type_and_text(here));
+    CHECK(type_and_text(failure(context, pool.submit(throw_standard, which))) == type_and_text(here));
   }
   CHECK(pool.metrics().failed == kStandardExceptions);
   CHECK(pool.metrics().workers_crashed == 0);
@@ -1303,23 +1286,24 @@ TEST_CASE("system_errors come back with their code, category and paths", "[local
   CAPTURE(bypass);
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1, bypass));
-  const auto system = error_as<std::system_error>(failure(context, pool, throw_standard, 19));
+  const auto system = error_as<std::system_error>(failure(context, pool.submit(throw_standard, 19)));
   REQUIRE(system);
   CHECK(system->code() == std::error_code(EACCES, std::system_category()));
-  const auto timed_out = error_as<std::system_error>(failure(context, pool, throw_standard, 20));
+  const auto timed_out = error_as<std::system_error>(failure(context, pool.submit(throw_standard, 20)));
   REQUIRE(timed_out);
   CHECK(timed_out->code() == std::errc::timed_out);
   CHECK(timed_out->code().category() == std::generic_category());
-  const auto filesystem = error_as<std::filesystem::filesystem_error>(failure(context, pool, throw_standard, 21));
+  const auto filesystem =
+      error_as<std::filesystem::filesystem_error>(failure(context, pool.submit(throw_standard, 21)));
   REQUIRE(filesystem);
   CHECK(filesystem->path1() == "/a/b");
   CHECK(filesystem->path2() == "/c d");
   CHECK(filesystem->code() == std::errc::file_exists);
-  const auto stream = error_as<std::ios_base::failure>(failure(context, pool, throw_standard, 24));
+  const auto stream = error_as<std::ios_base::failure>(failure(context, pool.submit(throw_standard, 24)));
   REQUIRE(stream);
   CHECK(stream->code() == std::io_errc::stream);
   const auto asio_error = error_as<boost::system::system_error>(
-      failure(context, pool, [] { throw boost::system::system_error(asio::error::eof, "read"); }));
+      failure(context, pool.submit([] { throw boost::system::system_error(asio::error::eof, "read"); })));
   REQUIRE(asio_error);
   CHECK(asio_error->code() == asio::error::eof);
   CHECK(asio_error->what() == std::string(boost::system::system_error(asio::error::eof, "read").what()));
@@ -1330,10 +1314,10 @@ TEST_CASE("A registered exception comes back as itself: from its text, or throug
   CAPTURE(bypass);
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1, bypass));
-  const std::exception_ptr by_text = failure(context, pool, [] { throw DecodeError("bad marker"); });
+  const std::exception_ptr by_text = failure(context, pool.submit([] { throw DecodeError("bad marker"); }));
   REQUIRE(holds<DecodeError>(by_text));
   CHECK(message(by_text) == "bad marker");
-  const auto by_codec = error_as<QuotaError>(failure(context, pool, [] { throw QuotaError(7, 5); }));
+  const auto by_codec = error_as<QuotaError>(failure(context, pool.submit([] { throw QuotaError(7, 5); })));
   REQUIRE(by_codec);
   CHECK(by_codec->used == 7);
   CHECK(by_codec->limit == 5);
@@ -1347,7 +1331,7 @@ TEST_CASE("An exception of an unknown type is RemoteTaskError with its type and 
   LocalExecutorOptions options = workers(1, bypass);
   options.name = "remote";
   LocalExecutor pool(context.get_executor(), options);
-  const auto unknown = error_as<RemoteTaskError>(failure(context, pool, [] { throw UnknownError("bad luck"); }));
+  const auto unknown = error_as<RemoteTaskError>(failure(context, pool.submit([] { throw UnknownError("bad luck"); })));
   REQUIRE(unknown);
   CHECK_THAT(unknown->type_name(), ContainsSubstring("UnknownError"));
   CHECK(unknown->remote_what() == "bad luck");
@@ -1356,7 +1340,7 @@ TEST_CASE("An exception of an unknown type is RemoteTaskError with its type and 
   CHECK(unknown->context().executor == "remote");
   CHECK_THAT(unknown->what(), ContainsSubstring("UnknownError") && ContainsSubstring("bad luck"));
   // Derived from a registered type is not registered.
-  const auto child = error_as<RemoteTaskError>(failure(context, pool, [] { throw UnknownChild("small"); }));
+  const auto child = error_as<RemoteTaskError>(failure(context, pool.submit([] { throw UnknownChild("small"); })));
   REQUIRE(child);
   CHECK_THAT(child->type_name(), ContainsSubstring("UnknownChild"));
   CHECK(child->remote_what() == "small");
@@ -1367,17 +1351,17 @@ TEST_CASE("What is thrown need not be an exception: it is RemoteTaskError with i
   CAPTURE(bypass);
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1, bypass));
-  const auto number = error_as<RemoteTaskError>(failure(context, pool, [] { throw 5; }));
+  const auto number = error_as<RemoteTaskError>(failure(context, pool.submit([] { throw 5; })));
   REQUIRE(number);
   CHECK(number->type_name() == "int");
   CHECK(number->remote_what().empty());
-  const auto object = error_as<RemoteTaskError>(failure(context, pool, [] { throw NotAnException(); }));
+  const auto object = error_as<RemoteTaskError>(failure(context, pool.submit([] { throw NotAnException(); })));
   REQUIRE(object);
   CHECK_THAT(object->type_name(), ContainsSubstring("NotAnException"));
-  const auto text = error_as<RemoteTaskError>(failure(context, pool, [] { throw std::string("plain text"); }));
+  const auto text = error_as<RemoteTaskError>(failure(context, pool.submit([] { throw std::string("plain text"); })));
   REQUIRE(text);
   CHECK(text->remote_what() == "plain text");
-  const auto literal = error_as<RemoteTaskError>(failure(context, pool, [] { throw "a literal"; }));
+  const auto literal = error_as<RemoteTaskError>(failure(context, pool.submit([] { throw "a literal"; })));
   REQUIRE(literal);
   CHECK(literal->remote_what() == "a literal");
   CHECK(run(context, pool.submit(twice, 1)) == 2);
@@ -1397,7 +1381,7 @@ TEST_CASE("Nested causes come with the exception, each as its own type", "[local
     }
     return nullptr;
   };
-  const std::exception_ptr page = failure(context, pool, throw_nested, false);
+  const std::exception_ptr page = failure(context, pool.submit(throw_nested, false));
   CHECK(holds<std::runtime_error>(page));
   CHECK(message(page) == "no page");
   const std::exception_ptr picture = cause_of(page);
@@ -1408,7 +1392,7 @@ TEST_CASE("Nested causes come with the exception, each as its own type", "[local
   CHECK(open->code() == std::errc::no_such_file_or_directory);
   CHECK_FALSE(cause_of(cause_of(picture)));
 
-  const std::exception_ptr unknown = failure(context, pool, throw_nested, true);
+  const std::exception_ptr unknown = failure(context, pool.submit(throw_nested, true));
   const auto remote = error_as<RemoteTaskError>(unknown);
   REQUIRE(remote);
   CHECK_THAT(remote->type_name(), ContainsSubstring("UnknownError"));
@@ -1428,8 +1412,8 @@ TEST_CASE("A very long message comes back, cut at most", "[local]") {
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1, bypass));
   const auto thrower = [](std::size_t size) { throw std::runtime_error(std::string(size, 'w')); };
-  CHECK(message(failure(context, pool, thrower, std::size_t{1000})) == std::string(1000, 'w'));
-  const std::string cut = message(failure(context, pool, thrower, std::size_t{1} << 20));
+  CHECK(message(failure(context, pool.submit(thrower, std::size_t{1000}))) == std::string(1000, 'w'));
+  const std::string cut = message(failure(context, pool.submit(thrower, std::size_t{1} << 20)));
   CHECK(cut.size() >= 1000);
   CHECK(cut.find_first_not_of('w') == std::string::npos);
   CHECK(run(context, pool.submit(twice, 1)) == 2);
@@ -1448,7 +1432,8 @@ TEST_CASE("Arguments beyond max_message_size are SerializationError of the argum
   CHECK(run(context, pool.submit(size_of, std::vector<std::uint8_t>(60 << 10))) == 60 << 10);
   for (const std::size_t size : {(64U << 10) + 1, 100U << 10, 4U << 20}) {
     CAPTURE(size);
-    const auto error = error_as<SerializationError>(failure(context, pool, size_of, std::vector<std::uint8_t>(size)));
+    const auto error =
+        error_as<SerializationError>(failure(context, pool.submit(size_of, std::vector<std::uint8_t>(size))));
     REQUIRE(error);
     CHECK(error->part() == SerializationError::Part::argument);
     CHECK_THAT(error->what(), ContainsSubstring("max_message_size allows 65536"));
@@ -1469,7 +1454,7 @@ TEST_CASE("A result beyond max_message_size is SerializationError of the result"
   CHECK(run(context, pool.submit(sized, std::size_t{60} << 10)).size() == 60 << 10);
   for (const std::size_t size : {(64U << 10) + 1, 100U << 10, 4U << 20}) {
     CAPTURE(size);
-    const auto error = error_as<SerializationError>(failure(context, pool, sized, size));
+    const auto error = error_as<SerializationError>(failure(context, pool.submit(sized, size)));
     CHECK(error.has_value());
     if (!error) continue;
     CHECK(error->part() == SerializationError::Part::result);
@@ -1497,11 +1482,11 @@ TEST_CASE("A value whose codec refuses says which part of the task it was, and o
   using Part = SerializationError::Part;
   StubbornCallable callable;
   callable.data.mode = refuses_encoding;
-  check(failure(context, pool, callable), Part::callable, "it does not want to");
-  check(failure(context, pool, mode_of, stubborn(refuses_encoding)), Part::argument, "it does not want to");
-  check(failure(context, pool, stubborn, +refuses_encoding), Part::result, "it does not want to");
-  check(failure(context, pool, stubborn, +refuses_decoding), Part::result, "it does not want back");
-  check(failure(context, pool, mode_of, stubborn(refuses_decoding)), Part::argument, "it does not want back");
+  check(failure(context, pool.submit(callable)), Part::callable, "it does not want to");
+  check(failure(context, pool.submit(mode_of, stubborn(refuses_encoding))), Part::argument, "it does not want to");
+  check(failure(context, pool.submit(stubborn, +refuses_encoding)), Part::result, "it does not want to");
+  check(failure(context, pool.submit(stubborn, +refuses_decoding)), Part::result, "it does not want back");
+  check(failure(context, pool.submit(mode_of, stubborn(refuses_decoding))), Part::argument, "it does not want back");
   CHECK(run(context, pool.submit(mode_of, stubborn(willing))) == willing);
   CHECK(pool.metrics().failed == 5);
   CHECK(pool.metrics().workers_crashed == 0);
@@ -1512,16 +1497,16 @@ TEST_CASE("What a user's codec throws comes to the caller as it is", "[local]") 
   CAPTURE(bypass);
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1, bypass));
-  CHECK(message(failure(context, pool, mode_of, stubborn(throws_encoding))) == "a defect in the codec");
-  CHECK(message(failure(context, pool, stubborn, +throws_encoding)) == "a defect in the codec");
+  CHECK(message(failure(context, pool.submit(mode_of, stubborn(throws_encoding)))) == "a defect in the codec");
+  CHECK(message(failure(context, pool.submit(stubborn, +throws_encoding))) == "a defect in the codec");
   CHECK(run(context, pool.submit(twice, 1)) == 2);
 }
 
 TEST_CASE("A codec that writes another size each time fails its task and nothing else", "[local]") {
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
-  CHECK(holds<SerializationError>(failure(context, pool, mode_of, stubborn(changes_size))));
-  CHECK(holds<SerializationError>(failure(context, pool, stubborn, +changes_size)));
+  CHECK(holds<SerializationError>(failure(context, pool.submit(mode_of, stubborn(changes_size)))));
+  CHECK(holds<SerializationError>(failure(context, pool.submit(stubborn, +changes_size))));
   CHECK(run(context, pool.submit(twice, 1)) == 2);
   CHECK(pool.metrics().workers_crashed == 0);
 }
@@ -1547,7 +1532,7 @@ TEST_CASE("A queued task that is cancelled never runs", "[local]") {
   CHECK(cancelled.calls == 0);
   REQUIRE(run_until(context, [&] { return cancelled.calls == 1; }));
   CHECK(cancelled_stage(cancelled.error) == TaskCancelledError::Stage::queued);
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return other.calls == 1; }));
   CHECK(order() == std::vector{2});
   CHECK(cancelled.calls == 1);
@@ -1563,7 +1548,7 @@ TEST_CASE("A running task that is cancelled terminally dies with its worker; oth
   asio::cancellation_signal signal;
   Outcome<int> outcome;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
-  REQUIRE(run_until(context, [&] { return board.begun == 1 && whole(pool); }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 1 && whole(pool); }));
   const std::vector<Process> before = processes_of(pool);
   signal.emit(asio::cancellation_type::partial);
   signal.emit(asio::cancellation_type::total);
@@ -1611,7 +1596,7 @@ TEST_CASE("After shutdown no worker is left, and a submit fails with ExecutorNot
   CHECK(all_gone(processes));
   CHECK(pool.metrics().workers == 0);
   CHECK(pool.metrics().workers_crashed == 0);
-  CHECK(holds<ExecutorNotRunningError>(failure(context, pool, twice, 1)));
+  CHECK(holds<ExecutorNotRunningError>(failure(context, pool.submit(twice, 1))));
   CHECK(pool.metrics().rejected == 1);
   CHECK(pool.metrics().submitted == 1);
 }
@@ -1633,7 +1618,7 @@ TEST_CASE("shutdown waits for what runs and for what is queued", "[local]") {
     settle(context);
     CHECK_FALSE(over);
   }
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return over; }));
   for (const auto& outcome : outcomes) {
     CHECK(outcome.calls == 1);
@@ -1698,7 +1683,7 @@ TEST_CASE("shutdown that cancels what is pending lets the running task end", "[l
   for (const auto& outcome : queued) CHECK(cancelled_stage(outcome.error) == TaskCancelledError::Stage::queued);
   CHECK_FALSE(over);
   CHECK(occupied.gate.calls == 0);
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return over; }));
   CHECK(occupied.gate.value == 1);
   CHECK(order().empty());
@@ -1732,14 +1717,14 @@ TEST_CASE("shutdown without wait returns at once; tasks end, and then the worker
   REQUIRE(run_until(context, [&] { return whole(pool); }));
   Outcome<int> outcome;
   pool.async_submit(bulkhead::call(wait_at_gate, 3), outcome.handler());
-  REQUIRE(run_until(context, [&] { return board.begun == 1; }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 1; }));
   const std::vector<Process> processes = processes_of(pool);
   ShutdownOptions options;
   options.wait = false;
   run(context, pool.shutdown(options));
   CHECK(outcome.calls == 0);
-  CHECK(holds<ExecutorNotRunningError>(failure(context, pool, twice, 1)));
-  board.gate = 1;
+  CHECK(holds<ExecutorNotRunningError>(failure(context, pool.submit(twice, 1))));
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return outcome.calls == 1; }));
   CHECK(outcome.value == 3);
   CHECK(run_until(context, [&] { return all_gone(processes); }));
@@ -1777,7 +1762,7 @@ TEST_CASE("Those who wait for admission are refused at shutdown over workers and
   asio::co_spawn(context, pool.shutdown(at_once), [&](std::exception_ptr) { over = true; });
   const std::size_t accepted = bypass ? 1 : 0;
   REQUIRE(run_until(context, [&] { return over && outcomes[2].calls == 1; }));
-  board.gate = 1;
+  board.gate.open = 1;
   run(context, pool.shutdown());
   settle(context);
   for (const auto& outcome : outcomes) CHECK(outcome.calls == 1);
@@ -1794,7 +1779,7 @@ TEST_CASE("Destroying a pool with tasks in flight cancels them all, and no proce
   std::array<Outcome<int>, 2> running;
   std::array<Outcome<void>, 5> queued;
   for (auto& outcome : running) pool->async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
-  REQUIRE(run_until(context, [&] { return board.begun == 2 && whole(*pool); }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 2 && whole(*pool); }));
   for (auto& outcome : queued) pool->async_submit(bulkhead::call(note, 1), outcome.handler());
   const std::vector<Process> processes = processes_of(*pool);
   pool.reset();

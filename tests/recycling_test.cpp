@@ -8,12 +8,11 @@
 #include "support/run.hpp"
 #include "support/sanitizer.hpp"
 #include "support/shared.hpp"
+#include "support/tasks.hpp"
 
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/steady_timer.hpp>
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <unistd.h>
 #include <algorithm>
 #include <array>
@@ -39,34 +38,29 @@ using bulkhead::WorkerCrashedError;
 using bulkhead::WorkerStartError;
 using bulkhead::test::adds_up;
 using bulkhead::test::all_over;
+using bulkhead::test::board;
+using bulkhead::test::count_start;
 using bulkhead::test::error_as;
-using bulkhead::test::Gate;
-using bulkhead::test::kGone;
 using bulkhead::test::message;
 using bulkhead::test::Outcome;
-using bulkhead::test::Process;
-using bulkhead::test::processes_of;
+using bulkhead::test::overlap;
+using bulkhead::test::pid_here;
+using bulkhead::test::reset_board;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
 using bulkhead::test::shared_object;
+using bulkhead::test::wait_at_gate;
+using bulkhead::test::whole;
 using bulkhead::test::workers;
 using Catch::Matchers::ContainsSubstring;
 using namespace std::chrono_literals;
 
 namespace {
 
-struct Board {
-  Gate gate;
-  std::atomic<int> starts{0};
-  std::atomic<int> most_at_once{0};
-  std::atomic<int> at_once{0};
-  std::atomic<int> child{0};
-};
-Board& board = shared_object<Board>();
+// What a worker has started and left, as the host sees it.
+std::atomic<int>& child_left = shared_object<std::atomic<int>>();
 
 // Functions of the tasks. None of them asserts.
-
-int my_pid(int) { return static_cast<int>(::getpid()); }
 
 // A value of each worker's own, which its first task chooses.
 int own_number(int) {
@@ -76,18 +70,8 @@ int own_number(int) {
 }
 
 int count_at_once(int) {
-  const int now = ++board.at_once;
-  int most = board.most_at_once;
-  while (now > most && !board.most_at_once.compare_exchange_weak(most, now)) {
-  }
-  ::usleep(200);
-  --board.at_once;
+  overlap(0);
   return own_number(0);
-}
-
-int wait_at_gate(int value) {
-  board.gate.wait();
-  return value;
 }
 
 std::size_t leak(std::size_t size) {
@@ -127,7 +111,7 @@ int leave_a_child_and_crash() {
     board.gate.wait();
     ::_exit(0);
   }
-  board.child = child;
+  child_left = child;
   std::raise(SIGKILL);
   return 0;
 }
@@ -163,8 +147,6 @@ int print_line(char letter, std::size_t size) {
   }
   return 1;
 }
-
-void count_start() { ++board.starts; }
 
 // While it lives, standard error is this pipe.
 class CapturedError {
@@ -215,9 +197,7 @@ TEST_CASE("A worker is replaced after max_tasks_per_worker, no task is lost, and
   options.max_pending = 1000;
   options.max_tasks_per_worker = 20;
   LocalExecutor pool(context.get_executor(), options);
-  board.starts = 0;
-  board.at_once = 0;
-  board.most_at_once = 0;
+  reset_board();
   std::vector<Outcome<>> outcomes(500);
   for (auto& outcome : outcomes) pool.async_submit(bulkhead::call(count_at_once, 0), outcome.handler());
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
@@ -228,7 +208,7 @@ TEST_CASE("A worker is replaced after max_tasks_per_worker, no task is lost, and
   }
   for (const auto& [worker, tasks] : tasks_of) CHECK(tasks <= 20);
   CHECK(tasks_of.size() >= 25);
-  CHECK(board.most_at_once <= 2);
+  CHECK(board.most_running <= 2);
   REQUIRE(run_until(context, [&] { return pool.metrics().workers_recycled >= 23 && pool.metrics().workers == 2; }));
   const auto metrics = pool.metrics();
   CHECK(metrics.completed == 500);
@@ -257,7 +237,7 @@ TEST_CASE("With max_tasks_per_worker = 1 no worker is started for nothing, howev
   options.max_tasks_per_worker = 1;
   options.initializer = bulkhead::call(start_slowly);
   LocalExecutor pool(context.get_executor(), options);
-  for (int i = 0; i < 10; ++i) CHECK(run(context, pool.submit(my_pid, 0)) > 0);
+  for (int i = 0; i < 10; ++i) CHECK(run(context, pool.submit(pid_here)) > 0);
   // One for each task, one that stands by, and some for a replacement that came before a task was taken back.
   CHECK(pool.metrics().workers_started < 20);
 }
@@ -274,8 +254,8 @@ TEST_CASE("For ever is a time like others: nothing happens at once for it", "[re
   options.preload = start_slowly;
   options.initializer = start_slowly;
   LocalExecutor pool(context.get_executor(), options);
-  CHECK(run(context, pool.submit(my_pid, 0)) > 0);
-  CHECK(run(context, pool.submit(my_pid, 0)) > 0);
+  CHECK(run(context, pool.submit(pid_here)) > 0);
+  CHECK(run(context, pool.submit(pid_here)) > 0);
   CHECK(pool.metrics().workers_started <= 2);
   CHECK(pool.metrics().workers_recycled == 0);
   CHECK_THROWS_AS(run(context, pool.submit(crash_at_once)), WorkerCrashedError);
@@ -297,15 +277,15 @@ TEST_CASE("max_worker_memory does not count what a worker shares with preload", 
 TEST_CASE("A process that a worker leaves behind costs the host no descriptor", "[output]") {
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
-  CHECK(run(context, pool.submit(my_pid, 0)) > 0);
+  CHECK(run(context, pool.submit(pid_here)) > 0);
   REQUIRE(run_until(context, [&] { return bulkhead::test::whole(pool); }));
   const std::size_t before = bulkhead::test::open_descriptors();
   for (int i = 0; i < 8; ++i) {
-    board.child = 0;
+    child_left = 0;
     CHECK_THROWS_AS(run(context, pool.submit(leave_a_child_and_crash)), WorkerCrashedError);
-    CHECK(board.child > 0);
+    CHECK(child_left > 0);
   }
-  CHECK(run(context, pool.submit(my_pid, 0)) > 0);
+  CHECK(run(context, pool.submit(pid_here)) > 0);
   CHECK(
       run_until(context, [&] { return bulkhead::test::whole(pool) && bulkhead::test::open_descriptors() <= before; }));
   board.gate.open = 1;  // the children end by themselves
@@ -334,7 +314,7 @@ TEST_CASE("A max_worker_memory that a fresh worker exceeds is a WorkerStartError
   options.initializer = bulkhead::call(keep_memory, std::size_t{1} << 20);
   LocalExecutor pool(context.get_executor(), options);
   Outcome<> outcome;
-  pool.async_submit(bulkhead::call(my_pid, 0), outcome.handler());
+  pool.async_submit(bulkhead::call(pid_here), outcome.handler());
   REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
   CHECK(error_as<WorkerStartError>(outcome.error));
   CHECK_THAT(message(outcome.error), ContainsSubstring("max_worker_memory is 1000 bytes"));
@@ -382,7 +362,7 @@ TEST_CASE("A memory_limit that a fresh worker exceeds is a WorkerStartError that
   options.memory_limit = 1000;
   LocalExecutor pool(context.get_executor(), options);
   Outcome<> outcome;
-  pool.async_submit(bulkhead::call(my_pid, 0), outcome.handler());
+  pool.async_submit(bulkhead::call(pid_here), outcome.handler());
   REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
   CHECK_THAT(message(outcome.error), ContainsSubstring("memory_limit is 1000 bytes"));
 }
@@ -408,7 +388,7 @@ TEST_CASE("Workers come with the load and leave when they were idle for idle_tim
     REQUIRE(run_until(context, [&] { return pool.metrics().workers == *options.min_workers; }));
   }
   CHECK(pool.metrics().workers_crashed == 0);
-  CHECK(run(context, pool.submit(my_pid, 0)) > 0);
+  CHECK(run(context, pool.submit(pid_here)) > 0);
 }
 
 TEST_CASE("A spare worker takes the place of one that dies, without a start in between", "[recycling]") {
@@ -419,14 +399,14 @@ TEST_CASE("A spare worker takes the place of one that dies, without a start in b
   board.starts = 0;
   LocalExecutor pool(context.get_executor(), options);
   REQUIRE(run_until(context, [&] { return pool.metrics().workers == 2 && board.starts == 2; }));
-  const int first = run(context, pool.submit(my_pid, 0));
+  const int first = run(context, pool.submit(pid_here));
   // No third worker can come before this is over.
   const auto second = run(context, [](LocalExecutor& executor) -> asio::awaitable<int> {
     try {
       co_await executor.submit(print_and_die, std::string());
     } catch (const WorkerCrashedError&) {
     }
-    co_return co_await executor.submit(my_pid, 0);
+    co_return co_await executor.submit(pid_here);
   }(pool));
   CHECK(second != first);
   REQUIRE(run_until(context, [&] { return pool.metrics().workers == 2 && board.starts == 3; }));
@@ -504,12 +484,12 @@ TEST_CASE(
   int answered = 0;
   REQUIRE(run_until(context, [&] {
     if (all_over(floods)) return true;
-    answered += run(context, pool.submit(my_pid, 0)) > 0 ? 1 : 0;
+    answered += run(context, pool.submit(pid_here)) > 0 ? 1 : 0;
     return false;
   }));
   CHECK(answered > 10);
   for (const auto& flood : floods) CHECK(error_as<bulkhead::TaskTimeoutError>(flood.error));
-  CHECK(run(context, pool.submit(my_pid, 0)) > 0);
+  CHECK(run(context, pool.submit(pid_here)) > 0);
 }
 
 TEST_CASE("A8: lines that workers print at the same time, longer than a pipe takes at once, arrive whole", "[output]") {

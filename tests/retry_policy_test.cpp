@@ -11,22 +11,17 @@
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
-#include "support/shared.hpp"
+#include "support/tasks.hpp"
 
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 
-#include <array>
-#include <atomic>
 #include <chrono>
 #include <csignal>
-#include <cstdlib>
 #include <ctime>
-#include <functional>
 #include <memory>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -46,58 +41,47 @@ using bulkhead::SerializationError;
 using bulkhead::TaskCancelledError;
 using bulkhead::TaskOptions;
 using bulkhead::TaskQuarantinedError;
-using bulkhead::TaskTimeoutError;
 using bulkhead::WorkerCrashedError;
-using bulkhead::detail::Quarantine;
 using bulkhead::test::adds_up;
 using bulkhead::test::all_over;
+using bulkhead::test::board;
 using bulkhead::test::cancelled_stage;
 using bulkhead::test::error_as;
-using bulkhead::test::Gate;
 using bulkhead::test::holds;
 using bulkhead::test::message;
 using bulkhead::test::Outcome;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
-using bulkhead::test::shared_object;
+using bulkhead::test::wait_at_gate;
 using bulkhead::test::workers;
+using bulkhead::detail::Quarantine;
 using Catch::Matchers::ContainsSubstring;
 using namespace std::chrono_literals;
 
 namespace {
 
-struct Board {
-  Gate gate;
-  std::atomic<int> runs{0};
-};
-Board& board = shared_object<Board>();
-
 int throw_until(unsigned attempt) {
-  ++board.runs;
+  ++board.begun;
   if (this_task::attempt() < attempt) throw std::out_of_range("run " + std::to_string(this_task::attempt()));
   return static_cast<int>(this_task::attempt());
 }
 
 int crash_until(unsigned attempt) {
-  ++board.runs;
+  ++board.begun;
   if (this_task::attempt() < attempt) std::raise(SIGKILL);
   return static_cast<int>(this_task::attempt());
 }
 
 int hang_until(unsigned attempt) {
-  ++board.runs;
+  ++board.begun;
   if (this_task::attempt() < attempt) board.gate.wait();
   return static_cast<int>(this_task::attempt());
 }
 
 int one(int) { return 1; }
-int wait_at_gate(int value) {
-  board.gate.wait();
-  return value;
-}
 int give_back(int value) { return value; }
 int fail_when_stopped(bool crashes) {
-  ++board.runs;
+  ++board.begun;
   const timespec pause{0, 200'000};
   while (!this_task::stop_requested()) ::nanosleep(&pause, nullptr);
   if (crashes) std::raise(SIGKILL);
@@ -199,13 +183,13 @@ TEST_CASE("The error of a task that failed for good has all its runs", "[retry]"
 TEST_CASE("A task that may run once only has its own error, and one that is not retried, too", "[retry]") {
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
-  board.runs = 0;
+  board.begun = 0;
   CHECK_THROWS_AS(run(context, pool.submit(retried(RetryPolicy(1)), throw_until, 9U)), std::out_of_range);
   CHECK_THROWS_AS(run(context, pool.submit(retried(RetryPolicy(5).only_on(RetryOn::crash)), throw_until, 9U)),
                   std::out_of_range);
   CHECK_THROWS_AS(run(context, pool.submit(retried(RetryPolicy(5).only_on(RetryOn::exception)), crash_until, 9U)),
                   WorkerCrashedError);
-  CHECK(board.runs == 3);
+  CHECK(board.begun == 3);
   const auto oversized = [](int) { return std::string(std::size_t{300} << 20, 'x'); };
   CHECK_THROWS_AS(run(context, pool.submit(retried(RetryPolicy(5)), oversized, 0)), SerializationError);
   CHECK(pool.metrics().retried == 0);
@@ -244,7 +228,7 @@ TEST_CASE("A task that waits for its next run holds no worker, and keeps its pla
   LocalExecutorOptions options = workers(1);
   options.max_pending = 2;
   LocalExecutor pool(context.get_executor(), options);
-  board.runs = 0;
+  board.begun = 0;
   asio::cancellation_signal signal;
   Outcome<> waiting;
   pool.async_submit(retried(RetryPolicy(2).delay(10min)), bulkhead::call(throw_until, 9U),
@@ -263,7 +247,7 @@ TEST_CASE("A task that waits for its next run holds no worker, and keeps its pla
   CHECK(cancelled_stage(waiting.error) == TaskCancelledError::Stage::queued);
   board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return second.calls > 0; }));
-  CHECK(board.runs == 1);
+  CHECK(board.begun == 1);
   CHECK(adds_up(pool));
 }
 
@@ -297,17 +281,17 @@ TEST_CASE("A task whose caller asks for its end is not run again, whatever it fa
   CAPTURE(static_cast<int>(type), crashes);
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
-  board.runs = 0;
+  board.begun = 0;
   asio::cancellation_signal signal;
   Outcome<> outcome;
   pool.async_submit(retried(RetryPolicy(5)), bulkhead::call(fail_when_stopped, crashes),
                     asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
-  REQUIRE(run_until(context, [] { return board.runs == 1; }));
+  REQUIRE(run_until(context, [] { return board.begun == 1; }));
   signal.emit(type);
   REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
   INFO(message(outcome.error));
   CHECK(outcome.error);
-  CHECK(board.runs == 1);
+  CHECK(board.begun == 1);
   CHECK(pool.metrics().retried == 0);
   CHECK(adds_up(pool));
 }
@@ -317,7 +301,7 @@ TEST_CASE("A task that is cancelled when it has failed, and before it is deliver
   LocalExecutor pool(context.get_executor(), workers(2));
   CHECK(run(context, pool.submit(one, 0)) == 1);
   REQUIRE(run_until(context, [&] { return bulkhead::test::whole(pool); }));
-  board.runs = 0;
+  board.begun = 0;
   asio::cancellation_signal signal;
   Outcome<> outcome;
   int first = 0;
@@ -331,13 +315,13 @@ TEST_CASE("A task that is cancelled when it has failed, and before it is deliver
   // the second is cancelled before it runs, which comes to the same.
   const auto both_have_run = [&] {
     context.restart();
-    if (board.runs == 0) context.poll_one();
-    return board.runs == 1 || first == 1;
+    if (board.begun == 0) context.poll_one();
+    return board.begun == 1 || first == 1;
   };
   REQUIRE(bulkhead::test::poll_until(both_have_run, 30s));
   REQUIRE(run_until(context, [&] { return first == 1 && outcome.calls == 1; }));
   CHECK(outcome.error);
-  CHECK(board.runs <= 1);
+  CHECK(board.begun <= 1);
   CHECK(adds_up(pool));
 }
 

@@ -10,9 +10,12 @@
 #include <bulkhead/bulkhead.hpp>
 
 #include "support/catch.hpp"
+#include "support/executors.hpp"
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
+#include "support/shared.hpp"
+#include "support/tasks.hpp"
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/bind_cancellation_slot.hpp>
@@ -20,7 +23,6 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/post.hpp>
 #include <boost/asio/use_future.hpp>
 
 #include <fmt/format.h>
@@ -28,7 +30,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <spawn.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -42,11 +43,8 @@
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
-#include <fstream>
-#include <functional>
 #include <future>
 #include <memory>
-#include <new>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -57,7 +55,6 @@
 
 namespace asio = boost::asio;
 using bulkhead::BaseExecutor;
-using bulkhead::ExecutorNotRunningError;
 using bulkhead::ExecutorOverloadError;
 using bulkhead::ExecutorRegistry;
 using bulkhead::FunctionUnavailableError;
@@ -72,17 +69,35 @@ using bulkhead::TaskCancelledError;
 using bulkhead::TaskOptions;
 using bulkhead::WorkerCrashedError;
 using bulkhead::WorkerStartError;
+using bulkhead::test::add;
 using bulkhead::test::adds_up;
+using bulkhead::test::board;
+using bulkhead::test::die;
 using bulkhead::test::error_as;
+using bulkhead::test::failure;
+using bulkhead::test::HandleError;
 using bulkhead::test::holds;
 using bulkhead::test::kDeadline;
+using bulkhead::test::leave;
+using bulkhead::test::open_gate_after;
 using bulkhead::test::Outcome;
+using bulkhead::test::overlap;
 using bulkhead::test::parent_of;
 using bulkhead::test::Process;
 using bulkhead::test::processes_of;
+using bulkhead::test::refuse;
+using bulkhead::test::reset_board;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
 using bulkhead::test::settle;
+using bulkhead::test::shared_object;
+using bulkhead::test::stubborn;
+using bulkhead::test::Stubborn;
+using bulkhead::test::take;
+using bulkhead::test::throw_handle;
+using bulkhead::test::twice;
+using bulkhead::test::wait_at_gate;
+using bulkhead::test::Wedged;
 using bulkhead::test::whole;
 using bulkhead::test::workers;
 using Catch::Matchers::ContainsSubstring;
@@ -90,43 +105,12 @@ using namespace std::chrono_literals;
 
 namespace {
 
-// A page that the tests and all workers share, since it is older than the fork server.
-struct Board {
-  std::atomic<int> begun{0};    // tasks that wait at the gate, or waited there
-  std::atomic<int> gate{0};     // opened by the test
-  std::atomic<int> running{0};  // tasks that are between their beginning and their end
-  std::atomic<int> most_running{0};
-  std::atomic<int> bad_starts{0};  // how many initializers are still to fail
-};
-
-Board& board = *[] {
-  void* page = ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (page == MAP_FAILED) throw std::bad_alloc();
-  return new (page) Board;
-}();
-
-void reset_board() {
-  board.begun = 0;
-  board.gate = 0;
-  board.running = 0;
-  board.most_running = 0;
-  board.bad_starts = 0;
-}
+// How many initializers are still to fail.
+std::atomic<int>& bad_starts = shared_object<std::atomic<int>>();
 
 // What runs in workers. None of it asserts: results and the board tell.
 
-int twice(int value) { return 2 * value; }
-int add(int left, int right) { return left + right; }
-// Ends by itself, too, so that a test that fails leaves nothing behind.
-int wait_at_gate(int value) {
-  ++board.begun;
-  for (int i = 0; i < 60'000 && board.gate == 0; ++i) ::poll(nullptr, 0, 1);
-  return value;
-}
-int die(int signal) { return ::raise(signal); }
-int leave(int code) { std::exit(code); }
 int leave_at_once(int code) { ::_exit(code); }
-int refuse(int value) { throw std::runtime_error(fmt::format("refused {}", value)); }
 int sleep_for(int milliseconds) {
   ::poll(nullptr, 0, milliseconds);
   return milliseconds;
@@ -135,92 +119,16 @@ int sleep_and_refuse(int milliseconds) {
   ::poll(nullptr, 0, milliseconds);
   throw std::runtime_error("slept in vain");
 }
-int overlap(int value) {
-  const int now = ++board.running;
-  int most = board.most_running;
-  while (most < now && !board.most_running.compare_exchange_weak(most, now)) {
-  }
-  ::poll(nullptr, 0, 1);
-  --board.running;
-  return value;
-}
 void fail_some_starts() {
-  if (board.bad_starts > 0) {
-    --board.bad_starts;
+  if (bad_starts > 0) {
+    --bad_starts;
     throw std::runtime_error("the model cannot be loaded");
   }
 }
 
-// Values whose codec fails as they say.
-struct Stubborn {
-  bool encodable = true;
-};
-Stubborn stubborn(bool encodable) {
-  Stubborn value;
-  value.encodable = encodable;
-  return value;
-}
-bool take(const Stubborn& value) { return value.encodable; }
-
 struct StubbornCallable {
   Stubborn data;
   bool operator()() const { return data.encodable; }
-};
-
-// An exception with something in it that no other process can be given, and whose type nobody registered.
-class HandleError : public std::runtime_error {
- public:
-  explicit HandleError(const std::string& text) : std::runtime_error(text), handle_(std::make_shared<int>(3)) {}
-
- private:
-  std::shared_ptr<int> handle_;
-};
-int throw_handle(int value) { throw HandleError(fmt::format("the handle of {} is lost", value)); }
-
-}  // namespace
-
-template <>
-struct bulkhead::codec<Stubborn> {
-  static void encode(Encoder& encoder, const Stubborn& value) {
-    if (!value.encodable) {
-      throw SerializationError(SerializationError::Part::value, "Stubborn", "it does not want to");
-    }
-    bulkhead::encode(encoder, value.encodable);
-  }
-  static Stubborn decode(Decoder& decoder) { return stubborn(bulkhead::decode<bool>(decoder)); }
-};
-
-namespace {
-
-template <class F, class... Args>
-std::exception_ptr failure(asio::io_context& context, LocalExecutor& pool, F function, Args... arguments) {
-  try {
-    run(context, pool.submit(function, std::move(arguments)...));
-  } catch (...) {
-    return std::current_exception();
-  }
-  return nullptr;
-}
-
-// An executor that cannot be shut down.
-class Wedged final : public BaseExecutor {
- public:
-  Wedged(asio::any_io_executor io, const std::string& name) : BaseExecutor(std::move(io), common(name)) {}
-  ~Wedged() override { close(); }
-
- protected:
-  void execute(bulkhead::Task task) override { task.run(); }
-  asio::awaitable<void> stop(ShutdownOptions) override {
-    throw std::runtime_error("it is stuck");
-    co_return;
-  }
-
- private:
-  static bulkhead::CommonOptions common(const std::string& name) {
-    bulkhead::CommonOptions options;
-    options.name = name;
-    return options;
-  }
 };
 
 }  // namespace
@@ -248,7 +156,7 @@ TEST_CASE("G2: a worker that dies fails its own task only, and the pool is whole
   Outcome<int> crash;
   std::array<Outcome<int>, 20> queued;
   pool.async_submit(bulkhead::call(wait_at_gate, 7), beside.handler());
-  REQUIRE(run_until(context, [] { return board.begun == 1; }));
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
   pool.async_submit(TaskOptions().name("crash"), bulkhead::call(die, SIGKILL), crash.handler());
   for (int i = 0; i < 20; ++i) {
     pool.async_submit(bulkhead::call(twice, i), queued[static_cast<std::size_t>(i)].handler());
@@ -262,7 +170,7 @@ TEST_CASE("G2: a worker that dies fails its own task only, and the pool is whole
   CHECK(error->context().task == "crash");
   CHECK(error->context().worker_pid.has_value());
   for (int i = 0; i < 20; ++i) CHECK(queued[static_cast<std::size_t>(i)].value == 2 * i);
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return beside.calls == 1; }));
   CHECK(beside.value == 7);
   CHECK(pool.metrics().failed == 1);
@@ -270,12 +178,12 @@ TEST_CASE("G2: a worker that dies fails its own task only, and the pool is whole
 
   // Again and again: no state is called "broken".
   for (int i = 0; i < 10; ++i) {
-    CHECK(holds<WorkerCrashedError>(failure(context, pool, die, SIGKILL)));
+    CHECK(holds<WorkerCrashedError>(failure(context, pool.submit(die, SIGKILL))));
     CHECK(run(context, pool.submit(twice, i)) == 2 * i);
   }
   CHECK(run_until(context, [&] { return whole(pool); }));
   // An exception that cannot be rebuilt here costs nobody anything.
-  const auto remote = error_as<RemoteTaskError>(failure(context, pool, throw_handle, 4));
+  const auto remote = error_as<RemoteTaskError>(failure(context, pool.submit(throw_handle, 4)));
   REQUIRE(remote);
   CHECK_THAT(remote->type_name(), ContainsSubstring("HandleError"));
   CHECK(pool.metrics().workers_crashed == 11);
@@ -284,18 +192,18 @@ TEST_CASE("G2: a worker that dies fails its own task only, and the pool is whole
 
 TEST_CASE("G2: an initializer that throws breaks nothing for ever", "[local]") {
   reset_board();
-  board.bad_starts = 4;
+  bad_starts = 4;
   asio::io_context context;
   LocalExecutorOptions options = workers(1);
   options.initializer = fail_some_starts;
   LocalExecutor pool(context.get_executor(), options);
-  const auto error = error_as<WorkerStartError>(failure(context, pool, twice, 1));
+  const auto error = error_as<WorkerStartError>(failure(context, pool.submit(twice, 1)));
   REQUIRE(error);
   CHECK_THAT(error->reason(), ContainsSubstring("the model cannot be loaded"));
-  REQUIRE(run_until(context, [&] { return board.bad_starts == 0 && whole(pool); }));
+  REQUIRE(run_until(context, [&] { return bad_starts == 0 && whole(pool); }));
   std::exception_ptr later;
   for (int i = 0; i < 100; ++i) {
-    later = failure(context, pool, twice, 1);
+    later = failure(context, pool.submit(twice, 1));
     if (!later) break;
   }
   CHECK_FALSE(later);
@@ -315,7 +223,7 @@ TEST_CASE("G3: an overload is refused, or waits with a limit, as was asked for",
   waits.async_submit(bulkhead::call(wait_at_gate, 1), held[2].handler());
   waits.async_submit(bulkhead::call(wait_at_gate, 1), held[3].handler());
 
-  const auto refused = error_as<ExecutorOverloadError>(failure(context, rejects, twice, 1));
+  const auto refused = error_as<ExecutorOverloadError>(failure(context, rejects.submit(twice, 1)));
   REQUIRE(refused);
   CHECK(refused->limit() == 2);
   CHECK(rejects.metrics().rejected == 1);
@@ -332,7 +240,7 @@ TEST_CASE("G3: an overload is refused, or waits with a limit, as was asked for",
   CHECK(m.waiting == 1);
   CHECK(m.pending + m.running == 2);
   CHECK(m.submitted == 2);
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return patient.calls == 1 && held[0].calls + held[1].calls == 2; }));
   CHECK(patient.value == 4);
 }
@@ -349,7 +257,7 @@ TEST_CASE("G4: a cancelled task keeps its slot until its worker is really free",
     pool.async_submit(bulkhead::call(wait_at_gate, 1),
                       asio::bind_cancellation_slot(signals[i].slot(), outcomes[i].handler()));
   }
-  REQUIRE(run_until(context, [&] { return board.begun == 2 && whole(pool); }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 2 && whole(pool); }));
   const std::vector<Process> processes = processes_of(pool);
   for (auto& signal : signals) signal.emit(asio::cancellation_type::terminal);
   // Nothing has been told of the workers' deaths yet: their slots are taken.
@@ -362,7 +270,7 @@ TEST_CASE("G4: a cancelled task keeps its slot until its worker is really free",
   CHECK(holds<ExecutorOverloadError>(refused.error));
   // A worker may take its time to die. Whoever is let in, is let in after that.
   REQUIRE(run_until(context, [&] {
-    const auto error = failure(context, pool, twice, 4);
+    const auto error = failure(context, pool.submit(twice, 4));
     if (error) CHECK(holds<ExecutorOverloadError>(error));
     return !error;
   }));
@@ -380,11 +288,11 @@ TEST_CASE("G4: a cancelled task keeps its slot until its worker is really free",
   Outcome<int> other;
   pool.async_submit(bulkhead::call(wait_at_gate, 5), asio::bind_cancellation_slot(signal.slot(), runs_on.handler()));
   pool.async_submit(bulkhead::call(wait_at_gate, 6), other.handler());
-  REQUIRE(run_until(context, [&] { return board.begun == 2; }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 2; }));
   signal.emit(asio::cancellation_type::total);
   settle(context);
-  CHECK(holds<ExecutorOverloadError>(failure(context, pool, twice, 1)));
-  board.gate = 1;
+  CHECK(holds<ExecutorOverloadError>(failure(context, pool.submit(twice, 1))));
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return runs_on.calls + other.calls == 2; }));
   CHECK(runs_on.value == 5);
 }
@@ -461,20 +369,21 @@ TEST_CASE("G6: errors tell apart the callable, an argument, the result, the exce
     return error->part();
   };
   StubbornCallable callable;
-  CHECK_FALSE(failure(context, pool, callable));
+  CHECK_FALSE(failure(context, pool.submit(callable)));
   callable.data.encodable = false;
-  CHECK(part(failure(context, pool, callable)) == SerializationError::Part::callable);
-  CHECK(part(failure(context, pool, take, stubborn(false))) == SerializationError::Part::argument);
-  CHECK(part(failure(context, pool, stubborn, false)) == SerializationError::Part::result);
+  CHECK(part(failure(context, pool.submit(callable))) == SerializationError::Part::callable);
+  CHECK(part(failure(context, pool.submit(take, stubborn(false)))) == SerializationError::Part::argument);
+  CHECK(part(failure(context, pool.submit(stubborn, false))) == SerializationError::Part::result);
   // Of an exception that cannot be carried whole, its type and words are.
-  const auto exception = error_as<RemoteTaskError>(failure(context, pool, throw_handle, 4));
+  const auto exception = error_as<RemoteTaskError>(failure(context, pool.submit(throw_handle, 4)));
   REQUIRE(exception);
   CHECK_THAT(exception->type_name(), ContainsSubstring("HandleError"));
   CHECK(exception->remote_what() == "the handle of 4 is lost");
   int (*const unknown)(int) = nullptr;
-  CHECK(holds<FunctionUnavailableError>(failure(context, pool, unknown, 1)));
+  CHECK(holds<FunctionUnavailableError>(failure(context, pool.submit(unknown, 1))));
   // A callable without a name has one in errors, too.
-  const auto unnamed = error_as<bulkhead::ExecutorError>(failure(context, pool, [] { throw HandleError("lost"); }));
+  const auto unnamed =
+      error_as<bulkhead::ExecutorError>(failure(context, pool.submit([] { throw HandleError("lost"); })));
   REQUIRE(unnamed);
   CHECK_FALSE(unnamed->context().task.empty());
   CHECK(pool.metrics().workers_crashed == 0);
@@ -485,7 +394,7 @@ TEST_CASE("G7: a task that calls exit ends its worker, not the host", "[local]")
   LocalExecutor pool(context.get_executor(), workers(1));
   for (const int code : {0, 3}) {
     for (auto* const function : {leave, leave_at_once}) {
-      const auto error = error_as<WorkerCrashedError>(failure(context, pool, function, code));
+      const auto error = error_as<WorkerCrashedError>(failure(context, pool.submit(function, code)));
       REQUIRE(error);
       CHECK(error->exit_code() == code);
       CHECK(error->signal() == 0);
@@ -502,28 +411,20 @@ TEST_CASE("G8: the event loop goes on while a shutdown waits, and a deadline end
   LocalExecutor pool(context.get_executor(), workers(1));
   Outcome<int> outcome;
   pool.async_submit(bulkhead::call(wait_at_gate, 3), outcome.handler());
-  REQUIRE(run_until(context, [] { return board.begun == 1; }));
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
   bool over = false;
   asio::co_spawn(context, pool.shutdown(), [&](std::exception_ptr) { over = true; });
   // Only the event loop can open the gate: a shutdown that blocked it would never end.
-  int turns = 0;
-  std::function<void()> turn = [&] {
-    if (++turns < 100) {
-      asio::post(context, turn);
-    } else {
-      board.gate = 1;
-    }
-  };
-  asio::post(context, turn);
+  open_gate_after(context, 100);
   REQUIRE(run_until(context, [&] { return over; }));
-  CHECK(turns == 100);
+  CHECK(board.gate.open == 1);
   CHECK(outcome.value == 3);
 
   reset_board();
   LocalExecutor endless(context.get_executor(), workers(1));
   Outcome<int> killed;
   endless.async_submit(bulkhead::call(wait_at_gate, 3), killed.handler());
-  REQUIRE(run_until(context, [] { return board.begun == 1; }));
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
   ShutdownOptions options;
   options.timeout = 10ms;
   run(context, endless.shutdown(options));
@@ -596,17 +497,17 @@ TEST_CASE("G11: bypass counts, limits and fails as workers do", "[local]") {
         trace << "value; ";
       }
     };
-    note(failure(context, pool, refuse, 1));
-    note(failure(context, pool, throw_handle, 1));
-    note(failure(context, pool, take, stubborn(false)));
-    note(failure(context, pool, stubborn, false));
-    note(failure(context, pool, stubborn, true));
-    note(failure(
-        context, pool, [](const std::string& text) { return text.size(); }, std::string(100 << 10, 'x')));
+    note(failure(context, pool.submit(refuse, 1)));
+    note(failure(context, pool.submit(throw_handle, 1)));
+    note(failure(context, pool.submit(take, stubborn(false))));
+    note(failure(context, pool.submit(stubborn, false)));
+    note(failure(context, pool.submit(stubborn, true)));
+    note(failure(context,
+                 pool.submit([](const std::string& text) { return text.size(); }, std::string(100 << 10, 'x'))));
     int (*const unknown)(int) = nullptr;
-    note(failure(context, pool, unknown, 1));
+    note(failure(context, pool.submit(unknown, 1)));
     run(context, pool.shutdown());
-    note(failure(context, pool, twice, 1));
+    note(failure(context, pool.submit(twice, 1)));
     const Metrics m = pool.metrics();
     CHECK(adds_up(m));
     CHECK(m.average_run_time > 0ns);
@@ -701,7 +602,7 @@ TEST_CASE("G14: workers come from a process without threads, however many the ho
     const auto allocate = [](std::size_t size) { return std::string(size, 'w').size(); };
     for (int i = 0; i < 20; ++i) {
       CHECK(run(context, pool.submit(allocate, std::size_t{10'000})) == 10'000);
-      CHECK(holds<WorkerCrashedError>(failure(context, pool, die, SIGKILL)));
+      CHECK(holds<WorkerCrashedError>(failure(context, pool.submit(die, SIGKILL))));
     }
     CHECK(run_until(context, [&] { return whole(pool); }));
     for (const int pid : pool.worker_pids()) CHECK(parent_of(pid) != ::getpid());
@@ -754,7 +655,7 @@ TEST_CASE("Child of the test above: a host that waits to be killed", "[.child-ho
   LocalExecutor pool(context.get_executor(), workers(2));
   std::array<Outcome<int>, 2> outcomes;
   for (auto& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
-  REQUIRE(run_until(context, [&] { return board.begun == 2 && whole(pool); }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 2 && whole(pool); }));
   const std::vector<int> pids = pool.worker_pids();
   std::printf("workers %d %d\n", pids[0], pids[1]);
   std::fflush(stdout);

@@ -6,67 +6,44 @@
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
+#include "support/tasks.hpp"
 
 #include <boost/asio/io_context.hpp>
 
 #include <fcntl.h>
 #include <poll.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <csignal>
-#include <cstdio>
-#include <new>
-#include <optional>
 #include <string>
 #include <vector>
 
 namespace asio = boost::asio;
 using bulkhead::LocalExecutor;
 using bulkhead::LocalExecutorOptions;
-using bulkhead::Started;
-using bulkhead::TaskOptions;
 using bulkhead::WorkerCrashedError;
 using bulkhead::WorkerStartError;
 using bulkhead::test::adds_up;
 using bulkhead::test::all_over;
+using bulkhead::test::board;
 using bulkhead::test::error_as;
 using bulkhead::test::message;
 using bulkhead::test::Outcome;
+using bulkhead::test::reset_board;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
+using bulkhead::test::twice;
+using bulkhead::test::wait_at_gate;
 using bulkhead::test::whole;
 using bulkhead::test::workers;
 using namespace std::chrono_literals;
 
 namespace {
 
-// A page that the tests and all workers share, since it is older than the fork server.
-struct Board {
-  std::atomic<int> gate{0};
-  std::atomic<int> begun{0};
-  std::atomic<int> runs{0};
-};
-
-Board& board = *[] {
-  void* page = ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (page == MAP_FAILED) throw std::bad_alloc();
-  return new (page) Board;
-}();
-
 // What runs in workers. None of it asserts: results, deaths and the board tell.
-
-int twice(int value) { return 2 * value; }
-
-int wait_at_gate(int value) {
-  ++board.begun;
-  while (board.gate == 0) ::poll(nullptr, 0, 1);
-  return value;
-}
 
 // As daemons do.
 int close_all_descriptors() {
@@ -92,7 +69,7 @@ int come_back_twice(int value) {
   return WIFEXITED(status) ? value : -2;
 }
 
-int count_run() { return ++board.runs; }
+int count_run() { return ++board.begun; }
 
 int kill_own_group() {
   ::kill(0, SIGKILL);
@@ -132,7 +109,7 @@ TEST_CASE("a worker writes nothing into a file that a task opens after it has cl
 }
 
 TEST_CASE("a process that a task has forked and that comes back from the task is no second worker", "[fault]") {
-  board.runs = 0;
+  board.begun = 0;
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(1));
   for (int i = 0; i < 5; ++i) CHECK(run(context, pool.submit(come_back_twice, i)) == i);
@@ -142,19 +119,18 @@ TEST_CASE("a process that a task has forked and that comes back from the task is
     if (pool.metrics().pending > 50) run_until(context, [&] { return pool.metrics().pending < 10; });
   }
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
-  CHECK(board.runs == 500);  // each ran once
+  CHECK(board.begun == 500);  // each ran once
   CHECK(pool.metrics().workers_crashed == 0);
 }
 
 TEST_CASE("a task that kills its process group kills its own worker and nothing else", "[fault]") {
-  board.gate = 0;
-  board.begun = 0;
+  reset_board();
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(2));
   REQUIRE(run_until(context, [&] { return whole(pool); }));
   Outcome<> innocent;
   pool.async_submit(bulkhead::call(wait_at_gate, 7), innocent.handler());
-  REQUIRE(run_until(context, [] { return board.begun == 1; }));
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
   Outcome<> killer;
   pool.async_submit(bulkhead::call(kill_own_group), killer.handler());
   REQUIRE(run_until(context, [&] { return killer.calls == 1; }));
@@ -162,7 +138,7 @@ TEST_CASE("a task that kills its process group kills its own worker and nothing 
   REQUIRE(crash);
   CHECK(crash->signal() == SIGKILL);
   CHECK(innocent.calls == 0);
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return innocent.calls == 1; }));
   CHECK(innocent.value == 7);
   CHECK(pool.metrics().workers_crashed == 1);

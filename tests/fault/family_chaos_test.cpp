@@ -15,6 +15,7 @@
 #include "fault/family_chaos/tasks.hpp"
 #include "fault/family_chaos/unified_episode.hpp"
 #include "support/catch.hpp"
+#include "support/environment.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
 
@@ -22,7 +23,6 @@
 
 #include <chrono>
 #include <cstdint>
-#include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <random>
@@ -30,20 +30,12 @@
 
 namespace asio = boost::asio;
 using bulkhead::LocalExecutor;
+using bulkhead::test::number_from;
 using bulkhead::test::poll_until;
 using bulkhead::test::family_chaos::act;
 using bulkhead::test::family_chaos::FamilyEpisode;
 using bulkhead::test::family_chaos::Resources;
 using bulkhead::test::family_chaos::UnifiedEpisode;
-
-namespace {
-
-std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
-  const char* text = std::getenv(variable);
-  return text != nullptr ? std::strtoull(text, nullptr, 10) : otherwise;
-}
-
-}  // namespace
 
 TEST_CASE("74: whatever happens to the whole family, every task has one end and everything adds up", "[fault]") {
   const std::uint64_t seed = number_from("BULKHEAD_CHAOS_SEED", std::random_device()());

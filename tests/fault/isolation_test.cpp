@@ -3,12 +3,15 @@
 #include <bulkhead/local_executor.hpp>
 
 #include "support/catch.hpp"
+#include "support/check_part.hpp"
+#include "support/environment.hpp"
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/program.hpp"
 #include "support/run.hpp"
 #include "support/run_tests.hpp"
 #include "support/sanitizer.hpp"
+#include "support/shared.hpp"
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/bind_cancellation_slot.hpp>
@@ -31,7 +34,6 @@
 #include <poll.h>
 #include <sched.h>
 #include <spawn.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -54,7 +56,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <optional>
 #include <random>
 #include <set>
@@ -81,20 +82,21 @@ using bulkhead::ExecutorError;
 using bulkhead::ExecutorNotRunningError;
 using bulkhead::FunctionUnavailableError;
 using bulkhead::LocalExecutor;
-using bulkhead::LocalExecutorOptions;
 using bulkhead::WorkerCrashedError;
 using bulkhead::WorkerStartError;
 using bulkhead::test::all_over;
 using bulkhead::test::all_processes;
+using bulkhead::test::check_part;
 using bulkhead::test::descendants;
 using bulkhead::test::descriptors_of;
 using bulkhead::test::error_as;
-using bulkhead::test::kDeadline;
+using bulkhead::test::Gate;
 using bulkhead::test::kGone;
 using bulkhead::test::link_target;
 using bulkhead::test::message;
 using bulkhead::test::open_descriptors;
 using bulkhead::test::Outcome;
+using bulkhead::test::pid_in_host;
 using bulkhead::test::poll_until;
 using bulkhead::test::Process;
 using bulkhead::test::Program;
@@ -102,31 +104,27 @@ using bulkhead::test::read_file;
 using bulkhead::test::Report;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
+using bulkhead::test::shared_object;
 using bulkhead::test::whole;
 using bulkhead::test::workers;
 using namespace std::chrono_literals;
 
 namespace {
 
-// A page that the tests and all workers share, since it is older than the fork server.
+// What tasks in all processes share with the test.
 struct Board {
-  std::atomic<int> begun{0};    // tasks that wait at the gate, or waited there
-  std::atomic<int> gate{0};     // opened by the test
+  Gate gate;
+  std::atomic<int> pools{0};    // that have worked, one after the other
   std::atomic<int> daemon{0};   // a task's daemonised grandchild, as the host sees it
   std::atomic<int> stopped{0};  // a worker that stops itself, as the host sees it
   std::atomic<int> crashes{0};  // tasks that are about to crash
   std::atomic<int> child{0};    // what a task has started and left, as the host sees it
 };
 
-Board& board = *[] {
-  void* page = ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (page == MAP_FAILED) throw std::bad_alloc();
-  return new (page) Board;
-}();
+Board& board = shared_object<Board>();
 
 void reset_board() {
-  board.begun = 0;
-  board.gate = 0;
+  board.gate.reset();
   board.crashes = 0;
   board.child = 0;
 }
@@ -142,17 +140,10 @@ Early early;
 // ---------------------------------------------------------------------------------------------------------------------
 // What runs in workers. None of it asserts: results, deaths and the board tell.
 
-int pid_in_host() {
-  std::array<char, 32> text{};
-  const auto size = ::readlink("/proc/self", text.data(), text.size() - 1);
-  return size > 0 ? std::atoi(text.data()) : -1;
-}
-
 int twice(int value) { return 2 * value; }
 
 int wait_at_gate(int value) {
-  ++board.begun;
-  while (board.gate == 0) ::poll(nullptr, 0, 1);
+  board.gate.wait();
   return value;
 }
 
@@ -199,8 +190,7 @@ std::vector<unsigned long> own_signals() {
 
 // pid, rand, random, lrand48, random_device
 std::array<long, 5> draw() {
-  ++board.begun;
-  while (board.gate == 0) ::poll(nullptr, 0, 1);
+  board.gate.wait();
   std::random_device device;
   return {pid_in_host(), std::rand(), ::random(), ::lrand48(), static_cast<long>(device())};
 }
@@ -418,7 +408,7 @@ TEST_CASE(
   REQUIRE(replace_worker(context, pool));
   std::array<Outcome<>, 2> outcomes;
   for (Outcome<>& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
-  REQUIRE(run_until(context, [&] { return board.begun == 2 && whole(pool); }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 2 && whole(pool); }));
 
   const std::set<int> processes = descendants();
   CHECK(processes.size() == 4);  // the fork server, the template, two workers
@@ -430,7 +420,7 @@ TEST_CASE(
   }
   for (Service* service : {&before_fork_server, &before_pool, &after_pool}) check_closes_at_once(context, *service);
 
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
   for (const Outcome<>& outcome : outcomes) CHECK(outcome.value == 7);
 }
@@ -463,7 +453,7 @@ TEST_CASE(
   reset_board();
   std::array<Outcome<>, 2> outcomes;
   for (Outcome<>& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
-  REQUIRE(run_until(context, [&] { return board.begun == 2 && whole(pool); }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 2 && whole(pool); }));
 
   closing.close();
   REQUIRE(run_until(context, [&] { return aborted; }));
@@ -483,7 +473,7 @@ TEST_CASE(
   // Both were waited for all the time.
   for (tcp::socket* peer : {&peer_of_idle, &peer_of_successor}) asio::write(*peer, asio::buffer("x", 1));
   CHECK(run_until(context, [&] { return completions == 2; }));
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
   CHECK(completions == 2);
 }
@@ -594,7 +584,7 @@ asio::awaitable<void> shut_down_for_ever() {
   for (;;) {
     LocalExecutor pool(executor, workers(2));
     co_await pool.submit(twice, 1);
-    ++board.begun;
+    ++board.pools;
     co_await pool.shutdown();
   }
 }
@@ -620,11 +610,11 @@ int host_to_be_killed(std::string_view state) {
     ready = [] { return board.crashes > 20; };
   } else if (state == "running") {
     load(wait_at_gate, 1);
-    ready = [] { return board.begun == 2; };
+    ready = [] { return board.gate.waiting == 2; };
   } else if (state == "shutdown") {
     load(wait_at_gate, 1);
     ready = [&, begun = false]() mutable {
-      if (!begun && board.begun == 2) {
+      if (!begun && board.gate.waiting == 2) {
         begun = true;
         asio::co_spawn(context, shut_down(pool), asio::detached);
       }
@@ -632,7 +622,7 @@ int host_to_be_killed(std::string_view state) {
     };
   } else if (state == "shutdowns") {
     asio::co_spawn(context, shut_down_for_ever(), asio::detached);
-    ready = [] { return board.begun > 2; };
+    ready = [] { return board.pools > 2; };
   } else if (state == "stopped") {
     asio::co_spawn(context, pool.submit(stop_itself), asio::detached);
     load(twice, 1);
@@ -728,15 +718,14 @@ TEST_CASE("44: a host killed by SIGKILL leaves no process and no shared memory, 
 
 TEST_CASE("44: a host killed many times at any moment is gone with all its processes within 100 ms", "[fault]") {
   // Each time at another moment of what it does. The script host_kills does it more often.
-  const char* const wanted = std::getenv("BULKHEAD_HOST_KILLS");
-  const int kills = wanted != nullptr ? std::stoi(wanted) : WITH_SANITIZER ? 2 : 10;
+  const std::uint64_t kills = bulkhead::test::number_from("BULKHEAD_HOST_KILLS", WITH_SANITIZER ? 2 : 10);
   const std::string state = GENERATE("idle", "load", "spawn", "shutdown", "shutdowns");
   const bool forbidden = GENERATE(false, true);
   CAPTURE(state, forbidden);
   const std::set<std::string> files = shared_memory_files();
   std::mt19937 random{std::random_device()()};
   std::vector<std::chrono::steady_clock::duration> times;
-  for (int i = 0; i < kills; ++i) {
+  for (std::uint64_t i = 0; i < kills; ++i) {
     Program host((forbidden ? std::string(kWithoutNamespaces) : "") + "host_to_be_killed_" + state);
     REQUIRE(host.says("ready"));
     const int moment = std::uniform_int_distribution<int>(0, 10)(random);
@@ -910,13 +899,13 @@ int host_has_a_signal_set() {
     pool.async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
     Outcome<> other;
     pool.async_submit(bulkhead::call(wait_at_gate, 2), other.handler());
-    run_until(context, [&] { return board.begun == 2 && whole(pool); });
+    run_until(context, [&] { return board.gate.waiting == 2 && whole(pool); });
     const Process worker(pool.worker_pids().front());
     report.expect(worker.signal(SIGTERM), "a worker can be sent SIGTERM");
     report.expect(run_until(context, [&] { return outcome.calls + other.calls > 0; }), "it dies of it");
     report.expect(crash_signal(outcome.calls > 0 ? outcome : other) == SIGTERM, "of nothing else");
     report.expect(!host_terminated, "the host's signal_set does not see it");
-    board.gate = 1;
+    board.gate.open = 1;
     run_until(context, [&] { return outcome.calls + other.calls == 2; });
   }
   children.cancel();
@@ -938,14 +927,14 @@ int host_is_interrupted() {
   LocalExecutor pool(context.get_executor(), workers(2));
   std::array<Outcome<>, 2> outcomes;
   for (Outcome<>& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
-  report.expect(run_until(context, [&] { return board.begun == 2 && whole(pool); }), "two tasks run");
+  report.expect(run_until(context, [&] { return board.gate.waiting == 2 && whole(pool); }), "two tasks run");
   const std::vector<int> before = pool.worker_pids();
   for (const int signal : {SIGINT, SIGHUP, SIGTERM}) {
     const int earlier = signals;
     ::kill(0, signal);  // the own process group, as a terminal does it
     report.expect(run_until(context, [&] { return signals > earlier; }), "the host sees the signal");
   }
-  board.gate = 1;
+  board.gate.open = 1;
   report.expect(run_until(context, [&] { return all_over(outcomes); }), "the tasks end");
   for (const Outcome<>& outcome : outcomes) report.expect(outcome.value == 7, "undisturbed: " + message(outcome.error));
   report.expect(pool.worker_pids() == before, "the workers are the same");
@@ -986,13 +975,6 @@ int host_has_odd_signals() {
   report.expect(::sigismember(&now, SIGUSR1) == 1 && ::sigismember(&now, SIGUSR2) == 1, "and blocks what it blocked");
   report.expect(::sigismember(&now, SIGCHLD) == 0, "and nothing else");
   return report.exit_code();
-}
-
-void check_part(const std::string& part) {
-  Program program(part);
-  const auto [code, said] = program.finish();
-  INFO(said);
-  CHECK(code == 0);
 }
 
 }  // namespace
@@ -1039,8 +1021,8 @@ TEST_CASE("56: workers draw different random numbers, also those that replace ot
         if (!error) draws.push_back(drawn);
       });
     }
-    REQUIRE(run_until(context, [] { return board.begun == 2; }));
-    board.gate = 1;
+    REQUIRE(run_until(context, [] { return board.gate.waiting == 2; }));
+    board.gate.open = 1;
     const std::size_t expected = 2 * static_cast<std::size_t>(round + 1);
     REQUIRE(run_until(context, [&] { return draws.size() == expected; }));
     REQUIRE(replace_worker(context, pool));
@@ -1114,7 +1096,7 @@ TEST_CASE("51: in a forked copy of the host a submit fails with ExecutorNotRunni
   Outcome<> running;
   asio::cancellation_signal signal;
   pool->async_submit(bulkhead::call(wait_at_gate, 7), asio::bind_cancellation_slot(signal.slot(), running.handler()));
-  REQUIRE(run_until(context, [&] { return board.begun == 1 && whole(*pool); }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 1 && whole(*pool); }));
   const std::vector<int> before = pool->worker_pids();
 
   context.notify_fork(asio::execution_context::fork_prepare);
@@ -1137,7 +1119,7 @@ TEST_CASE("51: in a forked copy of the host a submit fails with ExecutorNotRunni
       ::_exit(3);
     }
     // Its answer rings the doorbell that host and copy share; the memory that it lies in is the host's only.
-    board.gate = 1;
+    board.gate.open = 1;
     context.restart();
     context.run_for(100ms);
     pool.reset();
@@ -1149,7 +1131,7 @@ TEST_CASE("51: in a forked copy of the host a submit fails with ExecutorNotRunni
   REQUIRE(child > 0);
   CHECK(exit_code_of(child) == 0);
   CHECK(pool->worker_pids() == before);
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return running.calls > 0; }));
   INFO(message(running.error));
   CHECK(running.value == 7);
@@ -1164,7 +1146,7 @@ TEST_CASE("51: destroying the executor in a forked copy of the host disturbs nei
   auto pool = std::make_unique<LocalExecutor>(context.get_executor(), workers(2));
   std::array<Outcome<>, 4> outcomes;
   for (Outcome<>& outcome : outcomes) pool->async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
-  REQUIRE(run_until(context, [&] { return board.begun == 2 && whole(*pool); }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 2 && whole(*pool); }));
   const std::vector<int> before = pool->worker_pids();
   // Without notify_fork: the copy has the host's epoll descriptors, and must not unregister anything there.
   const pid_t child = ::fork();
@@ -1175,7 +1157,7 @@ TEST_CASE("51: destroying the executor in a forked copy of the host disturbs nei
   REQUIRE(child > 0);
   CHECK(exit_code_of(child) == 0);
   CHECK(pool->worker_pids() == before);
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
   for (const Outcome<>& outcome : outcomes) CHECK(outcome.value == 7);
   CHECK(pool->worker_pids() == before);
@@ -1221,20 +1203,20 @@ int host_with_few_descriptors(std::string_view limit) {
   const rlim_t number = static_cast<rlim_t>(std::stoi(std::string(limit)));
   const rlimit few{number, number};
   ::setrlimit(RLIMIT_NOFILE, &few);
-  board.begun = 0;
-  board.gate = 0;
+  board.gate.reset();
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(32));
   std::array<Outcome<>, 3> outcomes;
   for (Outcome<>& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
-  report.expect(run_until(context, [] { return board.begun == 3; }), "tasks run on the workers that there is room for");
+  report.expect(run_until(context, [] { return board.gate.waiting == 3; }),
+                "tasks run on the workers that there is room for");
   // Long enough for several attempts to start the others.
   const auto end = std::chrono::steady_clock::now() + 500ms;
   run_until(context, [&] { return std::chrono::steady_clock::now() > end; });
   const auto metrics = pool.metrics();
   report.expect(metrics.workers >= 3 && metrics.workers < 32, "there is room for some workers only");
   report.expect(metrics.workers_started < 100, "and no fork storm for the others");
-  board.gate = 1;
+  board.gate.open = 1;
   report.expect(run_until(context, [&] { return all_over(outcomes); }), "the tasks end");
   for (const Outcome<>& outcome : outcomes) report.expect(outcome.value == 7, "undisturbed: " + message(outcome.error));
   report.expect(run(context, pool.submit(twice, 21)) == 42, "the pool goes on");

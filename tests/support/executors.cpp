@@ -66,6 +66,46 @@ std::shared_ptr<BaseExecutor> make(const std::string& type, asio::io_context& co
   return make(type, asio::any_io_executor(context.get_executor()), number, common);
 }
 
+ThreadedExecutor::ThreadedExecutor(asio::any_io_executor io, CommonOptions options)
+    : BaseExecutor(std::move(io), std::move(options)), thread_([this] { work(); }) {}
+
+ThreadedExecutor::~ThreadedExecutor() {
+  close();
+  {
+    const std::lock_guard lock(mutex_);
+    end_ = true;
+  }
+  changed_.notify_one();
+  thread_.join();
+}
+
+void ThreadedExecutor::execute(Task task) {
+  {
+    const std::lock_guard lock(mutex_);
+    const int priority = task.options().priority();
+    queue_.emplace(priority, std::move(task));
+  }
+  changed_.notify_one();
+}
+
+void ThreadedExecutor::add_metrics(Metrics& metrics) const {
+  metrics.mode = "thread";
+  metrics.workers = 1;
+}
+
+void ThreadedExecutor::work() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [this] { return end_ || !queue_.empty(); });
+    if (end_) return;
+    Task task = std::move(queue_.begin()->second);
+    queue_.erase(queue_.begin());
+    lock.unlock();
+    task.run();
+    lock.lock();
+  }
+}
+
 Wedged::Wedged(asio::any_io_executor io, std::string name) : BaseExecutor(std::move(io), named(std::move(name))) {}
 Wedged::~Wedged() { close(); }
 

@@ -10,14 +10,21 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
 
+#include <condition_variable>
 #include <cstddef>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <thread>
 
 namespace bulkhead::test {
 
+/// Options of an executor of this name.
 CommonOptions named(std::string name);
+/// Options of an executor that accepts so many tasks, and of what it does about more.
 CommonOptions limited(std::size_t max_pending, OverloadPolicy overload = OverloadPolicy::reject);
+/// Options of an executor of so many threads.
 ThreadExecutorOptions threads(unsigned number);
 /// Of a unified Executor with two processes.
 ExecutorOptions small();
@@ -41,6 +48,26 @@ std::shared_ptr<BaseExecutor> make(const std::string& type, const asio::any_io_e
                                    const CommonOptions& common = {});
 std::shared_ptr<BaseExecutor> make(const std::string& type, asio::io_context& context, unsigned number = 1,
                                    const CommonOptions& common = {});
+
+/// As a user would write it: one thread, and a queue by priority.
+class ThreadedExecutor final : public BaseExecutor {
+ public:
+  explicit ThreadedExecutor(asio::any_io_executor io, CommonOptions options = {});
+  ~ThreadedExecutor() override;
+
+ protected:
+  void execute(Task task) override;
+  void add_metrics(Metrics& metrics) const override;
+
+ private:
+  void work();
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::multimap<int, Task> queue_;
+  bool end_ = false;
+  std::thread thread_;
+};
 
 /// An executor whose shutdown fails: "it is stuck".
 class Wedged final : public BaseExecutor {

@@ -70,6 +70,12 @@ std::vector<int> all_processes() {
   return pids;
 }
 
+int pid_in_host() {
+  std::array<char, 32> text{};
+  const auto size = ::readlink("/proc/self", text.data(), text.size() - 1);
+  return size > 0 ? std::atoi(text.data()) : -1;
+}
+
 // From /proc/PID/stat: "pid (name) state ppid ...".
 int parent_of(int pid) {
   const std::string line = read_file("/proc/" + std::to_string(pid) + "/stat");

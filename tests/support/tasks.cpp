@@ -7,6 +7,7 @@
 #include "support/processes.hpp"
 #include "support/run.hpp"
 
+#include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
@@ -60,6 +61,15 @@ int wait_at_gate(int value) {
   board.gate.wait();
   ++board.ended;
   return value;
+}
+void open_gate_after(asio::io_context& context, int turns) {
+  asio::post(context, [&context, turns] {
+    if (turns > 1) {
+      open_gate_after(context, turns - 1);
+    } else {
+      board.gate.open = 1;
+    }
+  });
 }
 void let_go(const std::string& type) {
   board.gate.open = 1;

@@ -58,6 +58,8 @@ int count(int value);
 void count_start();
 /// Counts as ended when the gate has opened.
 int wait_at_gate(int value);
+/// Opens the gate after so many turns of the event loop, which what blocks it never gets to.
+void open_gate_after(asio::io_context& context, int turns);
 /// Opens the gate for a function on a thread that nobody waits for any more, and waits for its end: it must not meet
 /// the next test. In a process ("local") it has been killed.
 void let_go(const std::string& type);

@@ -70,6 +70,7 @@ using bulkhead::test::Process;
 using bulkhead::test::reset_board;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
+using bulkhead::test::settle;
 using bulkhead::test::twice;
 using bulkhead::test::wait_at_gate;
 using bulkhead::test::whole;
@@ -808,8 +809,8 @@ TEST_CASE("io_context::run returns when nothing is in flight, and not while a ta
 
   Outcome<> slow;
   pool.async_submit(bulkhead::call(wait_at_gate, 1), slow.handler());
-  context.restart();
-  context.run_for(50ms);
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+  settle(context);
   CHECK_FALSE(context.stopped());
   CHECK(slow.calls == 0);
   board.gate.open = 1;

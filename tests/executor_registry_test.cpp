@@ -15,7 +15,6 @@
 #include <chrono>
 #include <exception>
 #include <latch>
-#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -38,6 +37,8 @@ using bulkhead::ShutdownFailedError;
 using bulkhead::ShutdownOptions;
 using bulkhead::Task;
 using bulkhead::UnknownExecutorTypeError;
+using bulkhead::test::kDeadline;
+using bulkhead::test::poll_until;
 using bulkhead::test::run;
 using Catch::Matchers::ContainsSubstring;
 
@@ -393,21 +394,22 @@ TEST_CASE("A type whose factory was replaced makes no null pointer of another cl
 TEST_CASE("Eight threads that ask for one name at the same time get one executor", "[registry]") {
   asio::io_context context;
   ExecutorRegistry registry(context.get_executor());
+  constexpr std::size_t kThreads = 8;
+  std::atomic<std::size_t> asking{0};
   std::atomic<int> made{0};
   registry.register_factory("slow",
                             [&](asio::any_io_executor io, const std::string& name, const ExecutorConfig& config) {
                               ++made;
-                              // Long enough for the others to come and ask.
-                              std::this_thread::sleep_for(std::chrono::milliseconds(20));
+                              poll_until([&] { return asking == kThreads; }, kDeadline);
                               return inline_factory()(std::move(io), name, config);
                             });
-  constexpr std::size_t kThreads = 8;
   std::vector<std::shared_ptr<BaseExecutor>> got(kThreads);
   std::latch start(kThreads);
   std::vector<std::thread> threads;
   for (std::size_t i = 0; i < kThreads; ++i) {
     threads.emplace_back([&, i] {
       start.arrive_and_wait();
+      ++asking;
       got[i] = registry.get_or_create("one", "slow");
     });
   }
@@ -421,16 +423,17 @@ TEST_CASE("Eight threads that ask for one name at the same time get one executor
 TEST_CASE("When the factory fails one of several threads, another one's call makes the executor", "[registry]") {
   asio::io_context context;
   ExecutorRegistry registry(context.get_executor());
+  constexpr int kThreads = 8;
+  std::atomic<int> asking{0};
   std::atomic<int> calls{0};
   registry.register_factory("flaky",
                             [&](asio::any_io_executor io, const std::string& name, const ExecutorConfig& config) {
                               if (++calls == 1) {
-                                std::this_thread::sleep_for(std::chrono::milliseconds(20));
+                                poll_until([&] { return asking == kThreads; }, kDeadline);
                                 throw std::runtime_error("the first one fails");
                               }
                               return inline_factory()(std::move(io), name, config);
                             });
-  constexpr int kThreads = 8;
   std::atomic<int> failed{0};
   std::atomic<int> succeeded{0};
   std::latch start(kThreads);
@@ -438,6 +441,7 @@ TEST_CASE("When the factory fails one of several threads, another one's call mak
   for (int i = 0; i < kThreads; ++i) {
     threads.emplace_back([&] {
       start.arrive_and_wait();
+      ++asking;
       try {
         if (registry.get_or_create("one", "flaky")) ++succeeded;
       } catch (const std::runtime_error&) {

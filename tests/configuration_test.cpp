@@ -52,7 +52,11 @@ using bulkhead::OverloadPolicy;
 using bulkhead::RegistryConflictError;
 using bulkhead::ThreadExecutor;
 using bulkhead::ThreadExecutorOptions;
+using bulkhead::test::kGone;
 using bulkhead::test::part_of;
+using bulkhead::test::poll_until;
+using bulkhead::test::Process;
+using bulkhead::test::processes_with;
 using bulkhead::test::Program;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
@@ -96,10 +100,10 @@ asio::awaitable<void> serve(Lifecycle& lifecycle, bool stubborn) {
   co_return;
 }
 
-int server(bool stubborn) {
+int server(bool stubborn, std::chrono::nanoseconds patience = LifecycleOptions().drain_timeout) {
   asio::io_context context;
   LifecycleOptions options;
-  if (stubborn) options.drain_timeout = 50ms;
+  options.drain_timeout = patience;
   Lifecycle lifecycle(context.get_executor(), options);
   int signal = -1;
   std::string error;
@@ -118,7 +122,8 @@ int server(bool stubborn) {
 
 int main(int argc, char** argv) {
   if (part_of(argc, argv) == "server") return server(false);
-  if (part_of(argc, argv) == "stubborn server") return server(true);
+  if (part_of(argc, argv) == "stubborn server") return server(true, 50ms);
+  if (part_of(argc, argv) == "patient server") return server(true, 1h);
   bulkhead::start_fork_server();
   return run_tests(argc, argv);
 }
@@ -350,6 +355,21 @@ TEST_CASE("a step that does not end does not keep a program from ending", "[life
   const auto [code, said] = program.finish();
   CHECK(code == 0);
   CHECK_THAT(said, ContainsSubstring("added first, done last") && ContainsSubstring("was not over when"));
+}
+
+TEST_CASE("a second signal ends a program that still drains, and all of its processes", "[lifecycle]") {
+  Program program("patient server");
+  const Process process(program.pid());
+  REQUIRE(program.says("task begun"));
+  REQUIRE(process.signal(SIGTERM));
+  REQUIRE(program.says("accepts no more"));
+  CHECK_FALSE(process.gone());
+  REQUIRE(process.signal(SIGTERM));
+  CHECK(process.gone_within(kGone));
+  CHECK(poll_until([&] { return processes_with(program.marker()).empty(); }, kGone));
+  const auto [code, said] = program.finish();
+  CHECK(code == -1);
+  CHECK_THAT(said, !ContainsSubstring("stopped by"));
 }
 
 TEST_CASE("a program may stop itself, before it waits for that or after", "[lifecycle]") {

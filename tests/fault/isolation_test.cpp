@@ -99,6 +99,7 @@ using bulkhead::test::Outcome;
 using bulkhead::test::pid_in_host;
 using bulkhead::test::poll_until;
 using bulkhead::test::Process;
+using bulkhead::test::processes_with;
 using bulkhead::test::Program;
 using bulkhead::test::read_file;
 using bulkhead::test::Report;
@@ -237,17 +238,6 @@ int start_child_and(End end) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Looking at processes.
-
-// All processes that were started with an argument, and their forks: they share the command line. Dead ones have none.
-std::vector<int> processes_with(const std::string& argument) {
-  std::vector<int> found;
-  for (const int pid : all_processes()) {
-    if (read_file("/proc/" + std::to_string(pid) + "/cmdline").find(argument) != std::string::npos) {
-      found.push_back(pid);
-    }
-  }
-  return found;
-}
 
 std::set<std::string> shared_memory_files() {
   std::set<std::string> names;

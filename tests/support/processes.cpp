@@ -77,6 +77,16 @@ int pid_in_host() {
 }
 
 // From /proc/PID/stat: "pid (name) state ppid ...".
+std::vector<int> processes_with(const std::string& argument) {
+  std::vector<int> found;
+  for (const int pid : all_processes()) {
+    if (read_file("/proc/" + std::to_string(pid) + "/cmdline").find(argument) != std::string::npos) {
+      found.push_back(pid);
+    }
+  }
+  return found;
+}
+
 int parent_of(int pid) {
   const std::string line = read_file("/proc/" + std::to_string(pid) + "/stat");
   const auto end_of_name = line.rfind(')');

@@ -41,6 +41,8 @@ std::string read_file(const std::string& path);
 std::string link_target(const std::string& path);
 
 std::vector<int> all_processes();
+/// All processes that were started with an argument, and their forks: they share the command line. Dead ones have none.
+std::vector<int> processes_with(const std::string& argument);
 /// The own process id as the host sees it: /proc is the host's also in a PID namespace.
 int pid_in_host();
 /// 0 if it is gone.

@@ -73,8 +73,6 @@ class FamilyEpisode : public Workload {
     about_ += std::array{", drained", ", without what had not begun", ", within a time", ", destroyed"}[way];
     if (way == destroy) {
       harsh_ = true;
-      // A shutdown that is only just beginning still needs the executor.
-      await_shutdowns();
       members_.clear();
       registry_.reset();
       executor_.reset();

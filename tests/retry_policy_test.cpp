@@ -42,6 +42,7 @@ using bulkhead::TaskCancelledError;
 using bulkhead::TaskOptions;
 using bulkhead::TaskQuarantinedError;
 using bulkhead::WorkerCrashedError;
+using bulkhead::detail::Quarantine;
 using bulkhead::test::adds_up;
 using bulkhead::test::all_over;
 using bulkhead::test::board;
@@ -54,7 +55,6 @@ using bulkhead::test::run;
 using bulkhead::test::run_until;
 using bulkhead::test::wait_at_gate;
 using bulkhead::test::workers;
-using bulkhead::detail::Quarantine;
 using Catch::Matchers::ContainsSubstring;
 using namespace std::chrono_literals;
 

@@ -8,6 +8,7 @@
 #include <bulkhead/this_task.hpp>
 
 #include "support/catch.hpp"
+#include "support/environment.hpp"
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
@@ -63,6 +64,7 @@ using bulkhead::test::holds;
 using bulkhead::test::kDeadline;
 using bulkhead::test::kGone;
 using bulkhead::test::message;
+using bulkhead::test::number_from;
 using bulkhead::test::open_descriptors;
 using bulkhead::test::parent_of;
 using bulkhead::test::poll_until;
@@ -412,11 +414,6 @@ class Episode {
   std::string violation_;
 };
 
-std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
-  const char* given = std::getenv(name);
-  return given != nullptr ? std::strtoull(given, nullptr, 10) : otherwise;
-}
-
 std::size_t heap_in_use() { return ::mallinfo2().uordblks; }
 
 // What the host and the fork server hold: it must not grow with the episodes.
@@ -438,8 +435,8 @@ struct Held {
 
 TEST_CASE("74: whatever happens at random, every task ends once and truthfully, and nothing is left behind",
           "[fault]") {
-  const std::uint64_t seed = from_environment("BULKHEAD_CHAOS_SEED", std::random_device()());
-  const std::chrono::seconds time(from_environment("BULKHEAD_CHAOS_SECONDS", 60));
+  const std::uint64_t seed = number_from("BULKHEAD_CHAOS_SEED", std::random_device()());
+  const std::chrono::seconds time(number_from("BULKHEAD_CHAOS_SECONDS", 60));
   std::cout << "BULKHEAD_CHAOS_SEED=" << seed << std::endl;
   const auto end = std::chrono::steady_clock::now() + time;
   asio::io_context context;

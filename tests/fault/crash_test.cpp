@@ -3,12 +3,14 @@
 #include <bulkhead/local_executor.hpp>
 
 #include "support/catch.hpp"
+#include "support/check_part.hpp"
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/program.hpp"
 #include "support/run.hpp"
 #include "support/run_tests.hpp"
 #include "support/sanitizer.hpp"
+#include "support/shared.hpp"
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -18,7 +20,6 @@
 #include <poll.h>
 #include <pthread.h>
 #include <spawn.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -36,7 +37,6 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
-#include <new>
 #include <optional>
 #include <set>
 #include <stdexcept>
@@ -56,45 +56,42 @@ using bulkhead::WorkerCrashedError;
 using bulkhead::WorkerStartError;
 using bulkhead::test::adds_up;
 using bulkhead::test::all_over;
+using bulkhead::test::check_part;
 using bulkhead::test::descendants;
 using bulkhead::test::error_as;
+using bulkhead::test::Gate;
 using bulkhead::test::kDeadline;
 using bulkhead::test::kGone;
 using bulkhead::test::message;
 using bulkhead::test::open_descriptors;
 using bulkhead::test::Outcome;
 using bulkhead::test::parent_of;
+using bulkhead::test::pid_in_host;
 using bulkhead::test::Process;
-using bulkhead::test::Program;
 using bulkhead::test::Report;
 using bulkhead::test::resident_kib;
 using bulkhead::test::run;
 using bulkhead::test::run_until;
+using bulkhead::test::shared_object;
 using bulkhead::test::whole;
 using bulkhead::test::workers;
 using namespace std::chrono_literals;
 
 namespace {
 
-// A page that the tests and all workers share, since it is older than the fork server.
+// What tasks in all processes share with the test.
 struct Board {
-  std::atomic<int> begun{0};      // tasks that wait at the gate, or waited there
-  std::atomic<int> gate{0};       // opened by the test
+  Gate gate;
   std::atomic<int> victim{0};     // the process that is to be killed, as the host sees it
   std::atomic<int> host_ends{0};  // destructors and exit handlers of the host that ran
   std::atomic<int> failures{0};   // starts that are still to fail
   std::atomic<int> starts{0};     // starts that were tried
 };
 
-Board& board = *[] {
-  void* page = ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (page == MAP_FAILED) throw std::bad_alloc();
-  return new (page) Board;
-}();
+Board& board = shared_object<Board>();
 
 void reset_board() {
-  board.begun = 0;
-  board.gate = 0;
+  board.gate.reset();
   board.victim = 0;
   board.failures = 0;
   board.starts = 0;
@@ -138,18 +135,10 @@ void overflow_stack() {
   recurse(1 << 30);
 }
 
-// The own process id as the host sees it: /proc is the host's also in a PID namespace.
-int pid_in_host() {
-  std::array<char, 32> text{};
-  const auto size = ::readlink("/proc/self", text.data(), text.size() - 1);
-  return size > 0 ? std::atoi(text.data()) : -1;
-}
-
 int twice(int value) { return 2 * value; }
 
 int wait_at_gate(int value) {
-  ++board.begun;
-  while (board.gate == 0) ::poll(nullptr, 0, 1);
+  board.gate.wait();
   return value;
 }
 
@@ -614,12 +603,12 @@ TEST_CASE("a template killed from outside fails the running tasks and is replace
   LocalExecutor pool(context.get_executor(), workers(2));
   std::array<Outcome<>, 6> outcomes;
   for (Outcome<>& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
-  REQUIRE(run_until(context, [&] { return board.begun == 2 && whole(pool); }));
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 2 && whole(pool); }));
   const Process worker_template(parent_of(pool.worker_pids().front()));
   REQUIRE(worker_template.pid() > 1);
   REQUIRE(worker_template.pid() != ::getpid());
   REQUIRE(worker_template.signal(SIGKILL));
-  board.gate = 1;
+  board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
   // The two that ran are lost with their workers; unless a worker was quicker, since the gate is open.
   std::size_t failed = 0;
@@ -656,7 +645,7 @@ int fork_server_killed_under_load() {
   std::array<Outcome<>, 8> outcomes;
   for (Outcome<>& outcome : outcomes) pool.async_submit(bulkhead::call(wait_at_gate, 7), outcome.handler());
   if (!report.expect(run_until(
-                         context, [&] { return board.begun == 2 && whole(pool); }, kProgramDeadline),
+                         context, [&] { return board.gate.waiting == 2 && whole(pool); }, kProgramDeadline),
                      "two tasks run")) {
     return report.exit_code();
   }
@@ -833,13 +822,6 @@ int run_part(std::string_view part) {
   if (part == "fork_server_stopped") return fork_server_stopped();
   if (part == "template_stopped") return template_stopped();
   return 2;
-}
-
-void check_part(const std::string& part) {
-  Program program(part);
-  const auto [code, said] = program.finish();
-  INFO(said);
-  CHECK(code == 0);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <bulkhead/this_task.hpp>
 
 #include "support/catch.hpp"
+#include "support/environment.hpp"
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
@@ -32,7 +33,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <exception>
@@ -423,8 +423,7 @@ TEST_CASE("15: workers write no cores, so that none keeps its slot while it does
 
 TEST_CASE("19: when result and deadline come at the same moment, there is one of them, and the next task is not hit",
           "[fault]") {
-  const char* const wanted = std::getenv("BULKHEAD_RACES");
-  const unsigned long races = wanted != nullptr ? std::stoul(wanted) : WITH_SANITIZER ? 500 : kRacesAtOnce;
+  const std::uint64_t races = bulkhead::test::number_from("BULKHEAD_RACES", WITH_SANITIZER ? 500 : kRacesAtOnce);
   const std::uint64_t seed = std::random_device()();
   INFO("seed " << seed);
   std::mt19937_64 random(seed);
@@ -435,8 +434,8 @@ TEST_CASE("19: when result and deadline come at the same moment, there is one of
   LocalExecutor pool(context.get_executor(), options);
   std::uint64_t in_time = 0;
   std::uint64_t late = 0;
-  for (unsigned long done = 0; done < races;) {
-    const auto tasks = static_cast<std::uint32_t>(std::min<unsigned long>(races - done, kRacesAtOnce));
+  for (std::uint64_t done = 0; done < races;) {
+    const auto tasks = static_cast<std::uint32_t>(std::min<std::uint64_t>(races - done, kRacesAtOnce));
     done += tasks;
     for (auto& runs : board.runs) runs = 0;
     std::vector<Outcome<>> outcomes(tasks);

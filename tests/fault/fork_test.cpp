@@ -4,6 +4,7 @@
 #include <bulkhead/local_executor.hpp>
 
 #include "support/catch.hpp"
+#include "support/check_part.hpp"
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/program.hpp"
@@ -68,6 +69,7 @@ using bulkhead::WorkerStartError;
 using bulkhead::WorkerStuckError;
 using bulkhead::test::adds_up;
 using bulkhead::test::all_over;
+using bulkhead::test::check_part;
 using bulkhead::test::descendants;
 using bulkhead::test::error_as;
 using bulkhead::test::Gate;
@@ -127,13 +129,6 @@ bool runs(int pid) {
 int template_of(const LocalExecutor& pool) {
   const std::vector<int> pids = pool.worker_pids();
   return pids.empty() ? 0 : parent_of(pids.front());
-}
-
-void check_part(const std::string& part) {
-  Program program(part);
-  const auto [code, said] = program.finish();
-  INFO(said);
-  CHECK(code == 0);
 }
 
 }  // namespace

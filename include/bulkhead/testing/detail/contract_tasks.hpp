@@ -16,7 +16,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <ctime>
-#include <limits>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -28,6 +27,7 @@ namespace bulkhead::testing::contract {
 inline constexpr std::size_t kMostNotes = 64;
 
 struct Board {
+  std::atomic<int> round{0};  // what waits in one ends with it
   std::atomic<std::int64_t> deadline_ns{0};
   std::atomic<int> begun{0};
   std::atomic<int> ended{0};
@@ -59,11 +59,8 @@ inline void reset_board(std::chrono::nanoseconds deadline) {
   for (auto& flag : board().came) flag = 0;
 }
 
-// Lets everything end that waits here.
-inline void let_all_go() {
-  board().turn = std::numeric_limits<int>::max();
-  board().open = 1;
-}
+// Lets everything end that waits here, also what does not look again before the next round has begun.
+inline void let_all_go() { ++board().round; }
 
 inline std::chrono::steady_clock::time_point end_of_patience() {
   return std::chrono::steady_clock::now() + std::chrono::nanoseconds(board().deadline_ns);
@@ -79,7 +76,10 @@ template <class Condition>
 void wait_until(Condition condition) {
   const timespec pause{0, 200'000};
   const auto end = end_of_patience();
-  while (!condition() && std::chrono::steady_clock::now() < end) ::nanosleep(&pause, nullptr);
+  const int round = board().round;
+  while (!condition() && board().round == round && std::chrono::steady_clock::now() < end) {
+    ::nanosleep(&pause, nullptr);
+  }
 }
 
 inline int twice(int value) { return 2 * value; }
@@ -143,7 +143,8 @@ template <class Condition>
 asio::awaitable<void> wait_until(Condition condition) {
   asio::steady_timer timer(co_await asio::this_coro::executor);
   const auto end = end_of_patience();
-  while (!condition() && std::chrono::steady_clock::now() < end) {
+  const int round = board().round;
+  while (!condition() && board().round == round && std::chrono::steady_clock::now() < end) {
     timer.expires_after(std::chrono::microseconds(200));
     co_await timer.async_wait(asio::use_awaitable);
   }

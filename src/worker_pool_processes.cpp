@@ -584,8 +584,10 @@ void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun, bool other_be
            Outcome::cancelled);
     return;
   }
-  if (!begun && (other_begun || node.place.restarts < kMostRestarts)) {
-    if (!other_begun) ++node.place.restarts;
+  // One that could not be forked has died of nothing: that is a failed start, and told as such once there are too many.
+  const bool innocent = other_begun || !worker.pidfd;
+  if (!begun && (innocent || node.place.restarts < kMostRestarts)) {
+    if (!innocent) ++node.place.restarts;
     queue_again(node);
     return;
   }

@@ -186,14 +186,14 @@ Received receive_record(const FileDescriptor& socket, std::span<std::byte> buffe
   ssize_t size;
   do {
     size = ::recvmsg(socket.get(), &message, MSG_CMSG_CLOEXEC);
-  } while (size < 0 && errno == EINTR);
+    // A peer that went with unread data resets the connection. That is told once, and before what the peer has sent:
+    // its last record may say why it went. After that comes end-of-file.
+  } while (size < 0 && (errno == EINTR || errno == ECONNRESET));
   if (size < 0) {
     if (errno == EAGAIN || errno == EWOULDBLOCK) {
       received.would_block = true;
       return received;
     }
-    // A peer that died with unread data resets the connection: the same news as end-of-file.
-    if (errno == ECONNRESET) return received;
     throw_errno("cannot receive from the fork server");
   }
   bool too_many = false;

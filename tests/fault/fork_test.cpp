@@ -16,6 +16,7 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
 
 #include <fcntl.h>
 #include <linux/filter.h>
@@ -23,6 +24,7 @@
 #include <linux/seccomp.h>
 #include <netdb.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -45,6 +47,7 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <locale>
 #include <memory>
 #include <mutex>
@@ -317,6 +320,193 @@ TEST_CASE("48: where a fork fails, workers that are there serve, tasks without a
   REQUIRE(run_until(context, [&] { return whole(pool); }));
   CHECK(run(context, pool.submit(twice, 21)) == 42);
   CHECK(adds_up(pool));
+}
+
+namespace {
+
+// Asks this process before each fork of those that come from it, and has it fail if that is wanted: memory for a
+// process cannot be used up without harm to others. It answers as long as the context runs.
+class ForkJudge {
+ public:
+  // Before the fork server starts: it and its children have the filter from here.
+  explicit ForkJudge(asio::io_context& context) : questions_(context, install_filter()) { wait(); }
+
+  void refuse(int pid, int error) {
+    refused_pid_ = pid;
+    error_ = error;
+    refusals_ = 0;
+  }
+  void allow() { refused_pid_ = -1; }
+  int refusals() const { return refusals_; }
+
+ private:
+  static int install_filter() {
+    // The exit signal and the memory tell a fork from a thread, and from the start of the fork server.
+    constexpr std::uint32_t kKind = 0xff | CLONE_VM;
+    constexpr std::uint32_t kFlags = offsetof(seccomp_data, args);  // the low half on a little-endian machine
+    std::array<sock_filter, 7> program{
+        sock_filter{BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(seccomp_data, nr)},
+        sock_filter{BPF_JMP | BPF_JEQ | BPF_K, 0, 4, SYS_clone},
+        sock_filter{BPF_LD | BPF_W | BPF_ABS, 0, 0, kFlags},
+        sock_filter{BPF_ALU | BPF_AND | BPF_K, 0, 0, kKind},
+        sock_filter{BPF_JMP | BPF_JEQ | BPF_K, 0, 1, SIGCHLD},
+        sock_filter{BPF_RET | BPF_K, 0, 0, SECCOMP_RET_USER_NOTIF},
+        sock_filter{BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW},
+    };
+    const sock_fprog filter{static_cast<unsigned short>(program.size()), program.data()};
+    long listener = -1;
+    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0) {
+      listener = ::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &filter);
+    }
+    if (listener < 0) throw std::runtime_error(std::string("no say in forks here: ") + std::strerror(errno));
+    return static_cast<int>(listener);
+  }
+
+  void wait() {
+    questions_.async_wait(asio::posix::stream_descriptor::wait_read, [this](boost::system::error_code error) {
+      if (error) return;
+      answer();
+      wait();
+    });
+  }
+
+  void answer() {
+    seccomp_notif question{};
+    if (::ioctl(questions_.native_handle(), SECCOMP_IOCTL_NOTIF_RECV, &question) != 0) return;  // who asked is gone
+    seccomp_notif_resp response{};
+    response.id = question.id;
+    if (static_cast<int>(question.pid) == refused_pid_) {
+      ++refusals_;
+      response.error = -error_;
+    } else {
+      response.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
+    }
+    ::ioctl(questions_.native_handle(), SECCOMP_IOCTL_NOTIF_SEND, &response);
+  }
+
+  asio::posix::stream_descriptor questions_;
+  int refused_pid_ = -1;
+  int error_ = 0;
+  int refusals_ = 0;
+};
+
+// A task of a pool that has no worker and can get none fails, and says why; a pool beside it serves.
+void expect_clear_failure(Report& report, asio::io_context& context, LocalExecutor& pool, LocalExecutor& beside,
+                          int error) {
+  Outcome<> outcome;
+  pool.async_submit(bulkhead::call(twice, 21), outcome.handler());
+  for (int i = 0; i < 20; ++i) report.expect(run(context, beside.submit(twice, i)) == 2 * i, "a pool beside it serves");
+  report.expect(run_until(context, [&] { return outcome.calls > 0; }), "the task ends");
+  report.expect(bulkhead::test::holds<WorkerStartError>(outcome.error), "as a failed start: " + message(outcome.error));
+  report.expect(message(outcome.error).find(std::string("fork failed: ") + std::strerror(error)) != std::string::npos,
+                std::string("with what the kernel says, ") + std::strerror(error) + ": " + message(outcome.error));
+}
+
+void expect_recovery(Report& report, asio::io_context& context, LocalExecutor& pool) {
+  report.expect(run_until(context, [&] { return whole(pool); }), "the pool is whole again");
+  report.expect(run(context, pool.submit(twice, 21)) == 42, "and serves");
+  report.expect(adds_up(pool), "its numbers add up");
+}
+
+// More would be a storm: each attempt comes after a longer pause.
+constexpr int kMostAttempts = 20;
+
+int host_whose_forks_fail() {
+  Report report;
+  asio::io_context context;
+  ForkJudge forks(context);
+  bulkhead::start_fork_server();
+  LocalExecutor beside(context.get_executor(), workers(1));
+  report.expect(run_until(context, [&] { return whole(beside); }), "a pool is there before");
+  const int fork_server = parent_of(template_of(beside));
+  for (const int error : {EAGAIN, ENOMEM}) {
+    forks.refuse(fork_server, error);
+    LocalExecutor pool(context.get_executor(), workers(2));
+    expect_clear_failure(report, context, pool, beside, error);
+    report.expect(forks.refusals() > 0 && forks.refusals() < kMostAttempts,
+                  "the fork server tried " + std::to_string(forks.refusals()) + " times");
+    forks.allow();
+    expect_recovery(report, context, pool);
+
+    const std::vector<Process> old = processes_of(pool);
+    forks.refuse(template_of(pool), error);
+    for (const Process& worker : old) worker.signal(SIGKILL);
+    for (const Process& worker : old) report.expect(worker.gone_within(kGone), "a killed worker is gone");
+    expect_clear_failure(report, context, pool, beside, error);
+    report.expect(forks.refusals() > 0 && forks.refusals() < kMostAttempts,
+                  "the template tried " + std::to_string(forks.refusals()) + " times");
+    forks.allow();
+    expect_recovery(report, context, pool);
+  }
+  return report.exit_code();
+}
+
+int host_that_may_have_no_more_processes() {
+  Report report;
+  become_nobody();
+  ::prctl(PR_SET_DUMPABLE, 1);  // else its files in /proc are root's
+  bulkhead::start_fork_server();
+  asio::io_context context;
+  LocalExecutor beside(context.get_executor(), workers(1));
+  report.expect(run_until(context, [&] { return whole(beside); }), "a pool is there before");
+  const int fork_server = parent_of(template_of(beside));
+  report.expect(limit_processes(fork_server, 1), "the fork server can be limited");
+  LocalExecutor pool(context.get_executor(), workers(2));
+  expect_clear_failure(report, context, pool, beside, EAGAIN);
+  report.expect(limit_processes(fork_server, RLIM_INFINITY), "and freed");
+  expect_recovery(report, context, pool);
+  return report.exit_code();
+}
+
+// The fork server's own start is the one with a pidfd.
+int host_that_cannot_fork(int error) {
+  Report report;
+  std::array<sock_filter, 6> program{
+      sock_filter{BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(seccomp_data, nr)},
+      sock_filter{BPF_JMP | BPF_JEQ | BPF_K, 0, 3, SYS_clone},
+      sock_filter{BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(seccomp_data, args)},
+      sock_filter{BPF_JMP | BPF_JSET | BPF_K, 0, 1, CLONE_PIDFD},
+      sock_filter{BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | static_cast<std::uint32_t>(error)},
+      sock_filter{BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW},
+  };
+  const sock_fprog filter{static_cast<unsigned short>(program.size()), program.data()};
+  report.expect(
+      ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0,
+      "the system call can be made to fail");
+  const std::size_t descriptors_before = open_descriptors();
+  for (int i = 0; i < 3; ++i) {
+    try {
+      bulkhead::start_fork_server();
+      report.expect(false, "the start fails");
+    } catch (const WorkerStartError& failure) {
+      const std::string said = failure.what();
+      report.expect(said.find("cannot fork the fork server") != std::string::npos &&
+                        said.find(std::strerror(error)) != std::string::npos,
+                    std::string("it says what failed, and with ") + std::strerror(error) + ": " + said);
+    }
+  }
+  report.expect(open_descriptors() == descriptors_before, "a start that failed leaves no descriptor open");
+  return report.exit_code();
+}
+
+}  // namespace
+
+TEST_CASE(
+    "48: where fork server or template cannot fork, for want of processes or memory, tasks without a worker say so, "
+    "other pools serve, and it recovers",
+    "[fault]") {
+  check_part("host_whose_forks_fail");
+}
+
+TEST_CASE("48: a fork server at its user's limit of processes fails what needs a template clearly, and recovers",
+          "[fault]") {
+  check_part("host_that_may_have_no_more_processes");
+}
+
+TEST_CASE("48: where the fork server itself cannot be forked, the start says why and leaves nothing behind",
+          "[fault]") {
+  check_part("host_that_cannot_fork_eagain");
+  check_part("host_that_cannot_fork_enomem");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -997,6 +1187,10 @@ int run_part(std::string_view part) {
   if (part.starts_with(kAfterExec)) return after_exec(part.substr(kAfterExec.size()));
   if (part == "host_that_starts_late") return host_that_starts_late();
   if (part == "host_without_pidfds") return host_without_pidfds();
+  if (part == "host_whose_forks_fail") return host_whose_forks_fail();
+  if (part == "host_that_may_have_no_more_processes") return host_that_may_have_no_more_processes();
+  if (part == "host_that_cannot_fork_eagain") return host_that_cannot_fork(EAGAIN);
+  if (part == "host_that_cannot_fork_enomem") return host_that_cannot_fork(ENOMEM);
   if (part == "host_with_buffers") fill_buffers();
   const std::size_t descriptors_before = open_descriptors();
   bulkhead::start_fork_server();

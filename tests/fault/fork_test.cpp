@@ -921,6 +921,22 @@ int host_without_pidfds() {
   return report.exit_code();
 }
 
+// For under_valgrind: it may work there, or say clearly why not.
+int host_under_a_tool() {
+  try {
+    bulkhead::start_fork_server();
+    asio::io_context context;
+    LocalExecutor pool(context.get_executor(), workers(1));
+    if (run(context, pool.submit(twice, 21)) != 42) return 1;
+    run(context, pool.shutdown());
+    std::puts("a task has run");
+  } catch (const WorkerStartError& error) {
+    std::printf("the start is refused: %s\n", error.what());
+  }
+  std::fflush(stdout);
+  return 0;
+}
+
 }  // namespace
 
 TEST_CASE("53: where the kernel or a tool lacks process descriptors, the start says so", "[fault]") {
@@ -1187,6 +1203,7 @@ int run_part(std::string_view part) {
   if (part.starts_with(kAfterExec)) return after_exec(part.substr(kAfterExec.size()));
   if (part == "host_that_starts_late") return host_that_starts_late();
   if (part == "host_without_pidfds") return host_without_pidfds();
+  if (part == "host_under_a_tool") return host_under_a_tool();
   if (part == "host_whose_forks_fail") return host_whose_forks_fail();
   if (part == "host_that_may_have_no_more_processes") return host_that_may_have_no_more_processes();
   if (part == "host_that_cannot_fork_eagain") return host_that_cannot_fork(EAGAIN);

@@ -6,6 +6,7 @@
 #include <bulkhead/testing/detail/contract_of_family.hpp>
 #include <bulkhead/testing/detail/contract_of_running.hpp>
 
+#include <array>
 #include <exception>
 #include <string>
 #include <vector>

@@ -327,10 +327,10 @@ inline void destruction_closes(const ContractSubject& subject) {
   bool closed = false;
   std::thread loop([&] {
     const auto end = end_of_patience();
-    while (waiting->calls == 0 && board().ended == 0 && std::chrono::steady_clock::now() < end) {
+    while (waiting->calls == 0 && ended() == 0 && std::chrono::steady_clock::now() < end) {
       bench.run_loop_for(std::chrono::milliseconds(1));
     }
-    closed = waiting->calls > 0 && board().ended == 0;
+    closed = waiting->calls > 0 && ended() == 0;
     board().open = 1;
   });
   bench.destroy_executor();

@@ -223,7 +223,7 @@ inline void timed(const ContractSubject& subject) {
   const auto schedule = count.in_form(subject.form, [&](auto form) {
     return bench.executor().submit_every(std::chrono::milliseconds(1), three, form);
   });
-  bench.until([] { return board().ended == 3; }, "a repeated task ran three times");
+  bench.until([] { return ended() == 3; }, "a repeated task ran three times");
   bench.until([&] { return !schedule.active(); }, "a schedule of three runs ended");
   require(schedule.runs() == 3 && schedule.failures() == 0, "a schedule counts wrongly");
 }

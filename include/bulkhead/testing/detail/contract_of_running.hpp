@@ -27,7 +27,7 @@ inline void outcomes(const ContractSubject& subject) {
   Bench bench(subject);
   require(bench.run(twice, 21) == 42, "a result is wrong");
   bench.run(count);
-  require(board().ended == 1, "a function that returns nothing did not run once");
+  require(ended() == 1, "a function that returns nothing did not run once");
   try {
     bench.run(fail, 7);
     throw ContractViolation("what a function threw did not reach its caller");
@@ -64,7 +64,7 @@ inline void submit_does_not_wait(const ContractSubject& subject) {
   Bench bench(subject);
   // Whether a submit waits for its task is told by the gate, which is closed, and not by a clock.
   const auto require_none_over = [] {
-    require(board().ended == 0, "submit returned when a task was over, not before");
+    require(ended() == 0, "submit returned when a task was over, not before");
   };
   std::vector<CallerPtr<int>> callers;
   for (std::size_t i = 0; i < subject.concurrency; ++i) {
@@ -90,7 +90,7 @@ inline void submit_does_not_wait(const ContractSubject& subject) {
 inline void runs_inside_submit(const ContractSubject& subject) {
   Bench bench(subject);
   const auto caller = bench.submit(count);
-  require(board().ended == 1, "a task had not run when submit returned, although the subject's concurrency is 0");
+  require(ended() == 1, "a task had not run when submit returned, although the subject's concurrency is 0");
   bench.until_told(caller, "a task was over");
   bench.require_nothing_left();
 }

@@ -30,7 +30,8 @@ struct Board {
   std::atomic<int> round{0};  // what waits in one ends with it
   std::atomic<std::int64_t> deadline_ns{0};
   std::atomic<int> begun{0};
-  std::atomic<int> ended{0};
+  // By round: a task that another thread ends late does not count in the next ones.
+  std::array<std::atomic<int>, 16> ended_in{};
   std::atomic<int> open{0};  // the gate
   std::atomic<int> order_size{0};
   std::array<std::atomic<int>, kMostNotes> order{};
@@ -49,10 +50,15 @@ inline Board& board() {
 // Made with the static objects, before any process is forked.
 inline Board* const board_made_early = &board();
 
+// Tasks of this round that have ended.
+inline std::atomic<int>& ended(int round = board().round) {
+  return board().ended_in[static_cast<unsigned>(round) % board().ended_in.size()];
+}
+
 inline void reset_board(std::chrono::nanoseconds deadline) {
   board().deadline_ns = deadline.count();
   board().begun = 0;
-  board().ended = 0;
+  ended() = 0;
   board().open = 0;
   board().order_size = 0;
   board().turn = 0;
@@ -83,7 +89,7 @@ void wait_until(Condition condition) {
 }
 
 inline int twice(int value) { return 2 * value; }
-inline void count() { ++board().ended; }
+inline void count() { ++ended(); }
 inline int fail(int value) { throw std::out_of_range("there is no " + std::to_string(value)); }
 inline int note_order(int value) {
   board().order.at(static_cast<std::size_t>(board().order_size++)) = value;
@@ -103,9 +109,10 @@ inline int report(int steps) {
 inline std::string own_name() { return this_task::name() + "/" + this_task::executor_name(); }
 
 inline int wait_at_gate(int value) {
+  const int round = board().round;
   ++board().begun;
   wait_until(gate_is_open);
-  ++board().ended;
+  ++ended(round);
   return value;
 }
 inline int take_turn(int place) {
@@ -114,15 +121,17 @@ inline int take_turn(int place) {
   return place;
 }
 inline int run_until_stopped(int value) {
+  const int round = board().round;
   ++board().begun;
   wait_until(this_task::stop_requested);
-  ++board().ended;
+  ++ended(round);
   return value;
 }
 inline int stop_when_asked(int value) {
+  const int round = board().round;
   ++board().begun;
   wait_until(this_task::stop_requested);
-  ++board().ended;
+  ++ended(round);
   this_task::throw_if_stop_requested();
   return value;
 }
@@ -151,9 +160,10 @@ asio::awaitable<void> wait_until(Condition condition) {
 }
 
 inline asio::awaitable<int> wait_at_gate(int value) {
+  const int round = board().round;
   ++board().begun;
   co_await wait_until(gate_is_open);
-  ++board().ended;
+  ++ended(round);
   co_return value;
 }
 inline asio::awaitable<int> take_turn(int place) {
@@ -164,15 +174,17 @@ inline asio::awaitable<int> take_turn(int place) {
   co_return place;
 }
 inline asio::awaitable<int> run_until_stopped(int value) {
+  const int round = board().round;
   ++board().begun;
   co_await wait_until(this_task::stop_requested);
-  ++board().ended;
+  ++ended(round);
   co_return value;
 }
 inline asio::awaitable<int> stop_when_asked(int value) {
+  const int round = board().round;
   ++board().begun;
   co_await wait_until(this_task::stop_requested);
-  ++board().ended;
+  ++ended(round);
   this_task::throw_if_stop_requested();
   co_return value;
 }

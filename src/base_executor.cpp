@@ -77,6 +77,13 @@ std::shared_ptr<detail::TaskRecord> BaseExecutor::record_of(const detail::Execut
   throw ResultNotFoundError(id.to_string(), std::move(context));
 }
 
+bool BaseExecutor::cancel(const TaskId& id, asio::cancellation_type type) {
+  const auto record = core_->results->find(id);
+  if (!record || record->finished()) return false;
+  record->cancel(type);
+  return true;
+}
+
 std::optional<TaskStatus> BaseExecutor::status(const TaskId& id) const {
   const auto record = core_->results->find(id);
   return record ? std::optional(record->status()) : std::nullopt;
@@ -133,7 +140,9 @@ Metrics BaseExecutor::metrics() const {
 void BaseExecutor::add_metrics(Metrics& metrics) const { metrics.mode = "custom"; }
 
 void BaseExecutor::execute_locked(detail::TaskNode* node, detail::ExecutorCore::Lock& lock) {
-  lock.unlock();
+  // `execute` may destroy this executor, and other threads' `close` waits until it has returned.
+  const std::shared_ptr<detail::ExecutorCore> core = core_;
+  const detail::ExecutorCore::HookCall call(*core, lock);
   execute(TaskAccess::wrap(node));
 }
 
@@ -141,6 +150,7 @@ std::optional<Progress> BaseExecutor::progress_of(const detail::TaskNode&) const
 bool BaseExecutor::cancel_in_flight(detail::TaskNode&, asio::cancellation_type) { return false; }
 bool BaseExecutor::withdraw(detail::TaskNode&) { return false; }
 void BaseExecutor::stop_running(detail::TaskNode&, asio::cancellation_type) {}
+void BaseExecutor::nothing_left() {}
 bool BaseExecutor::has_begun(const detail::TaskNode&) const { return false; }
 
 namespace detail {

@@ -6,6 +6,7 @@
 
 #include "run_end.hpp"
 #include "run_here.hpp"
+#include "time_limits.hpp"
 
 #include <boost/asio/post.hpp>
 
@@ -57,7 +58,13 @@ Bypass::Bypass(std::shared_ptr<ExecutorCore> core, Settings settings)
     : core_(std::move(core)), settings_(std::move(settings)) {}
 
 void Bypass::execute(TaskNode* node) {
-  const std::lock_guard lock(core_->mutex);
+  ExecutorCore::Lock lock(core_->mutex);
+  if (closed_) {
+    lock.unlock();
+    core_->fail(node, std::make_exception_ptr(ExecutorNotRunningError(core_->context_of(*node))), Outcome::failed,
+                Delivery::initiating);
+    return;
+  }
   node->priority = node->options.priority();
   queue_.enqueue(*node);
   if (active_ == settings_.max_workers || !core_->context_alive) return;
@@ -109,7 +116,7 @@ void Bypass::run(TaskNode* node) {
                             reason);
   };
   if (must_have_ended()) {
-    core_->fail(node, std::make_exception_ptr(total_error("it had not begun, and never ran")), Outcome::timed_out,
+    core_->fail(node, std::make_exception_ptr(total_error(not_run_reason(*node))), Outcome::timed_out,
                 Delivery::on_io_executor);
     return;
   }

@@ -111,6 +111,7 @@ std::string describe(Started started) {
 }
 
 std::string milliseconds(std::chrono::nanoseconds duration) {
+  if (duration < std::chrono::microseconds(1)) return fmt::format("{} ns", duration.count());
   return fmt::format("{:.3f} ms", std::chrono::duration<double, std::milli>(duration).count());
 }
 
@@ -294,7 +295,8 @@ WorkerCrashedError::~WorkerCrashedError() = default;
 WorkerStartError::WorkerStartError(const std::string& reason, unsigned failures_in_a_row, ErrorContext context)
     : ExecutorError(
           Errc::worker_start_failed,
-          fmt::format("no worker of executor '{}' could be started{}: {}", context.executor,
+          fmt::format("no worker{} could be started{}: {}",
+                      context.executor.empty() ? "" : fmt::format(" of executor '{}'", context.executor),
                       failures_in_a_row > 1 ? fmt::format(" ({} times in a row)", failures_in_a_row) : "", reason),
           context),
       reason_(share(reason)),
@@ -351,13 +353,29 @@ TaskCancelledError::TaskCancelledError(Stage stage, ErrorContext context, const 
     : ExecutorError(
           boost::system::error_code(asio::error::operation_aborted),
           with_reason(fmt::format("{} was cancelled {}", subject(context),
-                                  stage == Stage::waiting ? "while it waited for admission; it never ran"
-                                  : stage == Stage::queued
-                                      ? "before it began; it never ran"
+                                  stage == Stage::waiting  ? "while it waited for admission; it never ran"
+                                  : stage == Stage::queued ? "before it began; it never ran"
+                                  : stage == Stage::retrying
+                                      ? "before its next run began"
                                       : fmt::format("while it ran{}; it may have had effects", in_worker(context))),
                       reason),
           context),
-      stage_(stage) {}
+      stage_(stage),
+      reason_(share(reason)),
+      failed_runs_(std::make_shared<const std::vector<RetryError::Attempt>>()) {}
+TaskCancelledError::TaskCancelledError(const TaskCancelledError& last, std::vector<RetryError::Attempt> failed_runs)
+    : ExecutorError(boost::system::error_code(asio::error::operation_aborted),
+                    with_reason(fmt::format("{} was cancelled {}", subject(last.context()),
+                                            last.stage() == Stage::running
+                                                ? fmt::format("while it ran{}; it may have had effects",
+                                                              in_worker(last.context()))
+                                                : "before its next run began"),
+                                *last.reason_) +
+                        "; before that it failed:" + describe(failed_runs),
+                    last.context()),
+      stage_(last.stage() == Stage::running ? Stage::running : Stage::retrying),
+      reason_(last.reason_),
+      failed_runs_(std::make_shared<const std::vector<RetryError::Attempt>>(std::move(failed_runs))) {}
 TaskCancelledError::~TaskCancelledError() = default;
 
 RetryError::RetryError(std::vector<Attempt> attempts, ErrorContext context)

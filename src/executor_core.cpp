@@ -21,6 +21,7 @@
 #include <algorithm>
 #include <ctime>
 #include <deque>
+#include <stdexcept>
 #include <utility>
 
 // A task's way in, and out.
@@ -182,6 +183,14 @@ void ExecutorCore::submit(TaskNode* node) {
     refuse(node, std::move(error), lock, Outcome::cancelled);
     return;
   }
+  if (node->options.has_rare() && !node->record && node->options.only_spawned()) {
+    refuse(node,
+           std::make_exception_ptr(std::invalid_argument(
+               "TaskOptions::id and metadata are of tasks that are found again: give them to spawn, submit_at or "
+               "submit_after")),
+           lock);
+    return;
+  }
   if (accepting && quarantine && refused_by_quarantine(*node)) {
     refuse(node, std::exchange(node->error, nullptr), lock);
     return;
@@ -215,12 +224,16 @@ void ExecutorCore::refuse(TaskNode* node, std::exception_ptr error, Lock& lock, 
   forget(*node);
   if (as == Outcome::failed) {
     if (events_) tell(EventKind::rejected, *node, error);
-    if (node->record) node->record->set_status(TaskStatus::failed);
+    if (node->record) {
+      node->record->set_status(TaskStatus::failed);
+      node->record->set_refused();
+    }
   }
   node->outcome = as;
   node->error = std::move(error);
   const bool grants = release_instance(*node);
   const bool over = !context_alive || node->post_outcome();
+  nothing_left();
   lock.unlock();
   if (grants) pass_grants_on();
   hand_over(node, !over, Delivery::initiating);
@@ -228,7 +241,7 @@ void ExecutorCore::refuse(TaskNode* node, std::exception_ptr error, Lock& lock, 
 
 // With the mutex, which is given back.
 void ExecutorCore::start_one(TaskNode* node, Lock& lock, Initiation& initiation) {
-  if (owner == nullptr) {
+  if (owner == nullptr || leaving) {
     lock.unlock();
     fail(node, std::make_exception_ptr(ExecutorNotRunningError(context_of(*node))), Outcome::failed,
          Delivery::initiating);
@@ -237,6 +250,14 @@ void ExecutorCore::start_one(TaskNode* node, Lock& lock, Initiation& initiation)
   if (node->settled) {
     // It was cancelled on its way here.
     settle(node, Outcome::cancelled, Delivery::initiating, lock);
+    return;
+  }
+  if (node->must_end_ns != 0 && now() >= node->must_end_ns) {
+    lock.unlock();
+    fail(node,
+         std::make_exception_ptr(TaskTimeoutError(TaskTimeoutError::Which::total, *node->options.total_timeout(),
+                                                  context_of(*node), not_run_reason(*node))),
+         Outcome::timed_out, Delivery::initiating);
     return;
   }
   if (node->options.has_rare() && waits_for_instance(*node)) {
@@ -402,6 +423,7 @@ void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from, Lock& 
   if (!admitted.empty() || in_flight == 0 || open == 0) {
     if (work_ && open == 0 && waiting.empty()) work.swap(work_);
     complete_idle_waits();
+    nothing_left();
     if (outcomes_from_threads) work.reset();
   }
   lock.unlock();

@@ -14,6 +14,7 @@
 #include <boost/asio/bind_executor.hpp>
 
 #include <algorithm>
+#include <thread>
 #include <utility>
 
 // Ends that do not come from the task itself: its caller cancels it, the executor shuts down, is destroyed, or loses
@@ -43,11 +44,18 @@ std::exception_ptr ExecutorCore::cancelled_error(const TaskNode& node, const std
 // With the mutex: gives a task its outcome whose node stays where it is, and holds its place until it comes from there.
 // Posting and not dispatching, since user code must not run under the mutex; and under the mutex, since the context may
 // be destroyed at any other time.
-void ExecutorCore::end_early(TaskNode& node, Outcome outcome, const std::exception_ptr& error) {
+void ExecutorCore::end_early(TaskNode& node, Outcome outcome, const std::exception_ptr& cause) {
+  const std::exception_ptr error = outcome == Outcome::cancelled ? with_failed_runs(node, cause) : cause;
   count(node, outcome, error);
   if (!context_alive) return;
   node.deliver_early(error, Delivery::initiating);
   if (open == 0 && waiting.empty()) work_.reset();
+  nothing_left();
+}
+
+// With the mutex: lets the event loop end, if there is nothing to wait for.
+void ExecutorCore::nothing_left() {
+  if (owner_holds_work && owner != nullptr && context_alive && open == 0 && waiting.empty()) owner->nothing_left();
 }
 
 // With the mutex: takes the task from where it waits. True: the caller has to give it its outcome.
@@ -136,6 +144,7 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
       if (node.record) node.record->set_status(TaskStatus::cancelled);
       forget(node);
       complete_idle_waits();
+      nothing_left();
       never_admitted = &node;
       release_instance(node);
     } else if (!static_cast<OpenLink&>(node).linked()) {
@@ -220,6 +229,17 @@ bool ExecutorCore::add_schedule(const std::shared_ptr<ScheduledRuns>& schedule) 
   return true;
 }
 
+ExecutorCore::HookCall::HookCall(ExecutorCore& core, Lock& lock) : core_(core) {
+  core_.hook_calls_.push_back(std::this_thread::get_id());
+  lock.unlock();
+}
+
+ExecutorCore::HookCall::~HookCall() {
+  const Lock lock(core_.mutex);
+  core_.hook_calls_.erase(std::find(core_.hook_calls_.begin(), core_.hook_calls_.end(), std::this_thread::get_id()));
+  core_.hook_call_over_.notify_all();
+}
+
 void ExecutorCore::disown() {
   stop_accepting();
   cancel_parked("the executor was destroyed");
@@ -228,7 +248,17 @@ void ExecutorCore::disown() {
   std::unique_ptr<Limits> timers;
   std::unique_ptr<Retries> retries;
   {
-    const std::lock_guard nobody_calls_it(owner_mutex);
+    Lock lock(mutex);
+    leaving = true;
+    // Not for this thread's own: a task that an executor runs inside `submit` may destroy the executor. And without
+    // `owner_mutex`: a task that another thread runs so may begin a shutdown.
+    hook_call_over_.wait(lock, [this] {
+      const auto self = std::this_thread::get_id();
+      return std::all_of(hook_calls_.begin(), hook_calls_.end(), [self](auto thread) { return thread == self; });
+    });
+  }
+  {
+    const std::lock_guard nobody_stops_it(owner_mutex);
     const Lock lock(mutex);
     retries.swap(retries_);
     owner = nullptr;

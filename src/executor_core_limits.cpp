@@ -28,13 +28,6 @@ std::uint64_t cpu_used(const TaskNode& node) noexcept {
   return read - std::min(read, node.cpu_began_ns);
 }
 
-// What a task whose whole time was over did, if it did not run.
-std::string not_run(const TaskNode& node) {
-  return node.retry_at_ns != 0 ? "it had failed, and waited for its next run"
-         : node.failed_runs    ? "it had failed, and waited for its next run to begin"
-                               : "it had not begun, and never ran";
-}
-
 }  // namespace
 
 // With the mutex: sees to it that the task is looked at when its next limit may have passed.
@@ -47,9 +40,9 @@ void ExecutorCore::watch_limits(TaskNode& node) {
   state.begun = node.runs_here;
   state.begun_ns = node.began_ns;
   limits.end = node.must_end_ns;
-  if (!state.begun) {
+  if (!state.begun && node.retry_at_ns == 0) {
     if (const auto limit = node.options.queue_timeout()) limits.queue_end = node.submitted_ns + span(limit);
-  } else {
+  } else if (state.begun) {
     limits.timeout = span(node.options.timeout());
     limits.kill_at = node.place.kill_at;
     if (node.options.has_rare() && node.cpu_clock) {
@@ -141,14 +134,16 @@ void ExecutorCore::limit_passed(TaskNode& node, std::vector<Withdrawn>& withdraw
   const std::uint64_t time = now();
   const bool ended = node.must_end_ns != 0 && time >= node.must_end_ns;
   if (!node.runs_here) {
-    const auto limit = ended ? node.options.total_timeout() : node.options.queue_timeout();
+    const auto limit = ended                   ? node.options.total_timeout()
+                       : node.retry_at_ns != 0 ? std::nullopt  // its next run's wait has not begun
+                                               : node.options.queue_timeout();
     if (!ended && (!limit || time < node.submitted_ns + static_cast<std::uint64_t>(limit->count()))) {
       watch_limits(node);
       return;
     }
-    auto error = ended
-                     ? std::make_exception_ptr(TaskTimeoutError(Which::total, *limit, context_of(node), not_run(node)))
-                     : timeout(Which::queue, limit);
+    auto error =
+        ended ? std::make_exception_ptr(TaskTimeoutError(Which::total, *limit, context_of(node), not_run_reason(node)))
+              : timeout(Which::queue, limit);
     if (withdraw(node)) {
       withdrawn.push_back({&node, std::move(error), Outcome::timed_out});
     } else {

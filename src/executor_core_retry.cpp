@@ -109,6 +109,18 @@ bool ExecutorCore::would_retry(const TaskNode& node, RetryOn kind) const noexcep
          owner != nullptr && context_alive && !node.settled && !node.last_run && node.repeatable();
 }
 
+// What a task is cancelled with, and the runs of it that had failed.
+std::exception_ptr ExecutorCore::with_failed_runs(const TaskNode& node, const std::exception_ptr& error) {
+  if (!node.failed_runs || !error) return error;
+  try {
+    std::rethrow_exception(error);
+  } catch (const TaskCancelledError& cancelled) {
+    return std::make_exception_ptr(TaskCancelledError(cancelled, *node.failed_runs));
+  } catch (...) {
+    return error;
+  }
+}
+
 // With the mutex, on a thread that user code of the Asio context must not run on. True: it is settled there.
 bool ExecutorCore::asks_elsewhere(TaskNode& node, Outcome outcome, Delivery from) {
   if (outcome != Outcome::failed || !node.options.has_rare() || !node.error || node.asks_here) return false;
@@ -123,7 +135,11 @@ bool ExecutorCore::asks_elsewhere(TaskNode& node, Outcome outcome, Delivery from
 // With the mutex, which it gives back while it asks the policy's predicate. True: the task waits for its next run.
 bool ExecutorCore::try_again(TaskNode& node, Outcome outcome, Lock& lock) {
   const RetryPolicy* const policy = node.options.retry();
-  if (policy == nullptr || outcome == Outcome::cancelled || node.settled || !node.error) return false;
+  if (policy == nullptr || node.settled || !node.error) return false;
+  if (outcome == Outcome::cancelled) {
+    node.error = with_failed_runs(node, node.error);
+    return false;
+  }
   const auto kind = kind_of(node.error);
   bool again = kind && would_retry(node, *kind);
   if (again && kind == RetryOn::exception && policy->predicate()) {

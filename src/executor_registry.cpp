@@ -343,6 +343,18 @@ Executors take_unused(Executors& executors) {
   return unused;
 }
 
+// One by one, if an executor tells of several.
+Failures failures_of(const std::string& executor, std::exception_ptr error) {
+  if (!error) return {};
+  try {
+    std::rethrow_exception(error);
+  } catch (const ShutdownFailedError& several) {
+    return several.failures();
+  } catch (...) {
+    return {{executor, std::move(error)}};
+  }
+}
+
 // A hybrid first, and what it gives its tasks to when none of them can come any more.
 asio::awaitable<Failures> shut_down(asio::any_io_executor io, Executors executors, ShutdownOptions options) {
   const detail::Deadline deadline(options.timeout);
@@ -357,14 +369,17 @@ asio::awaitable<Failures> shut_down(asio::any_io_executor io, Executors executor
     // All of them at the same time, so that one limit holds for all.
     for (const auto& executor : round) {
       asio::co_spawn(io, executor->shutdown(options), [endings, over, executor](std::exception_ptr error) {
-        Failures failed;
-        if (error) failed.push_back({executor->name(), std::move(error)});
-        endings->one_ended(*over, failed);
+        endings->one_ended(*over, failures_of(executor->name(), std::move(error)));
       });
     }
     over.reset();
-    const Failures failed = co_await std::move(all);
-    failures.insert(failures.end(), failed.begin(), failed.end());
+    // A hybrid has told already how the executors ended that it gives tasks to.
+    Failures failed_now = co_await std::move(all);
+    for (auto& failed : failed_now) {
+      const bool known = std::any_of(failures.begin(), failures.end(),
+                                     [&](const auto& other) { return other.executor == failed.executor; });
+      if (!known) failures.push_back(std::move(failed));
+    }
   }
   co_return failures;
 }

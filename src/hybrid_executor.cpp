@@ -18,7 +18,9 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <typeinfo>
 #include <utility>
+#include <vector>
 
 namespace bulkhead {
 namespace {
@@ -71,37 +73,39 @@ TaskOptions forwarded_options(const TaskOptions& given) {
 // Why executors have refused a task, in the order in which they were asked.
 using Refusals = std::vector<std::string>;
 
-std::string refusal(const std::string& executor, const std::exception_ptr& error) {
+std::string text_of(const std::exception_ptr& error) {
   try {
     std::rethrow_exception(error);
-  } catch (const ExecutorOverloadError& overload) {
-    return fmt::format("'{}' is full (max_pending = {})", executor, overload.limit());
-  } catch (const ExecutorNotRunningError&) {
-    return fmt::format("'{}' is not running", executor);
-  } catch (const WorkerStartError& start) {
-    return fmt::format("'{}' could start no worker ({})", executor, start.reason());
-  } catch (const WorkerCrashedError&) {
-    return fmt::format("a worker of '{}' died before the task began", executor);
-  } catch (const std::exception& other) {
-    return fmt::format("'{}': {}", executor, other.what());
+  } catch (const std::exception& refusal) {
+    return refusal.what();
   }
 }
 
-// The last refusal, which tells of all of them if there were several.
-std::exception_ptr with_all(const Refusals& all, const std::exception_ptr& last) {
-  if (all.size() < 2) return last;
-  const std::string reason = fmt::format("none of the executors that were asked took it: {}", fmt::join(all, "; "));
+// The last of several refusals, which tells of the others, too. Other failures, and errors of a user's own, stay what
+// they are.
+std::exception_ptr with_earlier(Refusals earlier, const std::exception_ptr& last) {
+  if (earlier.empty() || !last) return last;
+  const auto is = []<class E>(const E& error) { return typeid(error) == typeid(E); };
+  const auto reason = [&] {
+    earlier.push_back(text_of(last));
+    return fmt::format("none of the executors that were asked took it: {}", fmt::join(earlier, "; "));
+  };
   try {
     std::rethrow_exception(last);
-  } catch (const ExecutorOverloadError& overload) {
-    return std::make_exception_ptr(ExecutorOverloadError(overload.limit(), overload.context(), reason));
-  } catch (const ExecutorNotRunningError& not_running) {
-    return std::make_exception_ptr(ExecutorNotRunningError(not_running.context(), reason));
-  } catch (const WorkerStartError& start) {
-    return std::make_exception_ptr(WorkerStartError(reason, start.failures_in_a_row(), start.context()));
+  } catch (const ExecutorOverloadError& error) {
+    if (is(error)) {
+      return std::make_exception_ptr(ExecutorOverloadError(error.limit(), error.context(), reason()));
+    }
+  } catch (const ExecutorNotRunningError& error) {
+    if (is(error)) return std::make_exception_ptr(ExecutorNotRunningError(error.context(), reason()));
+  } catch (const WorkerStartError& error) {
+    if (is(error)) {
+      return std::make_exception_ptr(WorkerStartError(reason(), error.failures_in_a_row(), error.context()));
+    }
   } catch (...) {
     return last;
   }
+  return last;
 }
 
 // Whether another executor may have the task, which has not begun, and was refused so.
@@ -154,13 +158,20 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
       const ExecutorCore::Lock lock(core->mutex);
       cancelled = node->place.cancel_requested;
     }
-    if (!begun && !cancelled && index < executors.size() && may_go_on(error, options)) {
-      refusals.push_back(refusal(executors[index]->name(), error));
-      if (index + 1 < executors.size()) {
+    if (!begun && !cancelled && index < executors.size()) {
+      const bool goes_on = may_go_on(error, options);
+      if (goes_on && node->must_end_ns != 0 && ExecutorCore::now() >= node->must_end_ns) {
+        // Refused for that, or too late for the next.
+        error = std::make_exception_ptr(TaskTimeoutError(TaskTimeoutError::Which::total, *node->options.total_timeout(),
+                                                         core->context_of(*node), "it had not begun, and never ran"));
+        outcome = Outcome::timed_out;
+      } else if (goes_on && index + 1 < executors.size()) {
+        refusals.push_back(text_of(error));
         submit(node, index + 1, std::move(refusals));
         return;
+      } else {
+        error = with_earlier(std::move(refusals), error);
       }
-      error = with_all(refusals, error);
     }
     node->error = std::move(error);
     core->settle(node, outcome, Initiation::delivery());
@@ -361,14 +372,12 @@ void HybridExecutor::execute(Task task) { engine_->submit(TaskAccess::release(ta
 
 namespace {
 
-using Failures = std::map<std::string, std::exception_ptr>;
+using Failures = std::vector<ShutdownFailedError::Failure>;
 
 void throw_if_any(Failures failures) {
   if (failures.empty()) return;
-  if (failures.size() == 1) std::rethrow_exception(failures.begin()->second);
-  std::vector<ShutdownFailedError::Failure> all;
-  for (auto& [executor, error] : failures) all.push_back({executor, std::move(error)});
-  throw ShutdownFailedError(std::move(all));
+  if (failures.size() == 1) std::rethrow_exception(failures.front().error);
+  throw ShutdownFailedError(std::move(failures));
 }
 
 // All at once if they need not be waited for, else one after the other.
@@ -379,7 +388,7 @@ asio::awaitable<void> shut_down_each(std::vector<std::shared_ptr<BaseExecutor>> 
     try {
       co_await executor->shutdown(options);
     } catch (...) {
-      failures[executor->name()] = std::current_exception();
+      failures.push_back({executor->name(), std::current_exception()});
     }
   }
 }
@@ -389,13 +398,15 @@ asio::awaitable<void> shut_down_each(std::vector<std::shared_ptr<BaseExecutor>> 
 // Ends each of the executors: when no task of this one can need them any more, or when the time is over.
 asio::awaitable<void> HybridExecutor::Engine::shut_down_executors(std::shared_ptr<Engine> engine, Deadline deadline) {
   co_await wait_until_idle(engine->core, deadline.left());
-  Failures failures;
   ShutdownOptions options;
-  // First all of them, without waiting: what is to happen at the end of the time happens to all at once.
-  for (const bool wait : {false, true}) {
-    options.wait = wait;
-    co_await shut_down_each(engine->executors, options, deadline, failures);
-  }
+  // First all of them, without waiting: what is to happen at the end of the time happens to all at once. Who fails at
+  // that fails when waited for.
+  Failures ignored;
+  options.wait = false;
+  co_await shut_down_each(engine->executors, options, deadline, ignored);
+  Failures failures;
+  options.wait = true;
+  co_await shut_down_each(engine->executors, options, deadline, failures);
   throw_if_any(std::move(failures));
 }
 
@@ -416,12 +427,12 @@ asio::awaitable<void> HybridExecutor::shut_down(std::shared_ptr<Engine> engine, 
                        tasks->cancel_open_after(kMemberPatience, late);
                      }));
   }
-  Failures failures;
   if (options.cancel_pending) {
     if (engine->options.shut_down_executors) {
       ShutdownOptions begin = options;
       begin.wait = false;
-      co_await shut_down_each(engine->executors, begin, deadline, failures);
+      Failures ignored;  // as below
+      co_await shut_down_each(engine->executors, begin, deadline, ignored);
     } else {
       engine->cancel_all(asio::cancellation_type::total);
     }
@@ -446,7 +457,6 @@ asio::awaitable<void> HybridExecutor::shut_down(std::shared_ptr<Engine> engine, 
   const bool idle = co_await wait_until_idle(tasks, left);
   if (!idle) tasks->cancel_open(true, late);
   if (failure) std::rethrow_exception(failure);
-  throw_if_any(std::move(failures));
 }
 
 void HybridExecutor::add_metrics(Metrics& metrics) const { metrics.mode = "hybrid"; }

@@ -218,7 +218,11 @@ void IoExecutor::execute(Task task) {
   engine_->execute(TaskAccess::release(task), lock);
 }
 
-void IoExecutor::execute_locked(TaskNode* node, ExecutorCore::Lock& lock) { engine_->execute(node, lock); }
+void IoExecutor::execute_locked(TaskNode* node, ExecutorCore::Lock& lock) {
+  // Another thread may destroy this executor once the mutex is free.
+  const auto engine = engine_;
+  engine->execute(node, lock);
+}
 
 void IoExecutor::add_metrics(Metrics& metrics) const {
   metrics.mode = "io";

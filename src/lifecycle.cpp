@@ -44,7 +44,7 @@ const LifecycleOptions& checked(const LifecycleOptions& options) {
 
 }  // namespace
 
-struct Lifecycle::State {
+struct Lifecycle::State : std::enable_shared_from_this<Lifecycle::State> {
   State(asio::any_io_executor executor, const LifecycleOptions& given)
       : io(with_fork_server(std::move(executor))),
         options(checked(given)),
@@ -58,7 +58,25 @@ struct Lifecycle::State {
   void stop(int signal) {
     int none = -1;
     if (!stopped_by.compare_exchange_strong(none, signal)) return;
+    {
+      const std::lock_guard lock(mutex);
+      asked = Clock::now();
+    }
     stop_asked->complete();
+  }
+
+  Clock::time_point asked_at() {
+    const std::lock_guard lock(mutex);
+    return asked.value_or(Clock::now());
+  }
+
+  // The event loop has nothing to wait for any more.
+  void let_signals_go() {
+    asio::post(strand, [self = shared_from_this()] {
+      boost::system::error_code ignored;
+      self->signals.cancel(ignored);
+      self->signals.clear(ignored);
+    });
   }
 
   // The last that was added; empty if there is none any more.
@@ -78,6 +96,7 @@ struct Lifecycle::State {
   const std::shared_ptr<detail::WaitList> stop_asked;
   std::atomic<int> stopped_by{-1};  // the signal, 0 for `request_stop`; -1: by none yet
   std::mutex mutex;
+  std::optional<Clock::time_point> asked;
   std::vector<Step> steps;
 };
 
@@ -133,7 +152,7 @@ Lifecycle::Lifecycle(asio::any_io_executor io_executor, LifecycleOptions options
   state_->signals.async_wait([weak = std::weak_ptr(state_)](boost::system::error_code error, int signal) {
     const auto state = weak.lock();
     if (!state || error) return;
-    // From here on a second one ends the program the hard way.
+    // From here on another one ends the program the hard way.
     state->signals.clear();
     state->stop(signal);
   });
@@ -149,14 +168,8 @@ void Lifecycle::on_stop(Step step) {
   state_->steps.push_back(std::move(step));
 }
 
-void Lifecycle::request_stop() {
-  state_->stop(0);
-  asio::post(state_->strand, [state = state_] {
-    boost::system::error_code ignored;
-    state->signals.cancel(ignored);
-    state->signals.clear(ignored);
-  });
-}
+// The signals stay caught: the first one asks for what is under way already.
+void Lifecycle::request_stop() { state_->stop(0); }
 
 bool Lifecycle::stopping() const noexcept { return state_->stopped_by.load() != -1; }
 
@@ -169,7 +182,7 @@ asio::awaitable<int> Lifecycle::run() {
   });
   co_await std::move(asked);
   co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
-  const auto end = Clock::now() +
+  const auto end = state->asked_at() +
                    std::min<std::chrono::nanoseconds>(state->options.drain_timeout, std::chrono::hours(24 * 365 * 100));
   std::exception_ptr failure;
   // One that is added meanwhile is the next.
@@ -189,6 +202,7 @@ asio::awaitable<int> Lifecycle::run() {
   } catch (...) {
     if (!failure) failure = std::current_exception();
   }
+  state->let_signals_go();
   if (failure) std::rethrow_exception(failure);
   co_return state->stopped_by.load();
 }

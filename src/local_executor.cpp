@@ -281,6 +281,10 @@ asio::awaitable<void> LocalExecutor::stop(ShutdownOptions options) {
   return engine_->pool ? end_pool(core(), engine_->pool, options) : BaseExecutor::stop(options);
 }
 
+void LocalExecutor::nothing_left() {
+  if (engine_->pool) engine_->pool->nothing_left();
+}
+
 void LocalExecutor::add_metrics(Metrics& metrics) const {
   if (engine_->pool) {
     engine_->pool->add_metrics(metrics);

@@ -101,16 +101,18 @@ std::vector<TaskInfo> ResultStore::list(std::optional<TaskStatus> status, std::s
     for (const auto& [id, entry] : state_->entries) records.push_back(entry.record);
   }
   // Without the mutex, since each asks its executor.
+  if (status) std::erase_if(records, [&](const Record& record) { return record->status() != *status; });
+  std::sort(records.begin(), records.end(), [](const Record& a, const Record& b) {
+    return std::tuple(b->spawned(), b->id()) < std::tuple(a->spawned(), a->id());
+  });
+  if (records.size() > limit) records.resize(limit);
   std::vector<TaskInfo> infos;
+  infos.reserve(records.size());
   for (const Record& record : records) {
     TaskInfo info = record->info();
+    // It may have gone on meanwhile.
     if (!status || info.status == *status) infos.push_back(std::move(info));
   }
-  const auto newest_first = [](const TaskInfo& a, const TaskInfo& b) {
-    return std::tie(b.spawned, b.number, b.id) < std::tie(a.spawned, a.number, a.id);
-  };
-  std::sort(infos.begin(), infos.end(), newest_first);
-  if (infos.size() > limit) infos.resize(limit);
   return infos;
 }
 
@@ -134,6 +136,11 @@ bool ResultStore::add(const Record& record) {
   std::vector<Record> dropped;
   const std::lock_guard lock(state_->mutex);
   state_->keep_limits(dropped);
+  // The id of a task that was refused is free for another attempt.
+  const auto known = state_->entries.find(record->id());
+  if (known != state_->entries.end() && known->second.over && known->second.record->refused()) {
+    state_->drop(known, dropped);
+  }
   State::Entry entry;
   entry.record = record;
   return state_->entries.emplace(record->id(), std::move(entry)).second;

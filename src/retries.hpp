@@ -26,6 +26,8 @@ struct ExecutorCore::Retries {
   void remove(TaskNode& node) {
     by_time.erase({node.retry_at_ns, &node});
     node.retry_at_ns = 0;
+    // The event loop has nothing to wait for here any more.
+    if (by_time.empty()) timer.cancel();
   }
 
   std::set<std::pair<std::uint64_t, TaskNode*>> by_time;

@@ -60,9 +60,11 @@ std::function<void()> DelayedRun::take() {
 }
 
 void DelayedRun::cancel() {
+  std::function<void()> dropped;  // the last to go, since the record's end comes with it at the latest
   {
     const std::lock_guard lock(mutex_);
-    if (!std::exchange(start_, nullptr)) return;
+    dropped.swap(start_);
+    if (!dropped) return;
     note_over();
     if (steady_) steady_->cancel();
     if (system_) system_->cancel();
@@ -83,7 +85,7 @@ void DelayedRun::context_gone() noexcept {
 }
 
 RepeatedRuns::RepeatedRuns(const std::shared_ptr<ExecutorCore>& core, RunTimes times, ScheduleOptions options,
-                           std::function<void(RunEnded)> start)
+                           StartRun start)
     : ScheduledRuns(core->scheduled),
       io_(core->io),
       on_error_(std::move(options.on_error)),
@@ -109,7 +111,7 @@ void RepeatedRuns::arm() {
 // Begins what is due.
 void RepeatedRuns::look() {
   std::uint64_t number = 0;
-  std::function<void(RunEnded)> start;
+  StartRun start;
   {
     const std::lock_guard lock(mutex_);
     if (!timer_) return;
@@ -125,30 +127,34 @@ void RepeatedRuns::look() {
   }
   for (; number > 0; --number) {
     try {
-      start([self = shared_from_this()](const std::exception_ptr& error) { self->ended(error); });
+      start([self = shared_from_this()](const std::exception_ptr& error) { self->told(error); },
+            std::shared_ptr<void>(nullptr, [self = shared_from_this()](std::nullptr_t) { self->over(); }));
     } catch (...) {
       // The copy of the function or of an argument threw: the run has failed.
-      asio::post(io_, [self = shared_from_this(), error = std::current_exception()] { self->ended(error); });
+      asio::post(io_, [self = shared_from_this(), error = std::current_exception()] { self->told(error); });
     }
   }
 }
 
-void RepeatedRuns::ended(const std::exception_ptr& error) {
-  {
+// A run is over for good: its caller may have been told long before.
+void RepeatedRuns::over() {
+  const std::lock_guard lock(mutex_);
+  times_.run_ended();
+  if (timer_) asio::post(io_, [self = shared_from_this()] { self->look(); });
+}
+
+void RepeatedRuns::told(const std::exception_ptr& error) {
+  if (error) {
     const std::lock_guard lock(mutex_);
-    times_.run_ended();
-    if (error) {
-      ++failures_;
-      last_error_ = error;
-    }
+    ++failures_;
+    last_error_ = error;
   }
-  look();
-  // Last: what it throws leaves the event loop's `run`, as from every handler, and the schedule goes on.
+  // What it throws leaves the event loop's `run`, as from every handler, and the schedule goes on.
   if (error && on_error_) on_error_(error);
 }
 
 void RepeatedRuns::cancel() {
-  std::function<void(RunEnded)> dropped;
+  StartRun dropped;
   const std::lock_guard lock(mutex_);
   timer_.reset();
   dropped.swap(start_);
@@ -199,7 +205,7 @@ void start_at(const std::shared_ptr<ExecutorCore>& core, StartTime time, const s
 }
 
 Schedule start_every(const std::shared_ptr<ExecutorCore>& core, std::chrono::nanoseconds period,
-                     ScheduleOptions options, std::function<void(RunEnded)> start) {
+                     ScheduleOptions options, StartRun start) {
   const auto require = [](bool good, const char* what) {
     if (!good) throw std::invalid_argument(fmt::format("submit_every: {}", what));
   };

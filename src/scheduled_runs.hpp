@@ -67,8 +67,7 @@ class DelayedRun final : public ScheduledRuns, public std::enable_shared_from_th
 /// Run after run.
 class RepeatedRuns final : public ScheduledRuns, public std::enable_shared_from_this<RepeatedRuns> {
  public:
-  RepeatedRuns(const std::shared_ptr<ExecutorCore>& core, RunTimes times, ScheduleOptions options,
-               std::function<void(RunEnded)> start);
+  RepeatedRuns(const std::shared_ptr<ExecutorCore>& core, RunTimes times, ScheduleOptions options, StartRun start);
 
   void begin();
   void cancel() override;
@@ -84,13 +83,14 @@ class RepeatedRuns final : public ScheduledRuns, public std::enable_shared_from_
  private:
   void look();
   void arm();
-  void ended(const std::exception_ptr& error);
+  void told(const std::exception_ptr& error);
+  void over();
 
   const asio::any_io_executor io_;
   const std::function<void(const std::exception_ptr&)> on_error_;
   mutable std::mutex mutex_;
   RunTimes times_;
-  std::function<void(RunEnded)> start_;
+  StartRun start_;
   std::optional<asio::steady_timer> timer_;  // empty: it is over
   std::uint64_t failures_ = 0;
   std::exception_ptr last_error_;

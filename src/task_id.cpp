@@ -22,12 +22,22 @@ TaskId TaskId::make() {
 
 TaskId TaskId::parse(std::string_view text) {
   std::array<std::uint64_t, 2> bits{};
-  bool good = text.size() == 32;
+  const bool uuid = text.size() == 36;
+  bool good = uuid || text.size() == 32;
+  std::size_t digits = 0;
   for (std::size_t i = 0; good && i < text.size(); ++i) {
     const char c = text[i];
-    const bool digit = c >= '0' && c <= '9';
-    good = digit || (c >= 'a' && c <= 'f');
-    if (good) bits[i / 16] = bits[i / 16] << 4 | static_cast<std::uint64_t>(digit ? c - '0' : c - 'a' + 10);
+    if (uuid && (i == 8 || i == 13 || i == 18 || i == 23)) {
+      good = c == '-';
+      continue;
+    }
+    const int value = c >= '0' && c <= '9'   ? c - '0'
+                      : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                      : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                             : -1;
+    good = value >= 0;
+    if (good) bits[digits / 16] = bits[digits / 16] << 4 | static_cast<std::uint64_t>(value);
+    ++digits;
   }
   if (!good) throw std::invalid_argument(fmt::format("a task id has 32 hexadecimal digits; this is none: '{}'", text));
   return TaskId(bits[0], bits[1]);

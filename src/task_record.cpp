@@ -14,6 +14,7 @@
 #include <fmt/format.h>
 
 #include <atomic>
+#include <cstring>
 #include <mutex>
 #include <stdexcept>
 #include <utility>
@@ -34,6 +35,7 @@ struct TaskRecord::State {
   const std::shared_ptr<WaitList> waits;
   const std::string executor_name;
   std::atomic<TaskStatus> status{TaskStatus::queued};
+  std::atomic<bool> refused{false};
   mutable std::mutex mutex;
   std::uint64_t number = 0;
   std::function<void()> cancel;
@@ -98,14 +100,24 @@ void TaskRecord::set_progress(const Progress& progress) {
   state_->progress = progress;
 }
 
-TaskStatus TaskRecord::status() const { return info().status; }
+TaskStatus TaskRecord::status() const { return course().status; }
+std::chrono::system_clock::time_point TaskRecord::spawned() const noexcept { return state_->spawned; }
+
+void TaskRecord::set_refused() noexcept { state_->refused = true; }
+bool TaskRecord::refused() const noexcept { return state_->refused; }
 
 TaskInfo TaskRecord::info() const {
-  TaskInfo info;
-  info.id = id_;
+  TaskInfo info = course();
   info.name = name_;
   info.metadata = metadata_;
   info.executor = state_->executor_name;
+  return info;
+}
+
+// All but the texts, which do not change.
+TaskInfo TaskRecord::course() const {
+  TaskInfo info;
+  info.id = id_;
   info.spawned = state_->spawned;
   {
     const std::lock_guard lock(state_->mutex);
@@ -151,7 +163,22 @@ void TaskRecord::cancel(asio::cancellation_type type) {
   }
 }
 
+// What it counts for in a store beside its value.
+std::size_t TaskRecord::size_of_texts(const std::exception_ptr& error) const {
+  std::size_t size = name_.size() + metadata_.size();
+  if (!error) return size;
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::exception& thrown) {
+    size += std::strlen(thrown.what());
+  } catch (...) {
+    size += 1;  // it has no text
+  }
+  return size;
+}
+
 void TaskRecord::finish(std::exception_ptr error, AnyValue value, std::size_t size) {
+  size += size_of_texts(error);
   {
     const std::lock_guard lock(state_->mutex);
     if (state_->finished) return;
@@ -181,7 +208,7 @@ void TaskRecord::abandon() noexcept {
         std::make_exception_ptr(TaskAbandonedError(ErrorContext{name_, state_->number, state_->executor_name, {}}));
   }
   state_->waits->complete();
-  if (const auto store = state_->store.lock()) store->finished(id_, 0);
+  if (const auto store = state_->store.lock()) store->finished(id_, name_.size() + metadata_.size());
 }
 
 bool TaskRecord::finished() const noexcept {

@@ -39,7 +39,9 @@ void ThreadExecutor::execute(Task task) {
 }
 
 void ThreadExecutor::execute_locked(detail::TaskNode* node, detail::ExecutorCore::Lock& lock) {
-  pool_->execute(node, lock);
+  // Another thread may destroy this executor once the mutex is free.
+  const auto pool = pool_;
+  pool->execute(node, lock);
 }
 
 void ThreadExecutor::add_metrics(Metrics& metrics) const {

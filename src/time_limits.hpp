@@ -14,6 +14,13 @@
 
 namespace bulkhead::detail {
 
+// What a task did whose whole time was over, if it did not run.
+inline const char* not_run_reason(const TaskNode& node) noexcept {
+  return node.retry_at_ns != 0 ? "it had failed, and waited for its next run"
+         : node.failed_runs    ? "it had failed, and waited for its next run to begin"
+                               : "it had not begun, and never ran";
+}
+
 // When the tasks of an executor are to be looked at: those that wait for admission or an instance, and those that run
 // in this process. The timer belongs to the background thread, so that a limit holds though the event loop is busy.
 struct ExecutorCore::Limits {

@@ -93,6 +93,7 @@ void WorkerPool::open() {
 // The program's threads: tasks go in.
 
 void WorkerPool::execute(TaskNode* node, Lock& lock) {
+  Keep keep;
   if (closed_ || is_forked_copy() || forsaken_) {
     auto refusal = forsaken_ ? std::make_exception_ptr(WorkerStartError(last_start_error_, 1, core_->context_of(*node)))
                              : std::make_exception_ptr(ExecutorNotRunningError(
@@ -112,11 +113,11 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
   Worker* const worker = dispatcher_.queued() == 0 ? worker_with_room() : nullptr;
   if (worker != nullptr) {
     dispatcher_.number(*node);
-    place(*node, *worker, lock);
+    place(*node, *worker, lock, keep);
   } else {
     enqueue(*node);
     if (node->may_begin_too_late()) watch_limits(*node);
-    pump(lock);
+    pump(lock, keep);
   }
   if (waiting_) {
     // No drain comes before an answer does, and this task may lie behind a long one.
@@ -136,12 +137,12 @@ void WorkerPool::enqueue(TaskNode& node) {
 }
 
 // Gives queued tasks to workers for as long as there are both.
-void WorkerPool::pump(Lock& lock) {
+void WorkerPool::pump(Lock& lock, Keep& keep) {
   while (QueuedTask* first = dispatcher_.front()) {
     Worker* const worker = worker_with_room();
     if (worker == nullptr) return;
     dispatcher_.remove(*first);
-    if (!place(static_cast<TaskNode&>(*first), *worker, lock)) return;
+    if (!place(static_cast<TaskNode&>(*first), *worker, lock, keep)) return;
   }
 }
 
@@ -164,7 +165,7 @@ void WorkerPool::notice_ready_workers() {
 
 // Puts a task into a worker's ring. The arguments are encoded without the mutex, since that is user code and may be
 // long. False: there is no room for its arguments now.
-bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
+bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
   if (std::exception_ptr refusal = core_->quarantine ? core_->quarantine_error(node) : nullptr) {
     ++core_->quarantined;
     decide(node, std::move(refusal), Outcome::failed);
@@ -184,9 +185,10 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
   node.place.seen_begun_ns = 0;
   node.place.looked_at = false;
   const std::span<std::byte> slot = worker.channel.slot_payload(sequence);
-  WorkerPtr keep;
+  WorkerPtr keep_worker;
   if (!node.library_encoding) {
-    keep = workers_[worker.index];
+    keep_worker = workers_[worker.index];
+    keep = shared_from_this();
     lock.unlock();
   }
 
@@ -209,7 +211,8 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock) {
       }
       if (!lock.owns_lock()) lock.lock();
       block = worker.channel.allocate(size);
-      if (!keep) keep = workers_[worker.index];
+      if (!keep_worker) keep_worker = workers_[worker.index];
+      keep = shared_from_this();
       lock.unlock();
       no_room = !block;
       if (block) {
@@ -321,6 +324,7 @@ void WorkerPool::schedule_drain() {
 }
 
 void WorkerPool::drain(Lock& lock) {
+  Keep keep;                     // who calls this holds the pool, too
   if (is_forked_copy()) return;  // The areas are not mapped here, and the tasks are the parent's.
   // A handler that throws leaves through here: the rest must still be delivered.
   struct Guard {
@@ -338,7 +342,7 @@ void WorkerPool::drain(Lock& lock) {
   for (unsigned delivered = 0; !closed_; ++delivered) {
     if (ready_.empty()) {
       collect();
-      pump(lock);
+      pump(lock, keep);
     }
     TaskNode* node = ready_.pop_front();
     if (node == nullptr) break;
@@ -363,8 +367,7 @@ void WorkerPool::drain(Lock& lock) {
   if (drain_posted_) return;
   if (core_->open == 0 && core_->waiting.empty()) {
     fruitless_rounds_ = 0;
-    // Nothing is left to wait for: the event loop may end.
-    if (waiting_ && core_->context_alive) doorbell_wait_->cancel();
+    nothing_left();
     return;
   }
   if (in_rings_ > 0 && ++fruitless_rounds_ <= kFruitlessRounds) {
@@ -372,6 +375,10 @@ void WorkerPool::drain(Lock& lock) {
   } else {
     wait_for_answers();
   }
+}
+
+void WorkerPool::nothing_left() {
+  if (waiting_ && core_->context_alive && !closed_) doorbell_wait_->cancel();
 }
 
 void WorkerPool::wait_for_answers() {

@@ -70,6 +70,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void open();
   /// Takes a task over. With the mutex, which is given back.
   void execute(TaskNode* node, ExecutorCore::Lock& lock);
+  // With the mutex: no task is left, so the event loop may end.
+  void nothing_left();
   /// With the mutex: whether a worker has taken the task up.
   bool has_begun(const TaskNode& node) const;
   std::optional<Progress> progress_of(const TaskNode& node) const;
@@ -98,6 +100,9 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::vector<int> worker_pids() const;
 
  private:
+  // Holds the pool while the mutex is free in the midst of something: its executor may be destroyed then.
+  using Keep = std::shared_ptr<WorkerPool>;
+
   using Lock = std::unique_lock<std::mutex>;
   using Handler = asio::any_completion_handler<void(std::exception_ptr, bool)>;
 
@@ -160,10 +165,10 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
 
   // The program's threads.
   void enqueue(TaskNode& node);
-  void pump(Lock& lock);
+  void pump(Lock& lock, Keep& keep);
   Worker* worker_with_room();
   void notice_ready_workers();
-  bool place(TaskNode& node, Worker& worker, Lock& lock);
+  bool place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep);
   void publish(Worker& worker);
   void publish_filled(Worker& worker);
   void drain(Lock& lock);

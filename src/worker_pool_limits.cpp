@@ -2,6 +2,7 @@
 #include "worker_pool.hpp"
 
 #include "run_limits.hpp"
+#include "time_limits.hpp"
 
 #include <boost/asio/post.hpp>
 
@@ -209,7 +210,8 @@ void WorkerPool::kill(Worker& worker, Killed why, std::string reason) {
   worker.limit_timer->async_wait(
       in_background([generation = worker.generation](WorkerPool& self, Lock&, boost::system::error_code error) {
         Worker* const stuck = error ? nullptr : self.find_worker(generation);
-        if (stuck == nullptr) return;
+        // One that is not born yet is its template's affair, and that has its own time to answer.
+        if (stuck == nullptr || !stuck->pidfd) return;
         stuck->stuck = true;
         self.give_back_places(*stuck);
         self.all_gone_if_so();
@@ -290,12 +292,9 @@ void WorkerPool::limit_passed(TaskNode& node, LimitPassed passed, std::uint64_t 
     const bool no_worker = dispatcher_.failures_in_a_row() > 0 && !dispatcher_.has_ready_worker();
     const std::string reason = no_worker ? "no worker could be started: " + last_start_error_ : "";
     decide(node,
-           passed == LimitPassed::queue
-               ? timeout(TaskTimeoutError::Which::queue, *node.options.queue_timeout(), reason)
-               : timeout(TaskTimeoutError::Which::total, *node.options.total_timeout(),
-                         no_worker          ? reason
-                         : node.failed_runs ? "it had failed, and waited for its next run to begin"
-                                            : "it had not begun, and never ran"),
+           passed == LimitPassed::queue ? timeout(TaskTimeoutError::Which::queue, *node.options.queue_timeout(), reason)
+                                        : timeout(TaskTimeoutError::Which::total, *node.options.total_timeout(),
+                                                  no_worker ? reason : not_run_reason(node)),
            Outcome::timed_out);
     return;
   }

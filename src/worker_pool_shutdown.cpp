@@ -68,6 +68,14 @@ void WorkerPool::kill_all(const std::string& reason) {
     }
     kill(*worker, Killed::shut_down, reason);
   }
+  // A template that is stopped never makes the workers that it was asked for.
+  const auto unborn = [](const WorkerPtr& worker) { return worker && !worker->pidfd; };
+  if (stopping_ || std::none_of(workers_.begin(), workers_.end(), unborn)) return;
+  stop_timer_->expires_after(kStopPatience);
+  stop_timer_->async_wait(in_background([unborn](WorkerPool& self, Lock&, boost::system::error_code error) {
+    const bool late = std::any_of(self.workers_.begin(), self.workers_.end(), unborn);
+    if (!error && late && self.template_wait_) self.template_gone();
+  }));
 }
 
 void WorkerPool::kill_all_after(std::chrono::nanoseconds timeout, const std::string& reason) {

@@ -8,6 +8,7 @@
 
 #include "quarantine.hpp"
 #include "support/catch.hpp"
+#include "support/executors.hpp"
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
@@ -15,6 +16,8 @@
 
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 
@@ -244,7 +247,7 @@ TEST_CASE("A task that waits for its next run holds no worker, and keeps its pla
   CHECK_THROWS_AS(run(context, pool.submit(one, 0)), ExecutorOverloadError);
   signal.emit(asio::cancellation_type::total);
   REQUIRE(run_until(context, [&] { return waiting.calls > 0; }));
-  CHECK(cancelled_stage(waiting.error) == TaskCancelledError::Stage::queued);
+  CHECK(cancelled_stage(waiting.error) == TaskCancelledError::Stage::retrying);
   board.gate.open = 1;
   REQUIRE(run_until(context, [&] { return second.calls > 0; }));
   CHECK(board.begun == 1);
@@ -508,4 +511,76 @@ TEST_CASE("A retry into quarantine ends the task with all its runs", "[quarantin
   REQUIRE(error->attempts().size() == 3);
   CHECK(holds<WorkerCrashedError>(error->attempts()[1].error));
   CHECK(holds<TaskQuarantinedError>(error->last()));
+}
+
+TEST_CASE("The event loop ends when nothing is left, however the last task ended", "[retry]") {
+  const std::string type = GENERATE("local", "bypass", "thread", "io", "hybrid");
+  const std::string way = GENERATE("cancelled in a pause", "shut down in a pause", "too late in a pause",
+                                   "cancelled while it waited for an instance");
+  INFO(type << ", " << way);
+  bulkhead::test::reset_board();
+  asio::io_context context;
+  const auto executor = bulkhead::test::make(type, context);
+  // So that the executor has waited for answers before.
+  CHECK(run(context, executor->submit(give_back, 1)) == 1);
+  asio::cancellation_signal signal;
+  Outcome<> outcome;
+  Outcome<> first;
+  Outcome<void> shutdown;
+  if (way == "cancelled while it waited for an instance") {
+    if (type == "bypass") return;  // its event loop would wait at the gate
+    const auto only_one = [] { return TaskOptions().max_instances(1, bulkhead::OverloadPolicy::wait, "one"); };
+    executor->async_submit(only_one(), bulkhead::call(wait_at_gate, 1), first.handler());
+    executor->async_submit(only_one(), bulkhead::call(give_back, 1),
+                           asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
+    REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+    signal.emit(asio::cancellation_type::terminal);
+    board.gate.open = 1;
+  } else {
+    auto options = retried(RetryPolicy(2).delay(1h));
+    if (way == "too late in a pause") options.retry(RetryPolicy(2).delay(40ms)).total_timeout(50ms);
+    executor->async_submit(std::move(options), bulkhead::call(throw_until, 9U),
+                           asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
+    REQUIRE(run_until(context, [&] { return executor->metrics().retried == 1 || outcome.calls == 1; }));
+    if (way == "cancelled in a pause") signal.emit(asio::cancellation_type::terminal);
+    if (way == "shut down in a pause") asio::co_spawn(context, executor->shutdown(), shutdown.handler());
+  }
+  context.restart();
+  context.run_for(bulkhead::test::kDeadline);
+  CHECK(context.stopped());
+  CHECK(outcome.calls == 1);
+}
+
+TEST_CASE("A task that is cancelled before its next run tells of the runs that failed", "[retry]") {
+  const std::string type = GENERATE("local", "bypass", "thread", "io", "inline", "hybrid");
+  INFO(type);
+  bulkhead::test::reset_board();
+  asio::io_context context;
+  const auto executor = bulkhead::test::make(type, context);
+  asio::cancellation_signal signal;
+  Outcome<> outcome;
+  executor->async_submit(retried(RetryPolicy(2).delay(1h)), bulkhead::call(throw_until, 9U),
+                         asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
+  REQUIRE(run_until(context, [&] { return executor->metrics().retried == 1; }));
+  signal.emit(asio::cancellation_type::terminal);
+  REQUIRE(run_until(context, [&] { return outcome.calls == 1; }));
+  const auto error = error_as<TaskCancelledError>(outcome.error);
+  REQUIRE(error);
+  CHECK(error->stage() == TaskCancelledError::Stage::retrying);
+  CHECK(error->code() == asio::error::operation_aborted);
+  REQUIRE(error->failed_runs().size() == 1);
+  CHECK(holds<std::out_of_range>(error->failed_runs()[0].error));
+  CHECK_THAT(error->what(), ContainsSubstring("before its next run began") && ContainsSubstring("run 1") &&
+                                !ContainsSubstring("never ran"));
+}
+
+TEST_CASE("The pause before a run does not count as its wait for the run to begin", "[retry]") {
+  const std::string type = GENERATE("local", "bypass", "thread", "io", "hybrid");
+  INFO(type);
+  bulkhead::test::reset_board();
+  asio::io_context context;
+  const auto executor = bulkhead::test::make(type, context);
+  // The wait for a run is far shorter than the limit, and the pause far longer.
+  auto options = retried(RetryPolicy(2).delay(1500ms)).queue_timeout(1s).total_timeout(1h);
+  CHECK(run(context, executor->submit(std::move(options), throw_until, 2U)) == 2);
 }

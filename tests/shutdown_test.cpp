@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: BSL-1.0
 // What becomes of tasks, and of those who wait for a shutdown, when the executor is destroyed.
+#include <bulkhead/inline_executor.hpp>
 #include <bulkhead/local_executor.hpp>
+#include <bulkhead/retry_policy.hpp>
 #include <bulkhead/this_task.hpp>
 #include <bulkhead/thread_executor.hpp>
 
 #include "support/catch.hpp"
+#include "support/executors.hpp"
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
@@ -17,6 +20,7 @@
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -24,8 +28,10 @@
 #include <memory>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace asio = boost::asio;
 using bulkhead::LocalExecutor;
@@ -282,4 +288,109 @@ TEST_CASE("Executors may be destroyed by one thread while their shutdowns begin 
   work.reset();
   loop.join();
   CHECK(context.stopped());
+}
+
+namespace {
+
+// Whose `execute` runs on one thread while another destroys it.
+class SlowToExecute final : public bulkhead::BaseExecutor {
+ public:
+  struct Seen {
+    std::atomic<bool> executing{false};
+    std::atomic<bool> destroying{false};
+    std::atomic<bool> destroyed{false};
+    std::atomic<bool> destroyed_while_executing{false};
+  };
+  SlowToExecute(asio::any_io_executor io, Seen& seen)
+      : BaseExecutor(std::move(io), bulkhead::CommonOptions()), seen_(&seen) {}
+  ~SlowToExecute() override {
+    close();
+    seen_->destroyed = true;
+  }
+
+ protected:
+  void execute(bulkhead::Task task) override {
+    Seen& seen = *seen_;
+    seen.executing = true;
+    poll_until([&] { return seen.destroying.load(); }, bulkhead::test::kDeadline);
+    // Time enough for a destructor that does not wait.
+    for (int i = 0; i < 10'000 && !seen.destroyed; ++i) std::this_thread::yield();
+    seen.destroyed_while_executing = seen.destroyed.load();
+    task.run();
+  }
+
+ private:
+  Seen* seen_;
+};
+
+}  // namespace
+
+TEST_CASE("An executor that another thread destroys is there until it has taken the task that is given to it",
+          "[shutdown]") {
+  asio::io_context context;
+  SlowToExecute::Seen seen;
+  auto executor = std::make_unique<SlowToExecute>(context.get_executor(), seen);
+  const auto handle = executor->submit_after(1ns, twice, 4);
+  std::thread loop([&] { context.run(); });
+  const bool executing = poll_until([&] { return seen.executing.load(); }, bulkhead::test::kDeadline);
+  seen.destroying = true;
+  executor.reset();
+  loop.join();
+  REQUIRE(executing);
+  CHECK_FALSE(seen.destroyed_while_executing);
+  CHECK(run(context, handle.result(bulkhead::test::kDeadline)) == 8);
+}
+
+TEST_CASE("A task that an executor runs inside submit may shut it down while another thread destroys it",
+          "[shutdown]") {
+  asio::io_context context;
+  auto executor = std::make_unique<bulkhead::InlineExecutor>(context.get_executor());
+  std::atomic<bool> runs{false};
+  std::atomic<bool> destroying{false};
+  Outcome<void> shutdown;
+  const auto handle = executor->submit_after(1ns, [&, self = executor.get()] {
+    runs = true;
+    poll_until([&] { return destroying.load(); }, bulkhead::test::kDeadline);
+    asio::co_spawn(context, self->shutdown({.wait = false, .timeout = {}, .cancel_pending = false}),
+                   shutdown.handler());
+    context.poll_one();  // the shutdown begins
+  });
+  std::thread loop([&] { context.run(); });
+  const bool running = poll_until([&] { return runs.load(); }, bulkhead::test::kDeadline);
+  destroying = true;
+  executor.reset();
+  loop.join();
+  REQUIRE(running);
+  CHECK(shutdown.calls == 1);
+  CHECK(handle.status() == bulkhead::TaskStatus::succeeded);
+}
+
+TEST_CASE("Executors may be destroyed by one thread while tasks begin by themselves on another", "[shutdown]") {
+  const std::string type = GENERATE("inline", "bypass", "thread", "io", "hybrid");
+  INFO(type);
+  asio::io_context context;
+  auto work = asio::make_work_guard(context);
+  std::thread loop([&] { context.run(); });
+  std::vector<bulkhead::TaskHandle<int>> handles;
+  for (int round = 0; round < 100; ++round) {
+    auto executor = bulkhead::test::make(type, context);
+    for (int i = 0; i < 5; ++i) {
+      handles.push_back(executor->submit_after(std::chrono::microseconds(10 * i), twice, i));
+      handles.push_back(executor->spawn(
+          bulkhead::TaskOptions().retry(bulkhead::RetryPolicy(3).delay(std::chrono::microseconds(10 * i))),
+          +[](int value) {
+            if (bulkhead::this_task::attempt() < 3) throw std::runtime_error("again");
+            return value;
+          },
+          i));
+    }
+    for (int i = 0; i < 10 * (round % 10); ++i) std::this_thread::yield();
+    executor.reset();
+  }
+  const bool over = poll_until(
+      [&] { return std::all_of(handles.begin(), handles.end(), [](const auto& h) { return is_over(h.status()); }); },
+      bulkhead::test::kDeadline);
+  CHECK(over);
+  work.reset();
+  loop.join();
 }

@@ -73,6 +73,8 @@ class BULKHEAD_EXPORT BaseExecutor : public TaskInterface<BaseExecutor, AnyCall>
       return std::optional<R>(record->template take<R>());
     }
   }
+  /// Ends a spawned task, as `TaskHandle::cancel` does. False if there is none of this id, or it is over.
+  bool cancel(const TaskId& id, asio::cancellation_type type = asio::cancellation_type::terminal);
   /// Where a spawned task is; empty if there is none of this id.
   std::optional<TaskStatus> status(const TaskId& id) const;
   /// That and what else is known of it. All tasks: `ResultStore::list`.
@@ -132,6 +134,9 @@ class BULKHEAD_EXPORT BaseExecutor : public TaskInterface<BaseExecutor, AnyCall>
 
   /// With the mutex: a task that has begun is to stop. Its flag is set already.
   virtual void stop_running(detail::TaskNode& node, asio::cancellation_type type);
+
+  /// With the mutex: no task is left. Called if the executor itself keeps the Asio context at work while there are any.
+  virtual void nothing_left();
 
   /// With the mutex: whether a task has begun elsewhere than in this process.
   virtual bool has_begun(const detail::TaskNode& node) const;

@@ -221,22 +221,6 @@ class BULKHEAD_EXPORT TaskTimeoutError : public ExecutorError {
   std::chrono::nanoseconds limit_;
 };
 
-/// The task was cancelled. `code()` is `asio::error::operation_aborted`.
-class BULKHEAD_EXPORT TaskCancelledError : public ExecutorError {
- public:
-  enum class Stage {
-    waiting,  ///< It waited for admission.
-    queued,   ///< It was admitted and had not begun.
-    running   ///< It ran.
-  };
-  TaskCancelledError(Stage stage, ErrorContext context, const std::string& reason = {});
-  ~TaskCancelledError() override;
-  Stage stage() const noexcept { return stage_; }
-
- private:
-  Stage stage_;
-};
-
 /// A task that its `RetryPolicy` let run again failed for good: its runs are used up, or what the last one failed with
 /// is not to be tried again, or the next run was refused. `what()` has all of them.
 class BULKHEAD_EXPORT RetryError : public ExecutorError {
@@ -261,6 +245,29 @@ class BULKHEAD_EXPORT RetryError : public ExecutorError {
 
  private:
   std::shared_ptr<const std::vector<Attempt>> attempts_;
+};
+
+/// The task was cancelled. `code()` is `asio::error::operation_aborted`.
+class BULKHEAD_EXPORT TaskCancelledError : public ExecutorError {
+ public:
+  enum class Stage {
+    waiting,   ///< It waited for admission. It never ran.
+    queued,    ///< It was admitted and had not begun. It never ran.
+    retrying,  ///< It had failed, and its next run had not begun.
+    running    ///< It ran.
+  };
+  TaskCancelledError(Stage stage, ErrorContext context, const std::string& reason = {});
+  /// `last`, of a task whose runs before had failed.
+  TaskCancelledError(const TaskCancelledError& last, std::vector<RetryError::Attempt> failed_runs);
+  ~TaskCancelledError() override;
+  Stage stage() const noexcept { return stage_; }
+  /// The runs that had failed before, in order.
+  const std::vector<RetryError::Attempt>& failed_runs() const noexcept { return *failed_runs_; }
+
+ private:
+  Stage stage_;
+  std::shared_ptr<const std::string> reason_;
+  std::shared_ptr<const std::vector<RetryError::Attempt>> failed_runs_;
 };
 
 /// The task's key has crashed `LocalExecutorOptions::quarantine_after` workers in a row: tasks with it are refused for

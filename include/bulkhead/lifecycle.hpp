@@ -59,7 +59,7 @@ class BULKHEAD_EXPORT Lifecycle {
   /// time for stopping is over, and not waited for any longer. What one throws does not keep the others from running.
   void on_stop(Step step);
 
-  /// Stops the program as a signal does.
+  /// Stops the program as a signal does. The signals are still caught then, until the first one comes or all is over.
   void request_stop();
   /// Whether it is stopping, or has stopped.
   bool stopping() const noexcept;

@@ -188,6 +188,7 @@ class BULKHEAD_EXPORT LocalExecutor final : public BaseExecutor, public TaskInte
   void execute(Task task) override;
   void execute_locked(detail::TaskNode* node, detail::ExecutorCore::Lock& lock) override;
   asio::awaitable<void> stop(ShutdownOptions options) override;
+  void nothing_left() override;
   void add_metrics(Metrics& metrics) const override;
   bool cancel_in_flight(detail::TaskNode& node, asio::cancellation_type type) override;
   bool withdraw(detail::TaskNode& node) override;

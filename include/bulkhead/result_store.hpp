@@ -21,7 +21,8 @@ class TaskRecord;
 struct ResultStoreOptions {
   /// Results that are kept. At least 1.
   std::size_t max_results = 10'000;
-  /// Bytes of all results: their encoded size, or their `sizeof` where the codec cannot carry them. At least 1.
+  /// Bytes of all results: their encoded size, or their `sizeof` where the codec cannot carry them; the tasks' names
+  /// and metadata, and the texts of errors. At least 1.
   std::size_t max_bytes = std::size_t{64} << 20;
   /// How long a result is kept. More than zero.
   std::chrono::nanoseconds time_to_live = std::chrono::minutes(10);

@@ -20,7 +20,7 @@ class BULKHEAD_EXPORT TaskId {
   constexpr TaskId(std::uint64_t high, std::uint64_t low) noexcept : high_(high), low_(low) {}
   /// A new one, from the kernel's random numbers.
   static TaskId make();
-  /// From what `to_string` gave; throws `std::invalid_argument` for anything else.
+  /// From what `to_string` gave, or a UUID's text; throws `std::invalid_argument` for anything else.
   static TaskId parse(std::string_view text);
 
   /// 32 hexadecimal digits.

@@ -81,8 +81,9 @@ class BULKHEAD_EXPORT TaskOptions {
   TaskOptions&& quarantine_key(std::string value) && { return std::move(quarantine_key(std::move(value))); }
 
   /// For `spawn`, `submit_at` and `submit_after`: the id that the task is to have, which its caller knows from
-  /// elsewhere. `DuplicateTaskError` is thrown if the executor's ResultStore knows a task of this id, over or not. Not
-  /// empty. Default: a new one.
+  /// elsewhere. `DuplicateTaskError` is thrown if the executor's ResultStore knows a task of this id, over or not,
+  /// unless that was refused. Not empty. Default: a new one. Elsewhere a task with an id or metadata is refused with
+  /// `std::invalid_argument`.
   TaskOptions& id(TaskId value) &;
   TaskOptions&& id(TaskId value) && { return std::move(id(value)); }
   /// For the same: what `TaskInfo::metadata` gives back, whatever the program wants to find there.
@@ -125,6 +126,8 @@ class BULKHEAD_EXPORT TaskOptions {
   /// Empty if none was given.
   TaskId id() const noexcept { return rare().id; }
   const std::string& metadata() const noexcept { return rare().metadata; }
+  /// Whether it has what only spawned tasks can have.
+  bool only_spawned() const noexcept { return !rare().id.empty() || !rare().metadata.empty(); }
   /// Whether any option beyond priority, timeout and queue_timeout was given.
   bool has_rare() const noexcept { return rare_ != nullptr; }
 

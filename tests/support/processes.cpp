@@ -76,7 +76,6 @@ int pid_in_host() {
   return size > 0 ? std::atoi(text.data()) : -1;
 }
 
-// From /proc/PID/stat: "pid (name) state ppid ...".
 std::vector<int> processes_with(const std::string& argument) {
   std::vector<int> found;
   for (const int pid : all_processes()) {
@@ -87,6 +86,7 @@ std::vector<int> processes_with(const std::string& argument) {
   return found;
 }
 
+// From /proc/PID/stat: "pid (name) state ppid ...".
 int parent_of(int pid) {
   const std::string line = read_file("/proc/" + std::to_string(pid) + "/stat");
   const auto end_of_name = line.rfind(')');

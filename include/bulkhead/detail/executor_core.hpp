@@ -18,6 +18,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -25,6 +26,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -51,6 +53,19 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   using Lock = std::unique_lock<std::mutex>;
   // Tasks that a released slot let in: start them once the mutex is free.
   using Admitted = std::vector<TaskNode*>;
+
+  // While this thread is in a hook of the owner's without the mutex; the owner is not destroyed meanwhile by another.
+  class BULKHEAD_EXPORT HookCall {
+   public:
+    // Gives the mutex back.
+    HookCall(ExecutorCore& core, Lock& lock);
+    ~HookCall();
+    HookCall(const HookCall&) = delete;
+    HookCall& operator=(const HookCall&) = delete;
+
+   private:
+    ExecutorCore& core_;
+  };
 
   ExecutorCore(BaseExecutor& owner, asio::any_io_executor io, CommonOptions options);
   ~ExecutorCore();
@@ -105,7 +120,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   // Something that goes on by itself, and ends when the executor stops accepting. False: it has.
   bool add_schedule(const std::shared_ptr<ScheduledRuns>& schedule);
 
-  // The owner is being destroyed: no virtual call any more.
+  // The owner is being destroyed: no virtual call any more. Waits for those of other threads.
   void disown();
   // The Asio context is being destroyed: all handlers go, none is called.
   void context_gone() noexcept;
@@ -149,6 +164,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   // Guarded by the mutex, all below.
   BaseExecutor* owner;
   bool accepting = true;
+  bool leaving = false;  // the owner waits for the last calls of its hooks
   bool context_alive = true;
   // Called by `context_gone`, without the mutex: lets go of Asio objects.
   std::function<void()> on_context_gone;
@@ -205,6 +221,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   void forget(TaskNode& node);
   void admit_waiting(Admitted& admitted);
   void complete_idle_waits();
+  void nothing_left();
   std::uint64_t recent_now() noexcept;
 
   // Ends that come from elsewhere.
@@ -233,6 +250,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   bool asks_elsewhere(TaskNode& node, Outcome outcome, Delivery from);
   void note_crashes(const TaskNode& node, Outcome outcome);
   bool try_again(TaskNode& node, Outcome outcome, Lock& lock);
+  static std::exception_ptr with_failed_runs(const TaskNode& node, const std::exception_ptr& error);
   std::chrono::nanoseconds pause_before_next(const TaskNode& node);
   void retry_later(TaskNode& node, std::chrono::nanoseconds pause);
   void arm_retry_timer();
@@ -251,6 +269,8 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   std::vector<std::weak_ptr<ScheduledRuns>> schedules_;
   std::size_t schedules_cleared_at_ = 64;
   std::optional<Work> work_;  // while tasks are open
+  std::vector<std::thread::id> hook_calls_;
+  std::condition_variable hook_call_over_;
   std::uint64_t recent_ns_ = 0;
   std::uint64_t recent_ticks_ = 0;
 };

@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <type_traits>
 #include <utility>
 
@@ -31,6 +32,7 @@ struct InitiateSubmit {
   using executor_type = asio::any_io_executor;
   std::shared_ptr<ExecutorCore> core;
   std::shared_ptr<TaskRecord> record;
+  std::shared_ptr<void> held;
 
   explicit InitiateSubmit(std::shared_ptr<ExecutorCore> executor, std::shared_ptr<TaskRecord> spawned = nullptr)
       : core(std::move(executor)), record(std::move(spawned)) {}
@@ -41,6 +43,7 @@ struct InitiateSubmit {
     using Node = TaskImpl<C, std::decay_t<Handler>>;
     ExecutorCore& executor = *core;
     Node* node = Node::create(std::move(core), std::move(options), std::move(call), std::forward<Handler>(handler));
+    node->held = std::move(held);
     if (record) {
       const std::uint64_t id = executor.make_cancellable(*node);
       node->record = record;
@@ -103,15 +106,28 @@ void spawn_call(const std::shared_ptr<ExecutorCore>& core, std::shared_ptr<TaskR
 template <class C>
 void spawn_call_at(const std::shared_ptr<ExecutorCore>& core, const std::shared_ptr<TaskRecord>& record, StartTime time,
                    TaskOptions&& options, C&& call) {
-  // std::function wants what can be copied.
+  using Result = task_result_t<C>;
+  // Whatever becomes of it, the record comes to an end. (And std::function wants what can be copied.)
   struct Pending {
+    RecordCompletion<Result> completion;
     TaskOptions options;
     C call;
   };
-  auto pending = std::make_shared<Pending>(Pending{std::move(options), std::move(call)});
+  RecordCompletion<Result> completion(record);
+  auto pending = std::make_shared<Pending>(Pending{std::move(completion), std::move(options), std::move(call)});
   start_at(core, time, record, [weak = std::weak_ptr(core), record, pending = std::move(pending)] {
-    if (const auto alive = weak.lock())
-      spawn_call(alive, record, std::move(pending->options), std::move(pending->call));
+    const auto alive = weak.lock();
+    if (!alive) {
+      pending->completion.fail(std::make_exception_ptr(ExecutorNotRunningError(record->context())));
+      return;
+    }
+    try {
+      InitiateSubmit initiation(alive, record);
+      std::move(initiation)(std::move(pending->completion), std::move(pending->options), std::move(pending->call));
+    } catch (...) {
+      // The move of the function or of an argument threw.
+      pending->completion.fail(std::current_exception());
+    }
   });
 }
 
@@ -122,19 +138,24 @@ Schedule repeat_call(const std::shared_ptr<ExecutorCore>& core, std::chrono::nan
                 "bulkhead: a task that is repeated is called with copies of its function and arguments: they must be "
                 "copyable.");
   require_invocable<C>();
+  if (options.only_spawned()) {
+    throw std::invalid_argument("submit_every: TaskOptions::id and metadata are of one task, and not of many");
+  }
   struct Repeated {
     TaskOptions options;
     C call;
   };
   auto repeated = std::make_shared<const Repeated>(Repeated{std::move(options), std::move(call)});
   return start_every(
-      core, period, std::move(schedule), [weak = std::weak_ptr(core), repeated = std::move(repeated)](RunEnded ended) {
+      core, period, std::move(schedule),
+      [weak = std::weak_ptr(core), repeated = std::move(repeated)](RunOutcome told, std::shared_ptr<void> under_way) {
         const auto alive = weak.lock();
         if (!alive) return;
         TaskOptions run_options(repeated->options);
         C run_call(repeated->call);
         InitiateSubmit initiation(alive);
-        std::move(initiation)([ended = std::move(ended)](const std::exception_ptr& error, auto&&...) { ended(error); },
+        initiation.held = std::move(under_way);
+        std::move(initiation)([told = std::move(told)](const std::exception_ptr& error, auto&&...) { told(error); },
                               std::move(run_options), std::move(run_call));
       });
 }

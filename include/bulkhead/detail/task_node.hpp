@@ -123,6 +123,8 @@ class TaskNode : public OpenLink, public QueuedTask {
   std::shared_ptr<ProgressRelay> progress_relay;
   // The runs that failed before this one, if the task is retried.
   std::unique_ptr<std::vector<RetryError::Attempt>> failed_runs;
+  // Goes with the node, when the task is over for good, and not before as its outcome may.
+  std::shared_ptr<void> held;
   // What the handle of a spawned task sees of it.
   std::shared_ptr<TaskRecord> record;
   // The time limit that has passed, while the run goes on that is to be followed by another.

@@ -54,11 +54,16 @@ class BULKHEAD_EXPORT TaskRecord : public std::enable_shared_from_this<TaskRecor
   void note_run(unsigned attempt, std::uint64_t began_ns);
   void set_progress(const Progress& progress);
 
+  // It never became one of the executor's tasks.
+  void set_refused() noexcept;
+  bool refused() const noexcept;
+
   TaskStatus status() const;
+  std::chrono::system_clock::time_point spawned() const noexcept;
   TaskInfo info() const;
   void cancel(asio::cancellation_type type);
 
-  // Its outcome. `size` of the value is what it counts for in a store.
+  // Its outcome. `size` is what the value counts for in a store.
   void finish(std::exception_ptr error, AnyValue value, std::size_t size);
   // Its Asio context was destroyed.
   void abandon() noexcept;
@@ -85,6 +90,8 @@ class BULKHEAD_EXPORT TaskRecord : public std::enable_shared_from_this<TaskRecor
  private:
   struct State;
   AnyValue shared_value() const;
+  TaskInfo course() const;
+  std::size_t size_of_texts(const std::exception_ptr& error) const;
 
   const TaskId id_;
   const std::string name_;
@@ -116,6 +123,10 @@ class RecordCompletion {
     if (record_) record_->abandon();
   }
 
+  // If it has not been handed on.
+  void fail(std::exception_ptr error) {
+    if (record_) (*this)(std::move(error));
+  }
   void operator()(std::exception_ptr error) { std::exchange(record_, nullptr)->finish(std::move(error), {}, 0); }
   template <class T>
   void operator()(std::exception_ptr error, T result) {

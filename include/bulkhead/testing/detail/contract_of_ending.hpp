@@ -113,7 +113,7 @@ inline void cancel_retry(const ContractSubject& subject) {
     require(caller->calls == 0, "a caller was told of a failure after which there is another run");
     caller->signal.emit(type);
     bench.until_told(caller, "a task was over that had waited for its next run and was cancelled");
-    require_cancelled(caller->error, TaskCancelledError::Stage::queued, "a task that waits for its next run");
+    require_cancelled(caller->error, TaskCancelledError::Stage::retrying, "a task that waits for its next run");
     require(bench.run(twice, 4) == 8, "a result is wrong");
     require(board().begun == 1, "a task ran again although it was cancelled before");
     bench.require_one_cancelled();

@@ -63,9 +63,7 @@ inline void context_of_task(const ContractSubject& subject) {
 inline void submit_does_not_wait(const ContractSubject& subject) {
   Bench bench(subject);
   // Whether a submit waits for its task is told by the gate, which is closed, and not by a clock.
-  const auto require_none_over = [] {
-    require(ended() == 0, "submit returned when a task was over, not before");
-  };
+  const auto require_none_over = [] { require(ended() == 0, "submit returned when a task was over, not before"); };
   std::vector<CallerPtr<int>> callers;
   for (std::size_t i = 0; i < subject.concurrency; ++i) {
     callers.push_back(bench.submit(wait_at_gate, static_cast<int>(i)));

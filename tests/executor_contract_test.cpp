@@ -11,15 +11,18 @@
 #include "support/catch.hpp"
 #include "support/executors.hpp"
 
+#include <boost/asio/awaitable.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -31,6 +34,7 @@ using bulkhead::CommonOptions;
 using bulkhead::HybridExecutor;
 using bulkhead::HybridExecutorOptions;
 using bulkhead::InlineExecutor;
+using bulkhead::ShutdownOptions;
 using bulkhead::Task;
 using bulkhead::test::make;
 using bulkhead::test::named;
@@ -179,6 +183,49 @@ class OnEventLoop final : public BaseExecutor {
   }
 };
 
+// Is shut down by other options than it is given; on a thread, or inside `submit`.
+class EndsOtherwise final : public BaseExecutor {
+ public:
+  using Change = ShutdownOptions (*)(ShutdownOptions);
+  EndsOtherwise(asio::any_io_executor io, CommonOptions options, Change change, bool threaded)
+      : BaseExecutor(std::move(io), std::move(options)), change_(change) {
+    if (threaded) thread_.emplace(1);
+  }
+  ~EndsOtherwise() override {
+    close();
+    if (thread_) thread_->join();
+  }
+
+ protected:
+  void execute(Task task) override {
+    if (thread_) {
+      asio::post(*thread_, [task = std::move(task)]() mutable { task.run(); });
+    } else {
+      task.run();
+    }
+  }
+  asio::awaitable<void> stop(ShutdownOptions options) override { return BaseExecutor::stop(change_(options)); }
+
+ private:
+  const Change change_;
+  std::optional<asio::thread_pool> thread_;
+};
+
+ShutdownOptions never_wait(ShutdownOptions options) {
+  options.wait = false;
+  return options;
+}
+ShutdownOptions no_time_unless_waited_for(ShutdownOptions options) {
+  if (!options.wait) options.timeout.reset();
+  return options;
+}
+ContractSubject ends_otherwise(EndsOtherwise::Change change, std::size_t concurrency) {
+  const auto make_it = [change, concurrency](auto io, auto options) {
+    return std::make_shared<EndsOtherwise>(io, options, change, concurrency > 0);
+  };
+  return {make_it, concurrency};
+}
+
 class Dropping final : public BaseExecutor {
  public:
   Dropping(asio::any_io_executor io, CommonOptions options) : BaseExecutor(std::move(io), std::move(options)) {}
@@ -193,10 +240,25 @@ std::shared_ptr<BaseExecutor> made(asio::any_io_executor io, CommonOptions optio
   return std::make_shared<Executor>(std::move(io), std::move(options));
 }
 
+// What keeps the contract, made without one of its options.
+template <class Option>
+ContractSubject without(Option CommonOptions::*option, std::size_t concurrency) {
+  const auto make_it = maker(concurrency > 0 ? "thread" : "inline", 1);
+  const auto forgetful = [make_it, option](const auto& io, CommonOptions options) {
+    options.*option = {};
+    return make_it(io, options);
+  };
+  return {forgetful, concurrency};
+}
+
 // Parts that are named below.
 const std::string kFirstInFirstOut = "tasks begin in the order of their submission";
 const std::string kRunsInsideSubmit = "a task has run when submit returns";
 const std::string kSubmitReturns = "submit returns before the task is over, and does not block";
+const std::string kShutdownWaits = "shutdown waits for all, twice and at once, and nothing is accepted afterwards";
+const std::string kShutdownEndsByItself = "shutdown ends what is late also if nobody waits for it";
+const std::string kInstancesTogether = "executors that share a group count their instances together";
+const std::string kResultsTogether = "executors that share a store find each other's results";
 
 // What the part finds wrong; empty: nothing.
 std::string violation(const bulkhead::testing::ContractCase& part) {
@@ -300,6 +362,42 @@ TEST_CASE("An executor that is made without its options does not keep the contra
   CHECK_THAT(violation(subject, "a task that waits for admission and is cancelled never runs"),
              ContainsSubstring("must wait for admission"));
   CHECK_THAT(violation(subject, "time limits hold"), ContainsSubstring("must fail with ExecutorOverloadError"));
+}
+
+TEST_CASE("An executor whose shutdown never waits does not keep the contract", "[contract]") {
+  for (const std::size_t concurrency : {1, 0}) {
+    CHECK_THAT(violation(ends_otherwise(never_wait, concurrency), kShutdownWaits),
+               ContainsSubstring("shutdown must wait for the tasks, and was over before"));
+  }
+}
+
+TEST_CASE("An executor whose shutdown heeds its time only if somebody waits does not keep the contract", "[contract]") {
+  for (const std::size_t concurrency : {1, 0}) {
+    CHECK_THAT(violation(ends_otherwise(no_time_unless_waited_for, concurrency), kShutdownEndsByItself),
+               ContainsSubstring("outlasts a shutdown which nobody waits for"));
+  }
+}
+
+TEST_CASE("An executor with an ordinary shutdown of its own keeps the contract of shutdowns", "[contract]") {
+  const auto as_given = [](ShutdownOptions options) { return options; };
+  for (const std::size_t concurrency : {1, 0}) {
+    CHECK(violation(ends_otherwise(as_given, concurrency), kShutdownWaits) == "");
+    CHECK(violation(ends_otherwise(as_given, concurrency), kShutdownEndsByItself) == "");
+  }
+}
+
+TEST_CASE("An executor that is made without its group of instances does not keep the contract", "[contract]") {
+  for (const std::size_t concurrency : {1, 0}) {
+    CHECK_THAT(violation(without(&CommonOptions::instances, concurrency), kInstancesTogether),
+               ContainsSubstring("counted elsewhere in the same group"));
+  }
+}
+
+TEST_CASE("An executor that is made without its store of results does not keep the contract", "[contract]") {
+  for (const std::size_t concurrency : {1, 0}) {
+    CHECK_THAT(violation(without(&CommonOptions::results, concurrency), kResultsTogether),
+               ContainsSubstring("must be found through an executor with the same store"));
+  }
 }
 
 TEST_CASE("An executor that drops tasks does not keep the contract, and is told what came of them", "[contract]") {

@@ -5,6 +5,7 @@
 #include <bulkhead/common_options.hpp>
 #include <bulkhead/errors.hpp>
 #include <bulkhead/events.hpp>
+#include <bulkhead/instance_group.hpp>
 #include <bulkhead/metrics.hpp>
 #include <bulkhead/task_options.hpp>
 #include <bulkhead/testing/contract_subject.hpp>
@@ -121,6 +122,7 @@ class Bench {
   }
   ~Bench() {
     let_all_go();
+    others_.clear();
     executor_.reset();
     context_.restart();
     context_.poll();
@@ -129,6 +131,13 @@ class Bench {
   Bench& operator=(const Bench&) = delete;
 
   BaseExecutor& executor() { return *executor_; }
+  // Makes another executor on the same event loop.
+  BaseExecutor& add_executor(CommonOptions options) {
+    options.name = "contract " + std::to_string(others_.size() + 2);
+    others_.push_back(subject_.make(context_.get_executor(), options));
+    require(others_.back() != nullptr, "the factory gives no executor");
+    return *others_.back();
+  }
   void destroy_executor() { executor_.reset(); }
   std::size_t concurrency() const { return subject_.concurrency; }
   std::chrono::seconds deadline() const { return subject_.deadline; }
@@ -140,9 +149,13 @@ class Bench {
   }
   template <class Function, class Coroutine, class... Args>
   auto submit(TaskOptions options, const Job<Function, Coroutine>& job, Args... arguments) {
+    return submit_to(*executor_, std::move(options), job, arguments...);
+  }
+  template <class Function, class Coroutine, class... Args>
+  auto submit_to(BaseExecutor& executor, TaskOptions options, const Job<Function, Coroutine>& job, Args... arguments) {
     const auto caller = std::make_shared<Caller<std::invoke_result_t<Function, Args...>>>();
     job.in_form(subject_.form, [&](auto form) {
-      executor_->async_submit(std::move(options), call(form, arguments...), handler_of(caller));
+      executor.async_submit(std::move(options), call(form, arguments...), handler_of(caller));
     });
     return caller;
   }
@@ -177,7 +190,12 @@ class Bench {
   }
   template <class Function, class Coroutine, class... Args>
   auto spawn(const TaskOptions& options, const Job<Function, Coroutine>& job, Args... arguments) {
-    return job.in_form(subject_.form, [&](auto form) { return executor_->spawn(options, form, arguments...); });
+    return spawn_in(*executor_, options, job, arguments...);
+  }
+  template <class Function, class Coroutine, class... Args>
+  auto spawn_in(BaseExecutor& executor, const TaskOptions& options, const Job<Function, Coroutine>& job,
+                Args... arguments) {
+    return job.in_form(subject_.form, [&](auto form) { return executor.spawn(options, form, arguments...); });
   }
 
   void run_loop_for(std::chrono::milliseconds time) {
@@ -247,13 +265,16 @@ class Bench {
             "the metrics do not add up: " + to_string(m));
   }
   void require_nothing_left() {
+    require_nothing_left_in(*executor_);
+    require_sum();
+  }
+  void require_nothing_left_in(const BaseExecutor& executor) {
     until(
         [&] {
-          const Metrics m = executor_->metrics();
+          const Metrics m = executor.metrics();
           return m.pending + m.running + m.waiting == 0;
         },
         "no task was left");
-    require_sum();
   }
   // One task was cancelled, and nothing of it is left.
   void require_one_cancelled() {
@@ -267,6 +288,7 @@ class Bench {
   ContractSubject subject_;
   asio::io_context context_;
   std::shared_ptr<BaseExecutor> executor_;
+  std::vector<std::shared_ptr<BaseExecutor>> others_;
   std::vector<CallerPtr<int>> occupants_;
 };
 
@@ -276,6 +298,33 @@ inline CommonOptions limited(std::size_t max_pending, OverloadPolicy overload = 
   options.overload = overload;
   return options;
 }
+
+// The only instance of a kind of task, held by the test: so a task waits for it also in an executor that runs each task
+// inside `submit`.
+class OnlyInstance {
+ public:
+  OnlyInstance() { require(group_->try_acquire(kKey, 1), "the first instance must be counted"); }
+
+  // For executors in which it counts.
+  CommonOptions common() const {
+    CommonOptions options;
+    options.instances = group_;
+    return options;
+  }
+  // For tasks of that kind.
+  static TaskOptions task(OverloadPolicy policy = OverloadPolicy::wait) {
+    return TaskOptions().max_instances(1, policy, kKey);
+  }
+  void give_back() {
+    for (const auto& grant : group_->release(kKey)) grant();
+  }
+  bool left() const { return group_->count(kKey) + group_->waiting() > 0; }
+
+ private:
+  static constexpr const char* kKey = "only one";
+
+  const std::shared_ptr<InstanceGroup> group_ = std::make_shared<InstanceGroup>();
+};
 
 // Events as they came.
 class Listening {

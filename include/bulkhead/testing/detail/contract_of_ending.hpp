@@ -250,12 +250,24 @@ inline void retries(const ContractSubject& subject) {
 }
 
 inline void shutdown_waits(const ContractSubject& subject) {
-  Bench bench(subject);
-  std::vector<CallerPtr<int>> callers;
+  OnlyInstance instance;
+  Bench bench(subject, instance.common());
+  const auto& running = bench.occupy();
+  std::vector<CallerPtr<int>> callers{bench.submit(instance.task(), twice, 10)};
   for (int i = 0; i < 10; ++i) callers.push_back(bench.submit(twice, i));
   const std::vector both{bench.start(bench.executor().shutdown()), bench.start(bench.executor().shutdown())};
+  // What does not wait either is over before this one, which began later.
+  bench.await(bench.executor().shutdown({.wait = false, .timeout = {}, .cancel_pending = false}),
+              "a shutdown that does not wait was over beside others that do");
+  for (const auto& shutdown : both) {
+    require(shutdown->calls == 0, "shutdown must wait for the tasks, and was over before: " + say(shutdown->error));
+  }
+  require(callers.front()->calls == 0, "a task did not wait for its instance: " + say(callers.front()->error));
+  instance.give_back();
+  board().open = 1;
   bench.until([&] { return all_told(both); }, "two shutdowns at once were over");
   for (const auto& shutdown : both) require(!shutdown->error, "shutdown failed: " + say(shutdown->error));
+  callers.insert(callers.end(), running.begin(), running.end());
   for (const auto& caller : callers) {
     require(caller->calls == 1 && !caller->error, "shutdown must wait for the tasks: " + say(caller->error));
   }
@@ -300,6 +312,25 @@ inline void shutdown_ends(const ContractSubject& subject) {
     require(bench.none_is_over(), "a shutdown that does not wait waited");
     bench.open_gate();
   }
+}
+
+inline void shutdown_ends_by_itself(const ContractSubject& subject) {
+  OnlyInstance instance;
+  Bench bench(subject, instance.common());
+  std::vector callers{bench.submit(instance.task(), twice, 1)};
+  if (subject.concurrency > 0) {
+    callers.push_back(bench.submit(run_until_stopped, 2));
+    bench.until([] { return board().begun == 1; }, "a task began");
+  }
+  bench.await(
+      bench.executor().shutdown({.wait = false, .timeout = std::chrono::milliseconds(20), .cancel_pending = false}),
+      "a shutdown that does not wait was over");
+  for (const auto& caller : callers) {
+    const std::string task = "a task that outlasts a shutdown which nobody waits for";
+    bench.until_told(caller, task + " was over");
+    require_error<TaskCancelledError>(caller->error, task + " must fail with TaskCancelledError");
+  }
+  bench.require_nothing_left();
 }
 
 inline void destruction(const ContractSubject& subject) {

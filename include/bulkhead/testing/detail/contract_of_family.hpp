@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <bulkhead/base_executor.hpp>
 #include <bulkhead/common_options.hpp>
 #include <bulkhead/errors.hpp>
 #include <bulkhead/events.hpp>
 #include <bulkhead/metrics.hpp>
+#include <bulkhead/result_store.hpp>
 #include <bulkhead/task_id.hpp>
+#include <bulkhead/task_info.hpp>
 #include <bulkhead/task_options.hpp>
 #include <bulkhead/task_registry.hpp>
 #include <bulkhead/testing/contract_subject.hpp>
@@ -177,6 +180,71 @@ inline void instances(const ContractSubject& subject) {
   bench.until([&] { return waiting->calls > 0 && first->calls > 0; }, "the instance that waited had its turn");
   require(waiting->value == 6, "the instance that waited failed: " + say(waiting->error));
   bench.require_nothing_left();
+}
+
+// Each executor must count for itself in a group that is given to it, and heed what others count there.
+inline void shared_instances(const ContractSubject& subject) {
+  OnlyInstance instance;
+  Bench bench(subject, instance.common());
+  BaseExecutor& other = bench.add_executor(instance.common());
+  for (BaseExecutor* const executor : {&bench.executor(), &other}) {
+    const auto refused = bench.submit_to(*executor, instance.task(OverloadPolicy::reject), twice, 1);
+    bench.until_told(refused, "an instance beyond those of a shared group was refused");
+    require_error<MaxInstancesError>(refused->error,
+                                     "an instance must fail with MaxInstancesError beyond those that "
+                                     "are counted elsewhere in the same group");
+  }
+  const auto first = bench.submit(instance.task(), wait_at_gate, 2);
+  const auto second = bench.submit_to(other, instance.task(), twice, 3);
+  const auto free = bench.submit_to(other, TaskOptions(), twice, 4);
+  bench.until_told(free, "a task of another kind was over");
+  require(free->value == 8, "a task of another kind failed: " + say(free->error));
+  require(first->calls == 0 && second->calls == 0 && board().begun == 0,
+          "an instance ran beside the only one that may in executors that count together");
+  // In an executor that runs it inside `submit` it cannot wait.
+  if (subject.concurrency == 0) board().open = 1;
+  instance.give_back();
+  bench.until([] { return board().begun == 1; }, "an instance had its turn when one in another executor was over");
+  if (subject.concurrency > 0) {
+    const auto refused = bench.submit_to(other, instance.task(OverloadPolicy::reject), twice, 5);
+    bench.until_told(refused, "an instance beside one in another executor was refused");
+    require_error<MaxInstancesError>(refused->error,
+                                     "an instance beside one in another executor must fail with MaxInstancesError");
+    require(second->calls == 0, "an instance ran beside the only one that may, which runs in another executor");
+    board().open = 1;
+  }
+  bench.until([&] { return first->calls > 0 && second->calls > 0; }, "all instances had their turn");
+  require(first->value == 2, "the first instance failed: " + say(first->error));
+  require(second->value == 6, "the instance that waited for one in another executor failed: " + say(second->error));
+  bench.require_nothing_left();
+  bench.require_nothing_left_in(other);
+  bench.until([&] { return !instance.left(); }, "all instances were given back");
+}
+
+inline void shared_results(const ContractSubject& subject) {
+  CommonOptions options;
+  options.results = std::make_shared<ResultStore>();
+  Bench bench(subject, options);
+  BaseExecutor& other = bench.add_executor(options);
+  const auto require_shared = [&](BaseExecutor& spawning, BaseExecutor& asked) {
+    const auto handle = bench.spawn_in(spawning, TaskOptions().metadata("shared"), twice, 21);
+    require(asked.status(handle.id()).has_value(), "a task must be found through an executor with the same store");
+    require(bench.await(asked.wait_for_result<int>(handle.id(), bench.deadline()), "a stored result came") == 42,
+            "a result that is found through another executor is wrong");
+    require(asked.get_result<int>(handle.id()) == 42, "a result that is found through another executor is wrong");
+    const auto info = asked.info(handle.id());
+    require(info && info->metadata == "shared" && info->status == TaskStatus::succeeded,
+            "what is known of a task must be found through an executor with the same store");
+    try {
+      bench.spawn_in(asked, TaskOptions().id(handle.id()), twice, 1);
+      throw ContractViolation("two executors with the same store gave two tasks one id");
+    } catch (const DuplicateTaskError&) {
+      // as it must be
+    }
+  };
+  require_shared(bench.executor(), other);
+  require_shared(other, bench.executor());
+  require(options.results->size() == 2, "the store that two executors were given must have the results of both");
 }
 
 inline void by_name(const ContractSubject& subject) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 // Threads, coroutines, hybrid, inline, and the unified Executor: what is theirs alone. What all executors have in
 // common is in executor_contract_test.
+#include <bulkhead/errors.hpp>
 #include <bulkhead/executor.hpp>
 #include <bulkhead/hybrid_executor.hpp>
 #include <bulkhead/inline_executor.hpp>
@@ -26,11 +27,14 @@
 #include <boost/asio/use_awaitable.hpp>
 
 #include <pthread.h>
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <cstddef>
 #include <ctime>
 #include <deque>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -43,6 +47,7 @@
 
 namespace asio = boost::asio;
 using bulkhead::BaseExecutor;
+using bulkhead::ErrorContext;
 using bulkhead::Executor;
 using bulkhead::ExecutorNotRunningError;
 using bulkhead::ExecutorOverloadError;
@@ -56,6 +61,7 @@ using bulkhead::LocalExecutor;
 using bulkhead::LocalExecutorOptions;
 using bulkhead::RetryError;
 using bulkhead::RetryPolicy;
+using bulkhead::ShutdownFailedError;
 using bulkhead::Started;
 using bulkhead::Task;
 using bulkhead::TaskCancelledError;
@@ -64,12 +70,15 @@ using bulkhead::TaskTimeoutError;
 using bulkhead::ThreadExecutor;
 using bulkhead::ThreadExecutorOptions;
 using bulkhead::WorkerCrashedError;
+using bulkhead::WorkerStartError;
 using bulkhead::test::adds_up;
 using bulkhead::test::all_over;
 using bulkhead::test::board;
 using bulkhead::test::error_as;
+using bulkhead::test::failure;
 using bulkhead::test::holds;
 using bulkhead::test::meet;
+using bulkhead::test::message;
 using bulkhead::test::Outcome;
 using bulkhead::test::poll_until;
 using bulkhead::test::reset_board;
@@ -81,6 +90,7 @@ using bulkhead::test::threads;
 using bulkhead::test::twice;
 using bulkhead::test::twice_later;
 using bulkhead::test::wait_at_gate;
+using bulkhead::test::Wedged;
 using Catch::Matchers::ContainsSubstring;
 using namespace std::chrono_literals;
 
@@ -775,6 +785,145 @@ TEST_CASE("a task that has begun stays where it is, even if the crash of its wor
   CrashingPair pair(context, Started::never, true, true);
   CHECK_THROWS_AS(run(context, pair.hybrid->submit(where)), WorkerCrashedError);
   CHECK(pair.next->metrics().submitted == 0);
+}
+
+namespace {
+
+// Fails each task with this error: as if it refused it.
+class Refusing final : public BaseExecutor {
+ public:
+  Refusing(asio::io_context& context, std::string name, std::exception_ptr error)
+      : BaseExecutor(context.get_executor(), bulkhead::test::named(std::move(name))), error_(std::move(error)) {}
+  ~Refusing() override { close(); }
+
+ protected:
+  void execute(Task task) override { task.fail(error_); }
+
+ private:
+  const std::exception_ptr error_;
+};
+
+ErrorContext by(const std::string& executor) {
+  ErrorContext context;
+  context.executor = executor;
+  return context;
+}
+template <class E, class... Args>
+std::shared_ptr<BaseExecutor> refusing(asio::io_context& context, const std::string& name, Args... arguments) {
+  return std::make_shared<Refusing>(context, name, std::make_exception_ptr(E(arguments..., by(name))));
+}
+std::shared_ptr<BaseExecutor> full(asio::io_context& context, const std::string& name, std::size_t limit) {
+  return refusing<ExecutorOverloadError>(context, name, limit);
+}
+std::shared_ptr<BaseExecutor> closed(asio::io_context& context, const std::string& name) {
+  return refusing<ExecutorNotRunningError>(context, name);
+}
+std::shared_ptr<BaseExecutor> broken(asio::io_context& context, const std::string& name, const std::string& reason) {
+  return refusing<WorkerStartError>(context, name, reason, 3U);
+}
+
+using Members = std::vector<std::shared_ptr<BaseExecutor>>;
+
+// What a task fails with in a hybrid of these.
+std::exception_ptr failure_in(asio::io_context& context, Members members, bool on_not_running = true) {
+  HybridExecutorOptions options;
+  options.on_not_running = on_not_running;
+  HybridExecutor hybrid(context.get_executor(), std::move(members), options);
+  const auto error = failure(context, hybrid.submit(twice, 1));
+  const auto metrics = hybrid.metrics();
+  CHECK(metrics.submitted == 1);
+  CHECK(metrics.failed == 1);
+  CHECK(adds_up(metrics));
+  return error;
+}
+
+void check_tells_of_all(const std::exception& error) {
+  for (const char* part :
+       {"none of the executors that were asked took it", "processes", "remote", "threads", "no memory"}) {
+    CHECK_THAT(error.what(), ContainsSubstring(part));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("when all executors of a hybrid refuse a task, its error is of the last one's kind and tells of each",
+          "[hybrid]") {
+  asio::io_context context;
+  SECTION("the last one is full") {
+    const auto error = error_as<ExecutorOverloadError>(failure_in(
+        context, {closed(context, "processes"), broken(context, "remote", "no memory"), full(context, "threads", 7)}));
+    REQUIRE(error);
+    CHECK(error->limit() == 7);
+    CHECK(error->context().executor == "threads");
+    check_tells_of_all(*error);
+  }
+  SECTION("the last one is not running") {
+    const auto error = error_as<ExecutorNotRunningError>(failure_in(
+        context, {full(context, "processes", 7), broken(context, "remote", "no memory"), closed(context, "threads")}));
+    REQUIRE(error);
+    CHECK(error->context().executor == "threads");
+    check_tells_of_all(*error);
+  }
+  SECTION("the last one starts no worker") {
+    const auto error = error_as<WorkerStartError>(failure_in(
+        context, {full(context, "processes", 7), closed(context, "remote"), broken(context, "threads", "no memory")}));
+    REQUIRE(error);
+    CHECK(error->failures_in_a_row() == 3);
+    CHECK(error->context().executor == "threads");
+    check_tells_of_all(*error);
+  }
+}
+
+TEST_CASE("when only one executor of a hybrid is asked, its refusal is what the task fails with", "[hybrid]") {
+  asio::io_context context;
+  const auto own = std::make_exception_ptr(ExecutorNotRunningError(by("alone")));
+  const auto alone = std::make_shared<Refusing>(context, "alone", own);
+  CHECK(failure_in(context, {alone}) == own);
+  // Others are not asked, for it is not to go on.
+  CHECK(failure_in(context, {alone, full(context, "threads", 7)}, false) == own);
+}
+
+TEST_CASE("a hybrid's shutdown tells of each executor that fails to shut down, and shuts the others down", "[hybrid]") {
+  asio::io_context context;
+  const auto wedged = [&](const std::string& name) { return std::make_shared<Wedged>(context.get_executor(), name); };
+  const auto good = std::make_shared<InlineExecutor>(context.get_executor());
+  const bool cancel_pending = GENERATE(false, true);
+  CAPTURE(cancel_pending);
+  bulkhead::ShutdownOptions options;
+  options.cancel_pending = cancel_pending;
+  const auto require_failures = [&](const std::vector<std::string>& names) {
+    Members members;
+    for (const std::string& name : names) members.push_back(wedged(name));
+    members.push_back(good);
+    HybridExecutor hybrid(context.get_executor(), std::move(members));
+    // Whoever asks later is told, too.
+    for (int i = 0; i < 2; ++i) {
+      const auto error = error_as<ShutdownFailedError>(failure(context, hybrid.shutdown(options)));
+      REQUIRE(error);
+      std::vector<std::string> told;
+      for (const auto& failed : error->failures()) {
+        told.push_back(failed.executor);
+        CHECK(message(failed.error) == "it is stuck");
+        CHECK_THAT(error->what(), ContainsSubstring(failed.executor));
+      }
+      std::sort(told.begin(), told.end());
+      CHECK(told == names);
+    }
+    CHECK(holds<ExecutorNotRunningError>(failure(context, good->submit(twice, 1))));
+  };
+  SECTION("of several names") { require_failures({"first", "second"}); }
+}
+
+TEST_CASE("when one executor of a hybrid fails to shut down, the hybrid's shutdown fails with the same error",
+          "[hybrid]") {
+  asio::io_context context;
+  const auto good = std::make_shared<InlineExecutor>(context.get_executor());
+  HybridExecutor hybrid(context.get_executor(), {std::make_shared<Wedged>(context.get_executor(), "wedged"), good});
+  const auto error = failure(context, hybrid.shutdown());
+  CHECK(holds<std::runtime_error>(error));
+  CHECK_FALSE(holds<ShutdownFailedError>(error));
+  CHECK(message(error) == "it is stuck");
+  CHECK(holds<ExecutorNotRunningError>(failure(context, good->submit(twice, 1))));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -74,6 +74,7 @@ using bulkhead::WorkerStartError;
 using bulkhead::test::adds_up;
 using bulkhead::test::all_over;
 using bulkhead::test::board;
+using bulkhead::test::count;
 using bulkhead::test::error_as;
 using bulkhead::test::failure;
 using bulkhead::test::holds;
@@ -912,6 +913,7 @@ TEST_CASE("a hybrid's shutdown tells of each executor that fails to shut down, a
     CHECK(holds<ExecutorNotRunningError>(failure(context, good->submit(twice, 1))));
   };
   SECTION("of several names") { require_failures({"first", "second"}); }
+  SECTION("of one name") { require_failures({"twin", "twin"}); }
 }
 
 TEST_CASE("when one executor of a hybrid fails to shut down, the hybrid's shutdown fails with the same error",
@@ -924,6 +926,35 @@ TEST_CASE("when one executor of a hybrid fails to shut down, the hybrid's shutdo
   CHECK_FALSE(holds<ShutdownFailedError>(error));
   CHECK(message(error) == "it is stuck");
   CHECK(holds<ExecutorNotRunningError>(failure(context, good->submit(twice, 1))));
+}
+
+TEST_CASE("a task whose total_timeout passes while it waits for admission to a hybrid's first executor never runs",
+          "[hybrid]") {
+  reset_board();
+  asio::io_context context;
+  ThreadExecutorOptions one = threads(1);
+  one.max_pending = 1;
+  one.overload = bulkhead::OverloadPolicy::wait;
+  const auto first = std::make_shared<ThreadExecutor>(context.get_executor(), one);
+  const auto next = std::make_shared<InlineExecutor>(context.get_executor());
+  Outcome<> occupant;
+  first->async_submit(bulkhead::call(wait_at_gate, 1), occupant.handler());
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+  HybridExecutor hybrid(context.get_executor(), {first, next});
+  const auto late = failure(context, hybrid.submit(TaskOptions().total_timeout(20ms), count, 1));
+  const auto timeout = error_as<TaskTimeoutError>(late);
+  CAPTURE(message(late));
+  CHECK(timeout);
+  if (timeout) {
+    CHECK(timeout->which() == TaskTimeoutError::Which::total);
+    CHECK(timeout->limit() == 20ms);
+  }
+  CHECK(board.begun == 0);
+  CHECK(hybrid.metrics().timed_out == 1);
+  CHECK(adds_up(hybrid));
+  board.gate.open = 1;
+  REQUIRE(run_until(context, [&] { return occupant.calls == 1; }));
+  CHECK(run(context, hybrid.submit(twice, 1)) == 2);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

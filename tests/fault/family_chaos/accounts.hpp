@@ -46,6 +46,8 @@ inline Ending ending_of(const std::exception_ptr& error) {
     return Ending::never_submitted;
   } catch (const TaskSignatureError&) {
     return Ending::never_submitted;
+  } catch (const DuplicateTaskError&) {
+    return Ending::never_submitted;
   } catch (const ExecutorError&) {
     return Ending::failed;
   } catch (const boost::system::system_error& aborted) {

@@ -15,6 +15,7 @@
 #include <boost/asio/strand.hpp>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -66,8 +67,13 @@ struct Given : Caller {
   bool retried = false;
   bool put_off = false;
   bool grouped = false;  // told by the group, if by anybody
+  std::optional<std::chrono::nanoseconds> timeout;
+  std::optional<std::chrono::nanoseconds> queue_timeout;
+  std::optional<std::chrono::nanoseconds> total_timeout;
   // Of a task that was spawned.
   std::optional<TaskId> id;
+  std::string metadata;
+  std::shared_ptr<Given> heir;  // has its id now, which nobody had any more
   std::function<void(asio::cancellation_type)> cancel_handle;
   std::function<TaskStatus()> status;
 };

@@ -18,9 +18,11 @@
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <random>
@@ -112,8 +114,12 @@ class Episode {
     TaskOptions options;
     options.name(task.name());
     if (chance(3)) options.priority(up_to(4) - 2);
-    if (chance(4)) options.timeout(1ms + milliseconds(3));
-    if (chance(5)) options.queue_timeout(1ms + milliseconds(3));
+    if (chance(4)) task.timeout = 1ms + milliseconds(3);
+    if (chance(5)) task.queue_timeout = 1ms + milliseconds(3);
+    if (chance(5)) task.total_timeout = 1ms + milliseconds(5);
+    if (task.timeout) options.timeout(*task.timeout);
+    if (task.queue_timeout) options.queue_timeout(*task.queue_timeout);
+    if (task.total_timeout) options.total_timeout(*task.total_timeout);
     if (chance(4)) {
       options.retry(RetryPolicy(static_cast<unsigned>(1 + up_to(2))).delay(milliseconds(2)));
       task.retried = true;
@@ -129,6 +135,26 @@ class Episode {
     if (given_.empty()) return;
     const auto& task = any_of(given_);
     loop_.until([&] { return task->told > 0; }, 2ms);
+  }
+
+  // A time limit that the task is said to have exceeded in one of its runs must be one that it was given.
+  static bool tells_of_its_limits(const Given& task, const std::exception_ptr& error) {
+    if (const auto retries = error_as<RetryError>(error)) {
+      return std::all_of(retries->attempts().begin(), retries->attempts().end(),
+                         [&](const auto& attempt) { return tells_of_its_limits(task, attempt.error); });
+    }
+    const auto late = error_as<TaskTimeoutError>(error);
+    if (!late) return true;
+    switch (late->which()) {
+      case TaskTimeoutError::Which::run:
+        return task.timeout == late->limit();
+      case TaskTimeoutError::Which::queue:
+        return task.queue_timeout == late->limit();
+      case TaskTimeoutError::Which::total:
+        return task.total_timeout == late->limit();
+      default:
+        return false;
+    }
   }
 
   // What holds of every task by itself.
@@ -152,6 +178,7 @@ class Episode {
     if (ending == Ending::refused && runs > 0 && !task.retried) return wrong("ran although it was refused");
     if (ending == Ending::never_submitted && runs > 0)
       return wrong("ran, and its caller is told as if it had never been submitted");
+    if (!tells_of_its_limits(task, task.error)) return wrong("exceeded a time limit that it does not have");
     const auto error = last_of(task.error);
     if (holds<std::out_of_range>(error) && task.kind != Kind::throws) return wrong("threw, which it does not");
     if (holds<FunctionUnavailableError>(error) && !task.coroutine) return wrong("is refused as a coroutine");

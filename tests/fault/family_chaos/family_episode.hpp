@@ -6,6 +6,7 @@
 #include <bulkhead/events.hpp>
 #include <bulkhead/hybrid_executor.hpp>
 #include <bulkhead/schedule.hpp>
+#include <bulkhead/task_id.hpp>
 #include <bulkhead/task_info.hpp>
 
 #include "fault/family_chaos/accounts.hpp"
@@ -166,6 +167,7 @@ class FamilyEpisode : public Workload {
     check_tasks();
     check_groups();
     check_look_ups();
+    check_store();
     if (executor_) check_members();
   }
 
@@ -247,6 +249,9 @@ class FamilyEpisode : public Workload {
              " and " + std::to_string(*repeated.errors) + " told, and events of " + numbers(runs, failures));
     }
     if (repeated.max_runs > 0 && runs > repeated.max_runs) broken("a schedule ran more often than it may");
+    if (!tells_of_its_limits(*repeated.task, schedule.last_error())) {
+      broken("a run of " + repeated.task->name() + " exceeded a time limit that it does not have");
+    }
     if ((schedule.last_error() != nullptr) != (failures > 0)) broken("a schedule does not know its last error");
     if (schedule.next()) broken("a schedule that has ended has a next run");
   }
@@ -268,12 +273,22 @@ class FamilyEpisode : public Workload {
     }
   }
 
+  // Of a task and of those that had its id later.
+  template <class Condition>
+  static bool any_with_its_id(const std::shared_ptr<Given>& first, Condition condition) {
+    for (const Given* task = first.get(); task != nullptr; task = task->heir.get()) {
+      if (condition(*task)) return true;
+    }
+    return false;
+  }
+
   void check_look_ups() {
     for (const auto& waiting : look_ups_) {
       const auto name = waiting->of ? waiting->of->name() : "no task";
       if (waiting->told != 1) broken("a wait for a result has " + std::to_string(waiting->told) + " outcomes");
       if (!waiting->error) {
-        if (!waiting->of || waiting->value != waiting->of->expected()) broken("wait_for_result gives a wrong result");
+        const auto is_of = [&](const Given& task) { return waiting->value == task.expected(); };
+        if (!any_with_its_id(waiting->of, is_of)) broken("wait_for_result gives a wrong result");
         continue;
       }
       // Everything is over by now, so any result may have been dropped.
@@ -283,8 +298,25 @@ class FamilyEpisode : public Workload {
         continue;
       }
       if (waiting->cancel_asked && ending_of(waiting->error) == Ending::never_submitted) continue;
-      if (waiting->of && (waiting->of->grouped || waiting->error == waiting->of->error)) continue;
+      const auto is_of = [&](const Given& task) { return task.grouped || waiting->error == task.error; };
+      if (any_with_its_id(waiting->of, is_of)) continue;
       broken("a wait for the result of " + name + " fails with: " + message(waiting->error));
+    }
+  }
+
+  // What is known of tasks is what they were given.
+  void check_store() {
+    std::map<TaskId, const Given*> by_id;
+    for (const auto& task : given_) {
+      if (task->id) by_id[*task->id] = task.get();
+    }
+    for (const TaskInfo& info : parts_.results->list()) {
+      const auto found = by_id.find(info.id);
+      if (found == by_id.end()) {
+        broken("the store has a task that nobody spawned: " + info.name);
+      } else if (info.name != found->second->name() || info.metadata != found->second->metadata) {
+        broken(found->second->name() + " is kept as " + info.name + " with metadata " + info.metadata);
+      }
     }
   }
 

@@ -8,6 +8,7 @@
 #include <bulkhead/schedule.hpp>
 #include <bulkhead/task_handle.hpp>
 #include <bulkhead/task_id.hpp>
+#include <bulkhead/task_options.hpp>
 
 #include "fault/family_chaos/callers.hpp"
 #include "fault/family_chaos/family.hpp"
@@ -85,6 +86,9 @@ class Workload : public Family {
       case 15:
         cancel();
         break;
+      case 16:
+        reuse_id();
+        break;
       default:
         submit();
     }
@@ -137,7 +141,10 @@ class Workload : public Family {
   // Has the task's caller told what the handle tells.
   template <class R>
   void watch(const std::shared_ptr<Given>& task, const TaskHandle<R>& handle) {
+    if (task->id && handle.id() != *task->id) broken(task->name() + " has another id than it was given");
     task->id = handle.id();
+    const auto info = executor_->info(handle.id());
+    if (info && info->metadata != task->metadata) broken(task->name() + " is found with metadata " + info->metadata);
     task->cancel_handle = [handle](asio::cancellation_type type) { handle.cancel(type); };
     task->status = [handle] { return handle.status(); };
     if (executor_->status(handle.id()) == std::nullopt && !is_over(handle.status())) {
@@ -153,8 +160,16 @@ class Workload : public Family {
     });
   }
 
-  TaskHandle<int> spawned(const std::shared_ptr<Given>& task) {
-    auto options = any_options(*task);
+  // An id, if it is given one, is not known yet.
+  TaskOptions any_options_of_spawned(Given& task) {
+    auto options = any_options(task);
+    if (chance(3)) options.id(task.id.emplace(TaskId::make()));
+    if (chance(2)) options.metadata(task.metadata = "about " + task.name());
+    return options;
+  }
+
+  TaskHandle<int> spawned(const std::shared_ptr<Given>& task) { return spawned(task, any_options_of_spawned(*task)); }
+  TaskHandle<int> spawned(const std::shared_ptr<Given>& task, TaskOptions options) {
     const int kind = static_cast<int>(task->kind);
     auto handle = task->coroutine ? executor_->spawn(std::move(options), act_later, kind, task->number)
                                   : executor_->spawn(std::move(options), act, kind, task->number);
@@ -162,7 +177,10 @@ class Workload : public Family {
     return handle;
   }
   TaskHandle<AnyResult> spawned_by_name(const std::shared_ptr<Given>& task) {
-    auto handle = executor_->spawn(any_options(*task), task->coroutine ? "act later" : "act",
+    return spawned_by_name(task, any_options_of_spawned(*task));
+  }
+  TaskHandle<AnyResult> spawned_by_name(const std::shared_ptr<Given>& task, TaskOptions options) {
+    auto handle = executor_->spawn(std::move(options), task->coroutine ? "act later" : "act",
                                    static_cast<int>(task->kind), task->number);
     watch(task, handle);
     return handle;
@@ -182,8 +200,10 @@ class Workload : public Family {
 
   void put_off() {
     const auto task = new_task();
+    put_off(task, any_options_of_spawned(*task));
+  }
+  void put_off(const std::shared_ptr<Given>& task, TaskOptions options) {
     task->put_off = true;
-    auto options = any_options(*task);
     const int kind = static_cast<int>(task->kind);
     const int number = task->number;
     const auto delay = chance(6) ? std::chrono::milliseconds(1h) : milliseconds(6) - 1ms;
@@ -206,6 +226,47 @@ class Workload : public Family {
         watch(task,
               executor_->submit_at(std::chrono::system_clock::now() + delay, std::move(options), act, kind, number));
     }
+  }
+
+  std::vector<std::shared_ptr<Given>> with_id() const {
+    std::vector<std::shared_ptr<Given>> found;
+    for (const auto& task : given_) {
+      if (task->id) found.push_back(task);
+    }
+    return found;
+  }
+
+  // Gives a task the id of another, which it is refused as long as that is known.
+  void reuse_id() {
+    auto found = with_id();
+    if (found.empty()) return;
+    const auto first = any_of(found);
+    const auto task = new_task();
+    auto options = any_options_of_spawned(*task);
+    options.id(*first->id);
+    task->id = first->id;
+    // Nobody else gives ids: what is not known now is not known in a moment either.
+    const bool forgotten = !executor_->status(*first->id);
+    try {
+      switch (up_to(2)) {
+        case 0:
+          spawned(task, std::move(options));
+          break;
+        case 1:
+          spawned_by_name(task, std::move(options));
+          break;
+        default:
+          put_off(task, std::move(options));
+      }
+    } catch (const DuplicateTaskError&) {
+      if (forgotten) broken(task->name() + " is refused an id that nobody has");
+      task->id.reset();
+      task->tell(std::current_exception(), 0);
+      return;
+    }
+    if (!is_over(first->status())) broken(task->name() + " has the id of " + first->name() + ", which is not over");
+    first->id.reset();
+    first->heir = task;
   }
 
   void repeat() {
@@ -316,10 +377,7 @@ class Workload : public Family {
   }
 
   void look_up() {
-    std::vector<std::shared_ptr<Given>> found;
-    for (const auto& task : given_) {
-      if (task->id) found.push_back(task);
-    }
+    auto found = with_id();
     const auto task = found.empty() || chance(5) ? nullptr : any_of(found);
     const TaskId id = task ? *task->id : TaskId::make();
     if (chance(2)) {

@@ -396,3 +396,112 @@ TEST_CASE("F15: results are bounded by number, size and age, and one that is gon
   fill(young);
   CHECK(options.results->size() == 0);
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Ids of the caller's own.
+
+TEST_CASE("A UUID's text names a task, and nothing else does", "[handles]") {
+  const TaskId id(0x0123456789abcdefU, 0xfedcba9876543210U);
+  CHECK(TaskId::parse("0123456789abcdeffedcba9876543210") == id);
+  CHECK(TaskId::parse("01234567-89ab-cdef-fedc-ba9876543210") == id);
+  CHECK(TaskId::parse("01234567-89AB-CDEF-FEDC-BA9876543210") == id);
+  for (const char* text : {"", "0123456789abcdeffedcba987654321", "0123456789abcdeffedcba987654321g",
+                           "0123456-789ab-cdef-fedc-ba9876543210", "01234567-89ab-cdef-fedc-ba987654321",
+                           "01234567089ab0cdef0fedc0ba9876543210", "0123456789abcdeffedcba98765432100000"}) {
+    INFO(text);
+    CHECK_THROWS_AS(TaskId::parse(text), std::invalid_argument);
+  }
+}
+
+TEST_CASE("A task is cancelled by its id, from anywhere", "[handles]") {
+  const std::string type = GENERATE("local", "bypass", "thread", "io", "hybrid");
+  INFO(type);
+  asio::io_context context;
+  const auto executor = make(type, context);
+  const auto id = executor->submit_after(std::chrono::hours(1), twice, 1).id();
+  CHECK(executor->cancel(id));
+  CHECK(executor->status(id) == TaskStatus::cancelled);
+  CHECK_FALSE(executor->cancel(id));
+  CHECK_FALSE(executor->cancel(TaskId::make()));
+}
+
+TEST_CASE("An id or metadata is refused where nobody could find the task again", "[handles]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor());
+  const auto with_id = [] { return TaskOptions().id(TaskId(1, 2)); };
+  const auto with_metadata = [] { return TaskOptions().metadata("for nobody"); };
+  CHECK_THROWS_AS(run(context, executor.submit(with_id(), twice, 1)), std::invalid_argument);
+  CHECK_THROWS_AS(run(context, executor.submit(with_metadata(), twice, 1)), std::invalid_argument);
+  CHECK_THROWS_AS(executor.submit_every(std::chrono::hours(1), with_id(), twice, 1), std::invalid_argument);
+  CHECK(executor.metrics().submitted == 0);
+}
+
+TEST_CASE("The id of a task that was refused is free for another attempt", "[handles]") {
+  reset_board();
+  asio::io_context context;
+  const auto executor = make("thread", context, 1, limited(1));
+  const auto running = executor->spawn(wait_at_gate, 1);
+  const TaskId id(3, 4);
+  const auto refused = executor->spawn(TaskOptions().id(id), twice, 1);
+  CHECK(holds<bulkhead::ExecutorOverloadError>(failure(context, refused.result(kDeadline))));
+  let_go("thread");
+  CHECK(run(context, running.result(kDeadline)) == 1);
+  const auto again = executor->spawn(TaskOptions().id(id), twice, 2);
+  CHECK(run(context, again.result(kDeadline)) == 4);
+  CHECK_THROWS_AS(executor->spawn(TaskOptions().id(id), twice, 3), bulkhead::DuplicateTaskError);
+}
+
+TEST_CASE("A store counts what metadata and errors say", "[handles]") {
+  asio::io_context context;
+  CommonOptions options;
+  options.results = std::make_shared<ResultStore>(
+      ResultStoreOptions{.max_results = 1000, .max_bytes = 100'000, .time_to_live = std::chrono::hours(1)});
+  const auto executor = make("thread", context, 1, options);
+  for (int i = 0; i < 30; ++i) {
+    const auto large = executor->spawn(TaskOptions().metadata(std::string(10'000, 'm')), twice, i);
+    CHECK(run(context, large.result(kDeadline)) == 2 * i);
+    const auto failing = executor->spawn(
+        +[](int) -> int { throw std::runtime_error(std::string(10'000, 'e')); }, i);
+    CHECK(holds<std::runtime_error>(failure(context, failing.result(kDeadline))));
+    CHECK(options.results->bytes() <= 100'000);
+    CHECK(options.results->size() <= 10);
+  }
+}
+
+namespace {
+
+// Whose move throws from a certain time on.
+struct Unmovable {
+  int moves_left;
+  explicit Unmovable(int moves) : moves_left(moves) {}
+  Unmovable(const Unmovable& other) : Unmovable(other.moves_left) { count_down(); }
+  Unmovable(Unmovable&& other) : Unmovable(other.moves_left) { count_down(); }
+  void count_down() {
+    if (--moves_left < 0) throw std::runtime_error("it cannot be moved");
+  }
+  int operator()() const { return 1; }
+};
+
+}  // namespace
+
+TEST_CASE("A delayed task whose function cannot be moved has an end all the same", "[handles]") {
+  asio::io_context context;
+  CommonOptions options;
+  options.results = std::make_shared<ResultStore>();
+  const auto executor = make("thread", context, 1, options);
+  int begun = 0;
+  int thrown = 0;
+  for (int moves = 0; moves < 12; ++moves) {
+    try {
+      const auto handle = executor->submit_after(std::chrono::milliseconds(1), Unmovable(moves));
+      ++begun;
+      const auto error = failure(context, handle.result(kDeadline));
+      CHECK((!error || message(error) == "it cannot be moved"));
+    } catch (const std::runtime_error&) {
+      ++thrown;
+    }
+    CHECK(options.results->unfinished() == 0);
+  }
+  CHECK(begun > 0);
+  CHECK(thrown > 0);
+}

@@ -307,3 +307,25 @@ TEST_CASE("F22: a task at its time has its priority and its retries, and one tha
   CHECK(holds<ExecutorNotRunningError>(failure(context, late.result())));
   CHECK(is_over(late.status()));
 }
+
+TEST_CASE("A repeated task is under way until its function returns, though its caller was told long before",
+          "[schedules]") {
+  reset_board();
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor(), threads(4));
+  // Each begins when there is one already if the end of its time is taken for the end of the run.
+  const auto run_for_five_limits = [](int) {
+    board.most_running = std::max(board.most_running.load(), ++board.running);
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(25);
+    while (std::chrono::steady_clock::now() < end) std::this_thread::yield();
+    --board.running;
+    ++board.ended;
+  };
+  auto schedule = executor.submit_every(std::chrono::milliseconds(1),
+                                        TaskOptions().timeout(std::chrono::milliseconds(5)), run_for_five_limits, 1);
+  REQUIRE(run_until(context, [] { return board.ended >= 4; }));
+  CHECK(board.most_running == 1);
+  CHECK(schedule.failures() >= 3);
+  schedule.cancel();
+  REQUIRE(run_until(context, [] { return board.running == 0; }));
+}

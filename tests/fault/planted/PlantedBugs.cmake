@@ -90,3 +90,17 @@ planted_bug(
   FOUND_BY process_channel_test
   RUN "neither area can be cut short*"
   SAYING "FAILED: CHECK( error_of(::ftruncate(fd, 0)) ==")
+planted_bug(
+  miscounted
+  IN executor_core.cpp
+  RIGHT "    case Outcome::failed:\n      ++failed;"
+  WRONG "    case Outcome::failed:\n      ++completed;"
+  FOUND_BY fault_chaos_test
+  SAYING "callers were told of")
+planted_bug(
+  wrong_signal
+  IN worker_pool_processes.cpp
+  RIGHT "    ending.signal = worker.status->signal;"
+  WRONG "    ending.signal = worker.status->signal == SIGSEGV ? SIGABRT : worker.status->signal;"
+  FOUND_BY fault_chaos_test
+  SAYING "has the wrong signal")

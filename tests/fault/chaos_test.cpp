@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
-// Everything at once, at random: submits, cancellations, time limits, crashes, kills and stops of workers and templates,
-// recycling, retries, shutdowns and restarts, over workers and in bypass, with exact accounting; and at last the death
-// of the fork server. A day of it is the first line with 86400.
+// Everything at once, at random: submits, cancellations, time limits, crashes, kills and stops of workers and
+// templates, recycling, retries, shutdowns and restarts, over workers and in bypass, with exact accounting; and at last
+// the death of the fork server. A day of it is the first line with 86400.
 //
 //   BULKHEAD_CHAOS_SECONDS=3600 BULKHEAD_CHAOS_SEED=7 fault_chaos_test     60 seconds and a random seed by default
 #include <bulkhead/local_executor.hpp>
@@ -509,9 +509,9 @@ TEST_CASE("74: whatever happens at random, every task ends once and truthfully, 
     if (number == kWarm) warm.emplace(fork_server);
   }
   const Held last(fork_server);
-  std::cout << number << " episodes, " << tasks << " tasks; the host has " << last.resident << " KiB (before: "
-            << warm->resident << "), the fork server " << last.fork_server_resident << " KiB (before: "
-            << warm->fork_server_resident << ")" << std::endl;
+  std::cout << number << " episodes, " << tasks << " tasks; the host has " << last.resident
+            << " KiB (before: " << warm->resident << "), the fork server " << last.fork_server_resident
+            << " KiB (before: " << warm->fork_server_resident << ")" << std::endl;
   CHECK(tasks > 100);
   CHECK(last.fork_server_descriptors == first.fork_server_descriptors);
   // What is lost with every episode adds up to more than this within a few hundred of them. Sanitizers keep memory that

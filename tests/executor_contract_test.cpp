@@ -16,6 +16,7 @@
 #include <boost/asio/thread_pool.hpp>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -251,6 +252,9 @@ ContractSubject without(Option CommonOptions::*option, std::size_t concurrency) 
   return {forgetful, concurrency};
 }
 
+// Concurrencies of flawed executors: of one with a thread, and of one that runs its tasks inside `submit`.
+constexpr std::array<std::size_t, 2> kThreadedAndInline{1, 0};
+
 // Parts that are named below.
 const std::string kFirstInFirstOut = "tasks begin in the order of their submission";
 const std::string kRunsInsideSubmit = "a task has run when submit returns";
@@ -365,14 +369,14 @@ TEST_CASE("An executor that is made without its options does not keep the contra
 }
 
 TEST_CASE("An executor whose shutdown never waits does not keep the contract", "[contract]") {
-  for (const std::size_t concurrency : {1, 0}) {
+  for (const std::size_t concurrency : kThreadedAndInline) {
     CHECK_THAT(violation(ends_otherwise(never_wait, concurrency), kShutdownWaits),
                ContainsSubstring("shutdown must wait for the tasks, and was over before"));
   }
 }
 
 TEST_CASE("An executor whose shutdown heeds its time only if somebody waits does not keep the contract", "[contract]") {
-  for (const std::size_t concurrency : {1, 0}) {
+  for (const std::size_t concurrency : kThreadedAndInline) {
     CHECK_THAT(violation(ends_otherwise(no_time_unless_waited_for, concurrency), kShutdownEndsByItself),
                ContainsSubstring("outlasts a shutdown which nobody waits for"));
   }
@@ -380,21 +384,21 @@ TEST_CASE("An executor whose shutdown heeds its time only if somebody waits does
 
 TEST_CASE("An executor with an ordinary shutdown of its own keeps the contract of shutdowns", "[contract]") {
   const auto as_given = [](ShutdownOptions options) { return options; };
-  for (const std::size_t concurrency : {1, 0}) {
+  for (const std::size_t concurrency : kThreadedAndInline) {
     CHECK(violation(ends_otherwise(as_given, concurrency), kShutdownWaits) == "");
     CHECK(violation(ends_otherwise(as_given, concurrency), kShutdownEndsByItself) == "");
   }
 }
 
 TEST_CASE("An executor that is made without its group of instances does not keep the contract", "[contract]") {
-  for (const std::size_t concurrency : {1, 0}) {
+  for (const std::size_t concurrency : kThreadedAndInline) {
     CHECK_THAT(violation(without(&CommonOptions::instances, concurrency), kInstancesTogether),
                ContainsSubstring("counted elsewhere in the same group"));
   }
 }
 
 TEST_CASE("An executor that is made without its store of results does not keep the contract", "[contract]") {
-  for (const std::size_t concurrency : {1, 0}) {
+  for (const std::size_t concurrency : kThreadedAndInline) {
     CHECK_THAT(violation(without(&CommonOptions::results, concurrency), kResultsTogether),
                ContainsSubstring("must be found through an executor with the same store"));
   }

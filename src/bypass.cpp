@@ -120,11 +120,10 @@ void Bypass::run(TaskNode* node) {
                 Delivery::on_io_executor);
     return;
   }
-  const auto queue_limit = node->options.queue_timeout();
-  if (queue_limit && ExecutorCore::now() - node->submitted_ns > static_cast<std::uint64_t>(queue_limit->count())) {
+  if (const std::uint64_t end = node->must_begin_ns(); end != 0 && ExecutorCore::now() > end) {
     core_->fail(node,
-                std::make_exception_ptr(
-                    TaskTimeoutError(TaskTimeoutError::Which::queue, *queue_limit, core_->context_of(*node))),
+                std::make_exception_ptr(TaskTimeoutError(TaskTimeoutError::Which::queue, *node->options.queue_timeout(),
+                                                         core_->context_of(*node))),
                 Outcome::timed_out, Delivery::on_io_executor);
     return;
   }

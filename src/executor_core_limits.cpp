@@ -41,7 +41,7 @@ void ExecutorCore::watch_limits(TaskNode& node) {
   state.begun_ns = node.began_ns;
   limits.end = node.must_end_ns;
   if (!state.begun && node.retry_at_ns == 0) {
-    if (const auto limit = node.options.queue_timeout()) limits.queue_end = node.submitted_ns + span(limit);
+    limits.queue_end = node.must_begin_ns();
   } else if (state.begun) {
     limits.timeout = span(node.options.timeout());
     limits.kill_at = node.place.kill_at;
@@ -137,7 +137,7 @@ void ExecutorCore::limit_passed(TaskNode& node, std::vector<Withdrawn>& withdraw
     const auto limit = ended                   ? node.options.total_timeout()
                        : node.retry_at_ns != 0 ? std::nullopt  // its next run's wait has not begun
                                                : node.options.queue_timeout();
-    if (!ended && (!limit || time < node.submitted_ns + static_cast<std::uint64_t>(limit->count()))) {
+    if (!ended && (!limit || time < node.must_begin_ns())) {
       watch_limits(node);
       return;
     }

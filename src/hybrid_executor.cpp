@@ -165,7 +165,7 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
         error = std::make_exception_ptr(TaskTimeoutError(TaskTimeoutError::Which::total, *node->options.total_timeout(),
                                                          core->context_of(*node), "it had not begun, and never ran"));
         outcome = Outcome::timed_out;
-      } else if (goes_on && index + 1 < executors.size()) {
+      } else if (goes_on && index + 1 < executors.size() && !too_late_to_begin(*node)) {
         refusals.push_back(text_of(error));
         submit(node, index + 1, std::move(refusals));
         return;
@@ -175,6 +175,12 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
     }
     node->error = std::move(error);
     core->settle(node, outcome, Initiation::delivery());
+  }
+
+  // Who refused it may have kept it waiting until its time was over.
+  static bool too_late_to_begin(const TaskNode& node) {
+    const std::uint64_t end = node.must_begin_ns();
+    return end != 0 && ExecutorCore::now() >= end;
   }
 
   std::vector<Place> all_places() const {
@@ -213,6 +219,7 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
     progress_relay = outer->progress_relay;
     wants_started = true;
     must_end_ns = outer->must_end_ns;
+    waits_since_ns = outer->waits_since_ns != 0 ? outer->waits_since_ns : outer->submitted_ns;
     earlier_runs = outer->attempt() - 1;
   }
 

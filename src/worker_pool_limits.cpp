@@ -234,7 +234,7 @@ RunLimits WorkerPool::limits_of(const TaskNode& node) const {
     return limit ? static_cast<std::uint64_t>(limit->count()) : 0;
   };
   RunLimits limits;
-  if (const auto limit = node.options.queue_timeout()) limits.queue_end = node.submitted_ns + span(limit);
+  limits.queue_end = node.must_begin_ns();
   limits.end = node.must_end_ns;
   limits.timeout = span(node.options.timeout());
   if (node.options.has_rare()) limits.cpu = span(node.options.cpu_timeout());

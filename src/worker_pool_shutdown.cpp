@@ -212,10 +212,11 @@ void WorkerPool::close() {
 }
 
 void WorkerPool::context_gone() {
+  // Without the mutex: a coroutine that waits for this may be the last owner of an executor.
+  gone_->context_gone();
   const Lock lock(core_->mutex);
   doorbell_wait_.reset();
   backlog_timer_.reset();
-  gone_->context_gone();
   for (const WorkerPtr& worker : workers_) {
     if (worker && dispatcher_.load(worker->index) > 0) {
       kill(*worker, Killed::shut_down, "the event loop was destroyed");

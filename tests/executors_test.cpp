@@ -957,6 +957,26 @@ TEST_CASE("a task whose total_timeout passes while it waits for admission to a h
   CHECK(run(context, hybrid.submit(twice, 1)) == 2);
 }
 
+TEST_CASE("the queue_timeout of a hybrid's task is one for all of its executors", "[hybrid]") {
+  reset_board();
+  asio::io_context context;
+  ThreadExecutorOptions one = threads(1);
+  one.max_pending = 1;
+  one.overload = bulkhead::OverloadPolicy::wait;
+  const auto first = std::make_shared<ThreadExecutor>(context.get_executor(), one);
+  const auto next = std::make_shared<InlineExecutor>(context.get_executor());
+  Outcome<> occupant;
+  first->async_submit(bulkhead::call(wait_at_gate, 1), occupant.handler());
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+  HybridExecutor hybrid(context.get_executor(), {first, next});
+  const auto late = failure(context, hybrid.submit(TaskOptions().queue_timeout(20ms), count, 1));
+  CHECK(holds<bulkhead::ExecutorOverloadError>(late));
+  CHECK_THAT(message(late), ContainsSubstring("queue_timeout"));
+  CHECK(board.begun == 0);
+  board.gate.open = 1;
+  REQUIRE(run_until(context, [&] { return occupant.calls == 1; }));
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Inline, and the unified Executor.
 

@@ -101,6 +101,12 @@ class TaskNode : public OpenLink, public QueuedTask {
   unsigned attempt() const noexcept {
     return earlier_runs + (failed_runs ? static_cast<unsigned>(failed_runs->size()) : 0) + 1;
   }
+  // When its `queue_timeout` passes; 0: it has none.
+  std::uint64_t must_begin_ns() const noexcept {
+    const auto limit = options.queue_timeout();
+    if (!limit) return 0;
+    return (waits_since_ns != 0 ? waits_since_ns : submitted_ns) + static_cast<std::uint64_t>(limit->count());
+  }
   // Whether it may be too late to begin a run of it.
   bool may_begin_too_late() const noexcept { return options.queue_timeout().has_value() || must_end_ns != 0; }
   // Whether a run leaves the call as it was, for another.
@@ -116,8 +122,9 @@ class TaskNode : public OpenLink, public QueuedTask {
   std::exception_ptr error;
   std::uint64_t id = 0;
   std::uint64_t submitted_ns = 0;
-  std::uint64_t must_end_ns = 0;  // 0: at no certain time
-  std::uint64_t began_ns = 0;     // 0: not begun
+  std::uint64_t waits_since_ns = 0;  // if it has waited elsewhere before; 0: it has not
+  std::uint64_t must_end_ns = 0;     // 0: at no certain time
+  std::uint64_t began_ns = 0;        // 0: not begun
   std::uint64_t ended_ns = 0;
   // Where its progress goes, if somebody wants it.
   std::shared_ptr<ProgressRelay> progress_relay;

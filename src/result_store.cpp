@@ -103,7 +103,7 @@ std::vector<TaskInfo> ResultStore::list(std::optional<TaskStatus> status, std::s
   // Without the mutex, since each asks its executor.
   if (status) std::erase_if(records, [&](const Record& record) { return record->status() != *status; });
   std::sort(records.begin(), records.end(), [](const Record& a, const Record& b) {
-    return std::tuple(b->spawned(), b->id()) < std::tuple(a->spawned(), a->id());
+    return std::tuple(b->spawned_ns(), b->id()) < std::tuple(a->spawned_ns(), a->id());
   });
   if (records.size() > limit) records.resize(limit);
   std::vector<TaskInfo> infos;

@@ -101,7 +101,7 @@ void TaskRecord::set_progress(const Progress& progress) {
 }
 
 TaskStatus TaskRecord::status() const { return course().status; }
-std::chrono::system_clock::time_point TaskRecord::spawned() const noexcept { return state_->spawned; }
+std::uint64_t TaskRecord::spawned_ns() const noexcept { return state_->spawned_ns; }
 
 void TaskRecord::set_refused() noexcept { state_->refused = true; }
 bool TaskRecord::refused() const noexcept { return state_->refused; }

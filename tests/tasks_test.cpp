@@ -109,7 +109,7 @@ TEST_CASE("task ids are all different, and are read back from their text", "[han
   const TaskId id(0x0123456789abcdef, 0xfedcba9876543210);
   CHECK(id.to_string() == "0123456789abcdeffedcba9876543210");
   CHECK(TaskId::parse(id.to_string()) == id);
-  for (const char* text : {"", "0123", "0123456789abcdeffedcba987654321g", "0123456789ABCDEFFEDCBA9876543210"}) {
+  for (const char* text : {"", "0123", "0123456789abcdeffedcba987654321g", "0123456789abcdef-fedcba9876543210"}) {
     CHECK_THROWS_AS(TaskId::parse(text), std::invalid_argument);
   }
   CHECK(TaskId().empty());

@@ -59,7 +59,8 @@ class BULKHEAD_EXPORT TaskRecord : public std::enable_shared_from_this<TaskRecor
   bool refused() const noexcept;
 
   TaskStatus status() const;
-  std::chrono::system_clock::time_point spawned() const noexcept;
+  // When it was spawned, by the steady clock.
+  std::uint64_t spawned_ns() const noexcept;
   TaskInfo info() const;
   void cancel(asio::cancellation_type type);
 

@@ -125,6 +125,15 @@ template <class T, class Executor>
 inline constexpr bool runs_on_any_executor<asio::awaitable<T, Executor>> =
     std::is_same_v<Executor, typename asio::awaitable<T>::executor_type>;
 
+template <class C>
+constexpr bool gives_what_executors_run() {
+  if constexpr (CallTraits<C>::invocable) {
+    return runs_on_any_executor<call_result_t<C>>;
+  } else {
+    return true;  // that is another error
+  }
+}
+
 // What a task gives: what its call gives or, if that is a coroutine, what the coroutine gives.
 template <class T>
 struct TaskResult {

@@ -74,9 +74,13 @@ struct InitiateByName {
 // Every call that can be made is taken: a task goes wherever the executor sends it.
 struct AnyCall {
   template <class C>
-  static constexpr void require() {}
+  static constexpr void require() {
+    static_assert(accepts<C>,
+                  "bulkhead: a coroutine must be an asio::awaitable<T>, whose executor is asio::any_io_executor; an "
+                  "awaitable of another Asio executor cannot be awaited from there.");
+  }
   template <class C>
-  static constexpr bool accepts = true;
+  static constexpr bool accepts = detail::gives_what_executors_run<C>();
 };
 
 template <class F, class Executor>

@@ -114,9 +114,6 @@ class TaskImpl final : public TaskNode {
   using Result = task_result_t<C>;
   static constexpr bool gives_coroutine = is_awaitable<call_result_t<C>>;
   static constexpr bool is_void = std::is_void_v<Result>;
-  static_assert(runs_on_any_executor<call_result_t<C>>,
-                "bulkhead: a coroutine must be an asio::awaitable<T>, whose executor is asio::any_io_executor; an "
-                "awaitable of another Asio executor cannot be awaited from there");
   using HandlerAllocator = asio::associated_allocator_t<Handler, asio::recycling_allocator<void>>;
   using NodeAllocator = typename std::allocator_traits<HandlerAllocator>::template rebind_alloc<TaskImpl>;
   using Stored = std::conditional_t<is_void, std::tuple<>, std::optional<std::conditional_t<is_void, int, Result>>>;

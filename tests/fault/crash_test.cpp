@@ -67,6 +67,7 @@ using bulkhead::test::open_descriptors;
 using bulkhead::test::Outcome;
 using bulkhead::test::parent_of;
 using bulkhead::test::pid_in_host;
+using bulkhead::test::poll_until;
 using bulkhead::test::Process;
 using bulkhead::test::Report;
 using bulkhead::test::resident_kib;

@@ -111,7 +111,6 @@ std::vector<std::byte> Bypass::encode(TaskNode& node) const {
 void Bypass::run(TaskNode* node) {
   const auto must_have_ended = [node] { return node->must_end_ns != 0 && ExecutorCore::now() >= node->must_end_ns; };
   const auto total_error = [&](const std::string& reason) {
-    node->last_run = true;
     return TaskTimeoutError(TaskTimeoutError::Which::total, *node->options.total_timeout(), core_->context_of(*node),
                             reason);
   };

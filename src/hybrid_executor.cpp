@@ -2,6 +2,7 @@
 #include <bulkhead/hybrid_executor.hpp>
 
 #include "deadline.hpp"
+#include "time_limits.hpp"
 
 #include <bulkhead/detail/task_impl.hpp>
 
@@ -163,7 +164,7 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
       if (goes_on && node->must_end_ns != 0 && ExecutorCore::now() >= node->must_end_ns) {
         // Refused for that, or too late for the next.
         error = std::make_exception_ptr(TaskTimeoutError(TaskTimeoutError::Which::total, *node->options.total_timeout(),
-                                                         core->context_of(*node), "it had not begun, and never ran"));
+                                                         core->context_of(*node), detail::not_run_reason(*node)));
         outcome = Outcome::timed_out;
       } else if (goes_on && index + 1 < executors.size() && !too_late_to_begin(*node)) {
         refusals.push_back(text_of(error));

@@ -129,6 +129,8 @@ bool may_go_on(const std::exception_ptr& error, const HybridExecutorOptions& opt
 
 }  // namespace
 
+// What the hybrid's tasks need, and they may be the last to have it: on a pool's thread, say, while the event loop is
+// destroyed elsewhere. So it owns no executor: those end with the hybrid, or with whoever else owns them.
 struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
   class Forwarded;
 
@@ -138,11 +140,14 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
     std::uint64_t id = 0;
   };
 
-  Engine(std::shared_ptr<ExecutorCore> hybrid, std::vector<std::shared_ptr<BaseExecutor>> members,
+  Engine(std::shared_ptr<ExecutorCore> hybrid, const std::vector<std::shared_ptr<BaseExecutor>>& executors,
          const HybridExecutorOptions& given)
-      : core(std::move(hybrid)), executors(std::move(members)), options(given) {}
+      : core(std::move(hybrid)), options(given) {
+    for (const auto& executor : executors) members.push_back(detail::core_of(*executor));
+  }
 
-  static asio::awaitable<void> shut_down_executors(std::shared_ptr<Engine> engine, Deadline deadline);
+  static asio::awaitable<void> shut_down_executors(std::shared_ptr<ExecutorCore> tasks, Executors executors,
+                                                   Deadline deadline);
 
   // Gives the task to this executor. Without any mutex.
   void submit(TaskNode* node, std::size_t index, Refusals refusals);
@@ -159,14 +164,14 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
       const ExecutorCore::Lock lock(core->mutex);
       cancelled = node->place.cancel_requested;
     }
-    if (!begun && !cancelled && index < executors.size()) {
+    if (!begun && !cancelled && index < members.size()) {
       const bool goes_on = may_go_on(error, options);
       if (goes_on && node->must_end_ns != 0 && ExecutorCore::now() >= node->must_end_ns) {
         // Refused for that, or too late for the next.
         error = std::make_exception_ptr(TaskTimeoutError(TaskTimeoutError::Which::total, *node->options.total_timeout(),
                                                          core->context_of(*node), detail::not_run_reason(*node)));
         outcome = Outcome::timed_out;
-      } else if (goes_on && index + 1 < executors.size() && !too_late_to_begin(*node)) {
+      } else if (goes_on && index + 1 < members.size() && !too_late_to_begin(*node)) {
         refusals.push_back(text_of(error));
         submit(node, index + 1, std::move(refusals));
         return;
@@ -197,8 +202,8 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
   }
 
   const std::shared_ptr<ExecutorCore> core;
-  const std::vector<std::shared_ptr<BaseExecutor>> executors;
   const HybridExecutorOptions options;
+  std::vector<std::shared_ptr<ExecutorCore>> members;  // of the executors, in order of preference
   mutable std::mutex mutex;
   std::map<TaskNode*, Place> places;  // guarded by `mutex`
 };
@@ -209,8 +214,7 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
 class HybridExecutor::Engine::Forwarded final : public TaskNode {
  public:
   Forwarded(std::shared_ptr<Engine> engine, std::size_t index, TaskNode* outer, Refusals refusals)
-      : TaskNode(std::shared_ptr<ExecutorCore>(detail::core_of(*engine->executors[index])),
-                 forwarded_options(outer->options)),
+      : TaskNode(std::shared_ptr<ExecutorCore>(engine->members[index]), forwarded_options(outer->options)),
         engine_(std::move(engine)),
         index_(index),
         outer_(outer),
@@ -300,34 +304,23 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
       if (!outer_->settled) hybrid.end_early(*outer_, outcome, cause);
     }
   }
-  // That executor's Asio context is gone. The engine owns that executor, which owns this: it must not be held any more,
-  // or none of them would ever end.
-  std::shared_ptr<void> take_handler() override {
-    left_engine_ = engine_;
-    return std::exchange(engine_, nullptr);
-  }
+  // The handler is the outer task's.
+  std::shared_ptr<void> take_handler() override { return nullptr; }
   void destroy() noexcept override {
-    const auto engine = engine_ ? std::move(engine_) : left_engine_.lock();
+    const auto engine = std::move(engine_);
     TaskNode* const outer = outer_;
     std::exception_ptr cause;
     if (!told_early_) cause = std::make_exception_ptr(TaskAbandonedError(outer->core->context_of(*outer)));
     if (told_early_ && began_ns != 0) outer->ended_ns = ExecutorCore::now();
     delete this;
     const Outcome ending = cause ? Outcome::failed : Outcome::completed;
-    if (engine) {
-      engine->ended(outer, engine->executors.size(), {}, std::move(cause), ending, true);
-      return;
-    }
-    const auto hybrid = outer->core;
-    outer->error = std::move(cause);
-    hybrid->settle(outer, ending, Initiation::delivery());
+    engine->ended(outer, engine->members.size(), {}, std::move(cause), ending, true);
   }
 
  private:
   ~Forwarded() = default;
 
   std::shared_ptr<Engine> engine_;
-  std::weak_ptr<Engine> left_engine_;
   const std::size_t index_;
   TaskNode* const outer_;
   Refusals refusals_;
@@ -336,7 +329,7 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
 
 void HybridExecutor::Engine::submit(TaskNode* node, std::size_t index, Refusals refusals) {
   auto* const forwarded = new Forwarded(shared_from_this(), index, node, std::move(refusals));
-  const auto holder = detail::core_of(*executors[index]);
+  const auto holder = members[index];
   const std::uint64_t id = holder->make_cancellable(*forwarded);
   {
     const std::lock_guard lock(mutex);
@@ -356,7 +349,8 @@ HybridExecutor::HybridExecutor(asio::any_io_executor io_executor, std::vector<st
                                HybridExecutorOptions options)
     : BaseExecutor(std::move(io_executor), common(options, executors)),
       options_(std::move(options)),
-      engine_(std::make_shared<Engine>(core(), std::move(executors), options_)) {
+      executors_(std::move(executors)),
+      engine_(std::make_shared<Engine>(core(), executors_, options_)) {
   core()->owner_limits_runs = true;
   core()->outcomes_from_threads = true;
 }
@@ -366,13 +360,9 @@ HybridExecutor::~HybridExecutor() {
   engine_->cancel_all(asio::cancellation_type::terminal);
 }
 
-const std::vector<std::shared_ptr<BaseExecutor>>& HybridExecutor::executors() const noexcept {
-  return engine_->executors;
-}
-
 std::vector<Metrics> HybridExecutor::all_metrics() const {
   std::vector<Metrics> all{metrics()};
-  for (const auto& executor : engine_->executors) all.push_back(executor->metrics());
+  for (const auto& executor : executors_) all.push_back(executor->metrics());
   return all;
 }
 
@@ -404,23 +394,25 @@ asio::awaitable<void> shut_down_each(std::vector<std::shared_ptr<BaseExecutor>> 
 }  // namespace
 
 // Ends each of the executors: when no task of this one can need them any more, or when the time is over.
-asio::awaitable<void> HybridExecutor::Engine::shut_down_executors(std::shared_ptr<Engine> engine, Deadline deadline) {
-  co_await wait_until_idle(engine->core, deadline.left());
+asio::awaitable<void> HybridExecutor::Engine::shut_down_executors(std::shared_ptr<ExecutorCore> tasks,
+                                                                  Executors executors, Deadline deadline) {
+  co_await wait_until_idle(std::move(tasks), deadline.left());
   ShutdownOptions options;
   // First all of them, without waiting: what is to happen at the end of the time happens to all at once. Who fails at
   // that fails when waited for.
   Failures ignored;
   options.wait = false;
-  co_await shut_down_each(engine->executors, options, deadline, ignored);
+  co_await shut_down_each(executors, options, deadline, ignored);
   Failures failures;
   options.wait = true;
-  co_await shut_down_each(engine->executors, options, deadline, failures);
+  co_await shut_down_each(executors, options, deadline, failures);
   throw_if_any(std::move(failures));
 }
 
-asio::awaitable<void> HybridExecutor::stop(ShutdownOptions options) { return shut_down(engine_, options); }
+asio::awaitable<void> HybridExecutor::stop(ShutdownOptions options) { return shut_down(engine_, executors_, options); }
 
-asio::awaitable<void> HybridExecutor::shut_down(std::shared_ptr<Engine> engine, ShutdownOptions options) {
+asio::awaitable<void> HybridExecutor::shut_down(std::shared_ptr<Engine> engine, Executors executors,
+                                                ShutdownOptions options) {
   const auto tasks = engine->core;
   const Deadline deadline(options.timeout);
   const std::string late = "it had not ended when the time for the shutdown was over";
@@ -440,7 +432,7 @@ asio::awaitable<void> HybridExecutor::shut_down(std::shared_ptr<Engine> engine, 
       ShutdownOptions begin = options;
       begin.wait = false;
       Failures ignored;  // as below
-      co_await shut_down_each(engine->executors, begin, deadline, ignored);
+      co_await shut_down_each(executors, begin, deadline, ignored);
     } else {
       engine->cancel_all(asio::cancellation_type::total);
     }
@@ -450,11 +442,11 @@ asio::awaitable<void> HybridExecutor::shut_down(std::shared_ptr<Engine> engine, 
   if (engine->options.shut_down_executors) {
     if (!options.wait) {
       // Who wants to know how it ends waits for the shutdown, and that asks each of the executors again.
-      asio::co_spawn(tasks->io, Engine::shut_down_executors(engine, deadline), [](std::exception_ptr) {});
+      asio::co_spawn(tasks->io, Engine::shut_down_executors(tasks, executors, deadline), [](std::exception_ptr) {});
       co_return;
     }
     try {
-      co_await Engine::shut_down_executors(engine, deadline);
+      co_await Engine::shut_down_executors(tasks, executors, deadline);
     } catch (...) {
       failure = std::current_exception();
     }

@@ -52,7 +52,7 @@ class BULKHEAD_EXPORT HybridExecutor final : public BaseExecutor {
   ~HybridExecutor() override;
 
   const HybridExecutorOptions& options() const noexcept { return options_; }
-  const std::vector<std::shared_ptr<BaseExecutor>>& executors() const noexcept;
+  const std::vector<std::shared_ptr<BaseExecutor>>& executors() const noexcept { return executors_; }
   /// Its own metrics, and then those of its executors.
   std::vector<Metrics> all_metrics() const;
 
@@ -64,10 +64,12 @@ class BULKHEAD_EXPORT HybridExecutor final : public BaseExecutor {
 
  private:
   struct Engine;
+  using Executors = std::vector<std::shared_ptr<BaseExecutor>>;
 
-  static asio::awaitable<void> shut_down(std::shared_ptr<Engine> engine, ShutdownOptions options);
+  static asio::awaitable<void> shut_down(std::shared_ptr<Engine> engine, Executors executors, ShutdownOptions options);
 
   HybridExecutorOptions options_;
+  Executors executors_;
   std::shared_ptr<Engine> engine_;
 };
 

@@ -74,8 +74,6 @@ class FamilyEpisode : public Workload {
     about_ += std::array{", drained", ", without what had not begun", ", within a time", ", destroyed"}[way];
     if (way == destroy) {
       harsh_ = true;
-      // Until an executor's last owner may be a thread whose function ends while the event loop is destroyed.
-      await_shutdowns();
       members_.clear();
       registry_.reset();
       executor_.reset();

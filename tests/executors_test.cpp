@@ -928,20 +928,35 @@ TEST_CASE("when one executor of a hybrid fails to shut down, the hybrid's shutdo
   CHECK(holds<ExecutorNotRunningError>(failure(context, good->submit(twice, 1))));
 }
 
+// A hybrid whose first executor is full and lets others wait.
+struct FullFirst {
+  explicit FullFirst(asio::io_context& io_context) : context(io_context) {
+    reset_board();
+    ThreadExecutorOptions one = threads(1);
+    one.max_pending = 1;
+    one.overload = bulkhead::OverloadPolicy::wait;
+    const auto first = std::make_shared<ThreadExecutor>(context.get_executor(), one);
+    const auto next = std::make_shared<InlineExecutor>(context.get_executor());
+    first->async_submit(bulkhead::call(wait_at_gate, 1), occupant.handler());
+    REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+    hybrid = std::make_unique<HybridExecutor>(context.get_executor(),
+                                              std::vector<std::shared_ptr<bulkhead::BaseExecutor>>{first, next});
+  }
+  void make_room() {
+    board.gate.open = 1;
+    REQUIRE(run_until(context, [&] { return occupant.calls == 1; }));
+  }
+
+  asio::io_context& context;
+  Outcome<> occupant;
+  std::unique_ptr<HybridExecutor> hybrid;
+};
+
 TEST_CASE("a task whose total_timeout passes while it waits for admission to a hybrid's first executor never runs",
           "[hybrid]") {
-  reset_board();
   asio::io_context context;
-  ThreadExecutorOptions one = threads(1);
-  one.max_pending = 1;
-  one.overload = bulkhead::OverloadPolicy::wait;
-  const auto first = std::make_shared<ThreadExecutor>(context.get_executor(), one);
-  const auto next = std::make_shared<InlineExecutor>(context.get_executor());
-  Outcome<> occupant;
-  first->async_submit(bulkhead::call(wait_at_gate, 1), occupant.handler());
-  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
-  HybridExecutor hybrid(context.get_executor(), {first, next});
-  const auto late = failure(context, hybrid.submit(TaskOptions().total_timeout(20ms), count, 1));
+  FullFirst full(context);
+  const auto late = failure(context, full.hybrid->submit(TaskOptions().total_timeout(20ms), count, 1));
   const auto timeout = error_as<TaskTimeoutError>(late);
   CAPTURE(message(late));
   CHECK(timeout);
@@ -950,31 +965,37 @@ TEST_CASE("a task whose total_timeout passes while it waits for admission to a h
     CHECK(timeout->limit() == 20ms);
   }
   CHECK(board.begun == 0);
-  CHECK(hybrid.metrics().timed_out == 1);
-  CHECK(adds_up(hybrid));
-  board.gate.open = 1;
-  REQUIRE(run_until(context, [&] { return occupant.calls == 1; }));
-  CHECK(run(context, hybrid.submit(twice, 1)) == 2);
+  CHECK(full.hybrid->metrics().timed_out == 1);
+  CHECK(adds_up(*full.hybrid));
+  full.make_room();
+  CHECK(run(context, full.hybrid->submit(twice, 1)) == 2);
 }
 
 TEST_CASE("the queue_timeout of a hybrid's task is one for all of its executors", "[hybrid]") {
-  reset_board();
   asio::io_context context;
-  ThreadExecutorOptions one = threads(1);
-  one.max_pending = 1;
-  one.overload = bulkhead::OverloadPolicy::wait;
-  const auto first = std::make_shared<ThreadExecutor>(context.get_executor(), one);
-  const auto next = std::make_shared<InlineExecutor>(context.get_executor());
-  Outcome<> occupant;
-  first->async_submit(bulkhead::call(wait_at_gate, 1), occupant.handler());
-  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
-  HybridExecutor hybrid(context.get_executor(), {first, next});
-  const auto late = failure(context, hybrid.submit(TaskOptions().queue_timeout(20ms), count, 1));
+  FullFirst full(context);
+  const auto late = failure(context, full.hybrid->submit(TaskOptions().queue_timeout(20ms), count, 1));
   CHECK(holds<bulkhead::ExecutorOverloadError>(late));
   CHECK_THAT(message(late), ContainsSubstring("queue_timeout"));
   CHECK(board.begun == 0);
+  full.make_room();
+}
+
+TEST_CASE("executors that only a hybrid owns are destroyed with it, while a function still runs on a thread",
+          "[hybrid]") {
+  reset_board();
+  asio::io_context context;
+  auto member = std::make_shared<ThreadExecutor>(context.get_executor(), threads(1));
+  const std::weak_ptr<ThreadExecutor> seen = member;
+  auto hybrid = std::make_unique<HybridExecutor>(
+      context.get_executor(), std::vector<std::shared_ptr<bulkhead::BaseExecutor>>{std::move(member)});
+  Outcome<> outcome;
+  hybrid->async_submit(bulkhead::call(wait_at_gate, 1), outcome.handler());
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+  hybrid.reset();
+  CHECK(seen.expired());
   board.gate.open = 1;
-  REQUIRE(run_until(context, [&] { return occupant.calls == 1; }));
+  REQUIRE(run_until(context, [&] { return outcome.calls == 1; }));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -27,10 +27,6 @@ namespace {
 
 using process::ResponseKind;
 
-// Rounds of its event loop that the host looks for answers before it sleeps: a worker that is awake answers a tiny task
-// within one or two (0.3 µs each), and other handlers get their turn between them. The prototype's figure.
-constexpr unsigned kFruitlessRounds = 5;
-
 // Tasks that are delivered before other handlers of the event loop get their turn.
 constexpr unsigned kDeliveriesPerRound = 64;
 
@@ -363,16 +359,21 @@ void WorkerPool::drain(Lock& lock) {
     if (worker && worker->unpublished > 0) publish_filled(*worker);
   }
   ask_for_workers();
-  if (progress) fruitless_rounds_ = 0;
+  if (progress) {
+    if (!std::exchange(slept_, false)) looking_.found(fruitless_rounds_);
+    fruitless_rounds_ = 0;
+  }
   if (drain_posted_) return;
   if (core_->open == 0 && core_->waiting.empty()) {
     fruitless_rounds_ = 0;
     nothing_left();
     return;
   }
-  if (in_rings_ > 0 && ++fruitless_rounds_ <= kFruitlessRounds) {
+  if (in_rings_ > 0 && fruitless_rounds_ < looking_.looks(settings_.host_rounds)) {
+    ++fruitless_rounds_;
     schedule_drain();
   } else {
+    if (in_rings_ > 0) looking_.missed(settings_.host_rounds);
     wait_for_answers();
   }
 }
@@ -402,6 +403,7 @@ void WorkerPool::wait_for_answers() {
     schedule_drain();
     return;
   }
+  slept_ = true;
   if (waiting_) return;
   waiting_ = true;
   doorbell_wait_->async_wait([self = shared_from_this()](boost::system::error_code) {

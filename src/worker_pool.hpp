@@ -57,6 +57,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     CaptureOutput capture_output = CaptureOutput::inherit;
     unsigned spinning_workers = 0;
     std::uint32_t spin_pauses = 0;
+    std::uint32_t host_rounds = 0;
     std::size_t max_message_size = 0;
     std::chrono::nanoseconds start_timeout{0};
     std::vector<std::byte> preload;
@@ -268,6 +269,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::size_t observed_ = 0;      // tasks in rings whose progress somebody wants
   std::size_t freed_places_ = 0;  // of `max_pending`, to be given back
   unsigned fruitless_rounds_ = 0;
+  process::AdaptiveSpin looking_;
+  bool slept_ = false;  // since the last answer
   bool closed_ = false;
   bool forsaken_ = false;  // the fork server is gone: no worker ever again
   bool stopping_ = false;

@@ -249,12 +249,16 @@ WorkerChannel::WorkerChannel(const FileDescriptor& request_fd, const FileDescrip
       response_(response_fd, layout.response_size(), Mapping::Access::read_write),
       heap_(layout.heap_size) {}
 
-bool WorkerChannel::spin() const noexcept {
-  const std::uint32_t limit = request().spin_limit.load(std::memory_order_relaxed);
-  for (std::uint32_t i = 0; i < limit; ++i) {
-    if (has_request()) return true;
+bool WorkerChannel::spin() noexcept {
+  const std::uint32_t most = request().spin_limit.load(std::memory_order_relaxed);
+  const std::uint32_t looks = spin_.looks(most);
+  for (std::uint32_t i = 0; i < looks; ++i) {
     pause();
+    if (!has_request()) continue;
+    spin_.found(i);
+    return true;
   }
+  spin_.missed(most);
   return false;
 }
 

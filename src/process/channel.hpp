@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include "adaptive_spin.hpp"
 #include "arena.hpp"
 #include "posix.hpp"
 
@@ -202,7 +203,7 @@ class WorkerChannel {
   const RequestSlot& request_slot(std::uint32_t sequence) const noexcept { return request().slots[sequence % kSlots]; }
   ResponseSlot& response_slot(std::uint32_t sequence) const noexcept { return response().slots[sequence % kSlots]; }
   bool has_request() const noexcept { return request().published.load(std::memory_order_acquire) != next_; }
-  bool spin() const noexcept;
+  bool spin() noexcept;
   void sleep_for_request() noexcept;
   bool take_up() noexcept;
   WorkerRequest current() const noexcept;
@@ -224,6 +225,7 @@ class WorkerChannel {
   std::uint32_t next_ = 0;      // the request that is being run, or will be next
   std::uint32_t released_ = 0;  // answers whose blocks have been taken back
   std::uint32_t rung_epoch_ = 0;
+  AdaptiveSpin spin_;
   bool answer_in_block_ = false;
   std::mutex progress_mutex_;
   bool over_memory_ = false;

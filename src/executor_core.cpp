@@ -205,7 +205,7 @@ void ExecutorCore::submit(TaskNode* node) {
     start_one(node, lock, initiation);
     return;
   }
-  if (accepting && overload == OverloadPolicy::wait) {
+  if (accepting && (overload == OverloadPolicy::wait || node->waits_for_room)) {
     waiting.push_back(*node);
     node->waiting = true;
     ++waiting_count;

@@ -39,6 +39,11 @@ void note_function(std::string (*name)(const void* function), const void* functi
   context->named = function;
 }
 
+void note_item(std::uint32_t item) noexcept {
+  const TaskContext* const context = current();
+  if (context != nullptr && context->item != nullptr) context->item->store(item, std::memory_order_relaxed);
+}
+
 }  // namespace detail
 
 namespace this_task {

@@ -100,6 +100,7 @@ void run_task(const process::WorkerRequest& request, process::WorkerChannel& cha
     static_cast<process::WorkerChannel*>(to)->report_progress(done, total, text);
   };
   context.report_to = &channel;
+  context.item = &channel.item();
   const RunningTask running(context, RunningTask::Scope::process);
   ChannelSink sink(channel, configuration.max_worker_memory);
   run_encoded(request.call, sink);

@@ -607,6 +607,7 @@ void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun, bool other_be
     ending.peak_memory = worker.status->peak_memory;
   }
   if (begun) {
+    ending.item = worker.channel.item();
     ending.run_time = std::chrono::nanoseconds(node.ended_ns - node.began_ns);
     if (auto last = worker.channel.progress(node.place.sequence, 0)) {
       ending.progress = Progress{last->done, last->total, std::move(last->text)};

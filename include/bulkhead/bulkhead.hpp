@@ -19,6 +19,8 @@
 #include <bulkhead/io_executor.hpp>
 #include <bulkhead/lifecycle.hpp>
 #include <bulkhead/local_executor.hpp>
+#include <bulkhead/map.hpp>
+#include <bulkhead/map_options.hpp>
 #include <bulkhead/metrics.hpp>
 #include <bulkhead/option_map.hpp>
 #include <bulkhead/progress.hpp>

@@ -146,6 +146,8 @@ class BULKHEAD_EXPORT WorkerCrashedError : public ExecutorError {
     std::string error_output = {};
     /// What the task had told of its progress.
     std::optional<Progress> progress = {};
+    /// Which of several items the task was at, from 0, where `map` gives a worker several at once.
+    std::size_t item = 0;
   };
 
   WorkerCrashedError(Ending ending, ErrorContext context, const std::string& reason = {});

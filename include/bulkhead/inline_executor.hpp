@@ -19,6 +19,8 @@ class BULKHEAD_EXPORT InlineExecutor final : public BaseExecutor, public TaskInt
  public:
   using Tasks = TaskInterface<InlineExecutor, PlainCall>;
   using Tasks::async_submit;
+  using Tasks::map;
+  using Tasks::map_stream;
   using Tasks::spawn;
   using Tasks::submit;
   using Tasks::submit_after;

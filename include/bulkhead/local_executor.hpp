@@ -164,6 +164,8 @@ class BULKHEAD_EXPORT LocalExecutor final : public BaseExecutor, public TaskInte
  public:
   using Tasks = TaskInterface<LocalExecutor, SendableCall>;
   using Tasks::async_submit;
+  using Tasks::map;
+  using Tasks::map_stream;
   using Tasks::spawn;
   using Tasks::submit;
   using Tasks::submit_after;

@@ -5,6 +5,7 @@
 #include <bulkhead/call.hpp>
 #include <bulkhead/detail/config.hpp>
 #include <bulkhead/detail/submit.hpp>
+#include <bulkhead/map.hpp>
 #include <bulkhead/schedule.hpp>
 #include <bulkhead/task_handle.hpp>
 #include <bulkhead/task_options.hpp>
@@ -293,6 +294,65 @@ class TaskInterface {
     auto values = detail::kept_arguments(std::forward<Args>(arguments)...);
     const auto task = detail::find_task(*target_core(), name, typeid(values));
     return task->repeat(target_core(), period, std::move(schedule), task->options(options), &values);
+  }
+
+  /// Calls the function with each item of the range and gives all results in their order; nothing for a function that
+  /// returns nothing. Lazy, as `submit`. Small items travel together (`MapOptions::chunk`), and only so many are taken
+  /// from the range at once (`MapOptions::window`), which may have no end but an error. The range is kept by value; a
+  /// view must not outlive what it shows.
+  ///
+  /// Resumes: on the awaiting coroutine's executor, when all tasks are over.
+  /// Cancellation: terminal cancels what has not ended.
+  /// Errors: the first item's that failed, or the range's own; `MapOptions::on_error` says what becomes of the rest. A
+  /// crash fails the item that ran; other items of its chunk run again elsewhere, also those that had ended, which
+  /// `chunk(1)` excludes. With a time limit or a retry policy in `task`, each item is a task by itself.
+  template <class F, class Range>
+  requires detail::is_function<F> && detail::is_map_range<Range>
+  auto map(F&& function, Range&& range, MapOptions options = MapOptions()) {
+    return map(TaskOptions(), std::forward<F>(function), std::forward<Range>(range), options);
+  }
+  template <class F, class Range>
+  requires detail::is_function<F> && detail::is_map_range<Range>
+  auto map(TaskOptions task, F&& function, Range&& range, MapOptions options = MapOptions()) {
+    using Kept = detail::map_range_t<Range>;
+    using C = detail::call_t<F, std::ranges::range_value_t<Kept>>;
+    Policy::template require<C>();
+    detail::require_invocable<C>();
+    if constexpr (Policy::template accepts<C>) {
+      return detail::map_all<detail::task_result_t<C>>(target_core(), std::move(task),
+                                                       std::decay_t<F>(std::forward<F>(function)),
+                                                       Kept(detail::keep(std::forward<Range>(range))), options);
+    } else {
+      return asio::awaitable<detail::Refused>();
+    }
+  }
+
+  /// The same, begun now, with each result as it comes:
+  ///
+  ///     auto results = pool.map_stream(render, std::move(pages), MapOptions().window(64));
+  ///     while (auto page = co_await results.next()) use(page->get());
+  ///
+  /// Throws `std::invalid_argument` if the options contradict each other.
+  template <class F, class Range>
+  requires detail::is_function<F> && detail::is_map_range<Range>
+  auto map_stream(F&& function, Range&& range, MapOptions options = MapOptions()) {
+    return map_stream(TaskOptions(), std::forward<F>(function), std::forward<Range>(range), options);
+  }
+  template <class F, class Range>
+  requires detail::is_function<F> && detail::is_map_range<Range>
+  auto map_stream(TaskOptions task, F&& function, Range&& range, MapOptions options = MapOptions()) {
+    using Kept = detail::map_range_t<Range>;
+    using C = detail::call_t<F, std::ranges::range_value_t<Kept>>;
+    Policy::template require<C>();
+    detail::require_invocable<C>();
+    using R = detail::task_result_t<C>;
+    if constexpr (Policy::template accepts<C>) {
+      return MapStream<R>(detail::start_map<R>(target_core(), std::move(task),
+                                               std::decay_t<F>(std::forward<F>(function)),
+                                               Kept(detail::keep(std::forward<Range>(range))), options));
+    } else {
+      return detail::Refused();
+    }
   }
 
   /// Decorator: a copyable callable; `wrapped(arguments...)` is `submit(function, arguments...)`. The executor must

@@ -66,6 +66,8 @@ class BULKHEAD_EXPORT ThreadExecutor final : public BaseExecutor, public TaskInt
  public:
   using Tasks = TaskInterface<ThreadExecutor, PlainCall>;
   using Tasks::async_submit;
+  using Tasks::map;
+  using Tasks::map_stream;
   using Tasks::spawn;
   using Tasks::submit;
   using Tasks::submit_after;

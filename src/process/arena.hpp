@@ -155,6 +155,8 @@ struct ResponseHeader {
   std::atomic<std::uint64_t> begun_cpu_ns;
   /// Sequence number + 1 of the request whose function has returned or thrown, and whose answer is being written.
   std::atomic<std::uint32_t> returned;
+  /// Which item of the chunk that `begun` names runs, from 0.
+  std::atomic<std::uint32_t> item;
   /// Whether the worker sleeps, and for what.
   alignas(kCacheLine) std::atomic<std::uint32_t> sleeping;
   alignas(kCacheLine) std::atomic<std::uint32_t> state;

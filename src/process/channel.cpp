@@ -272,6 +272,7 @@ void WorkerChannel::sleep_for_request() noexcept {
 bool WorkerChannel::take_up() noexcept {
   if (request_slot(next_).measure_cpu != 0) response().begun_cpu_ns.store(cpu_ns(), std::memory_order_relaxed);
   response().begun_ns.store(monotonic_ns(), std::memory_order_relaxed);
+  response().item.store(0, std::memory_order_relaxed);
   response().begun.store(next_ + 1, std::memory_order_seq_cst);
   return request_slot(next_).revoked.load(std::memory_order_seq_cst) == 0;
 }

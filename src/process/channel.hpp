@@ -105,6 +105,8 @@ class HostChannel {
   bool begun(std::uint32_t sequence) const noexcept;
   /// When the worker took up the last request, as it says. Not checked.
   std::uint64_t begun_ns() const noexcept { return response_area().begun_ns.load(std::memory_order_relaxed); }
+  /// Which item of a chunk it says that it is at.
+  std::uint32_t item() const noexcept { return response_area().item.load(std::memory_order_relaxed); }
 
   /// Whether the request's function was over, and only its answer not complete. Not checked.
   bool returned(std::uint32_t sequence) const noexcept {
@@ -193,6 +195,7 @@ class WorkerChannel {
   /// Shows the progress of the task that is being run.
   void report_progress(std::uint64_t done, std::uint64_t total, std::string_view text) noexcept;
   CrashRecord& crash_record() noexcept { return response().crash; }
+  std::atomic<std::uint32_t>& item() noexcept { return response().item; }
 
   void set_ready() noexcept;
   void set_failed(std::string_view reason) noexcept;

@@ -111,6 +111,52 @@ template <class F>
 concept SendableCallable = is_function_pointer<F> || std::is_member_function_pointer_v<F> || is_stateless<F> ||
     (std::is_class_v<F>&& Serializable<F>);
 
+template <class F>
+void encode_callable(const F& function, Encoder& encoder) {
+  if constexpr (is_function_pointer<F>) {
+    check_function(code_of(function));
+    encoder.write_value(reinterpret_cast<std::uint64_t>(function));
+  } else if constexpr (std::is_member_function_pointer_v<F>) {
+    if (function == nullptr) check_function(nullptr);
+    // A virtual function is found through the object, in the worker.
+    if (const void* code = code_of(function)) check_function(code);
+    encoder.write(&function, sizeof(function));
+  } else if constexpr (!is_stateless<F>) {
+    bulkhead::encode(encoder, function);
+  }
+}
+
+template <class F>
+F decode_callable(Decoder& request) {
+  if constexpr (is_function_pointer<F>) {
+    return reinterpret_cast<F>(request.read_value<std::uint64_t>());
+  } else if constexpr (std::is_member_function_pointer_v<F>) {
+    F function;
+    request.read(&function, sizeof(function));
+    return function;
+  } else if constexpr (is_stateless<F>) {
+    return F();
+  } else {
+    return bulkhead::decode<F>(request);
+  }
+}
+
+// What a task's default name is made of: the callable, or the one that it only passes its arguments to.
+template <class F>
+struct NamedCallable {
+  static const F& of(const F& function) noexcept { return function; }
+};
+template <class F>
+NameSource callable_name(const F& function) noexcept {
+  const auto& named = NamedCallable<F>::of(function);
+  using Named = std::remove_cvref_t<decltype(named)>;
+  if constexpr (is_function_pointer<Named> || std::is_member_function_pointer_v<Named>) {
+    return {[](const void* code) { return function_name(code, typeid(Named).name()); }, code_of(named)};
+  } else {
+    return {[](const void*) { return type_name<Named>(); }, nullptr};
+  }
+}
+
 // What a parameter sees: a view of the request in place where it is declared as a view of what the argument owns.
 template <class Kept, class Parameter>
 struct Seen {
@@ -173,6 +219,8 @@ struct Remote<Call<F, Args...>> {
     encoder.write_value(reinterpret_cast<std::uint64_t>(&run));
     try {
       encode_callable(call.function, encoder);
+      // The code that calls it comes from the same library as its type.
+      check_function(reinterpret_cast<const void*>(&run));
     } catch (const SerializationError& error) {
       rethrow_as(SerializationError::Part::callable, error);
     }
@@ -189,8 +237,9 @@ struct Remote<Call<F, Args...>> {
   template <std::size_t... I>
   static void run_with(Decoder& request, AnswerSink& sink, std::index_sequence<I...>) {
     using Result = call_result_t<Call<F, Args...>>;
-    F function = decode_callable(request);
-    note_name(function);
+    F function = decode_callable<F>(request);
+    const NameSource name = callable_name(function);
+    note_function(name.make, name.code);
     // Braces fix the order of evaluation: left to right, as they were written.
     std::tuple<typename SeenAt<F, I, Args>::trait::type...> arguments_{decode_argument<I, Args>(request)...};
     request.finish();
@@ -212,14 +261,6 @@ struct Remote<Call<F, Args...>> {
     }
   }
 
-  static void note_name(const F& function) noexcept {
-    if constexpr (is_function_pointer<F> || std::is_member_function_pointer_v<F>) {
-      note_function([](const void* code) { return function_name(code, typeid(F).name()); }, code_of(function));
-    } else {
-      note_function([](const void*) { return type_name<F>(); }, nullptr);
-    }
-  }
-
   template <std::size_t I, class Kept>
   static typename SeenAt<F, I, Kept>::trait::type decode_argument(Decoder& request) {
     using Trait = typename SeenAt<F, I, Kept>::trait;
@@ -231,36 +272,6 @@ struct Remote<Call<F, Args...>> {
       }
     } catch (const SerializationError& error) {
       rethrow_as(SerializationError::Part::argument, error);
-    }
-  }
-
-  static void encode_callable(const F& function, Encoder& encoder) {
-    if constexpr (is_function_pointer<F>) {
-      check_function(code_of(function));
-      encoder.write_value(reinterpret_cast<std::uint64_t>(function));
-    } else if constexpr (std::is_member_function_pointer_v<F>) {
-      if (function == nullptr) check_function(nullptr);
-      // A virtual function is found through the object, in the worker.
-      if (const void* code = code_of(function)) check_function(code);
-      encoder.write(&function, sizeof(function));
-    } else if constexpr (!is_stateless<F>) {
-      bulkhead::encode(encoder, function);
-    }
-    // The code that calls it comes from the same library as its type.
-    check_function(reinterpret_cast<const void*>(&run));
-  }
-
-  static F decode_callable(Decoder& request) {
-    if constexpr (is_function_pointer<F>) {
-      return reinterpret_cast<F>(request.read_value<std::uint64_t>());
-    } else if constexpr (std::is_member_function_pointer_v<F>) {
-      F function;
-      request.read(&function, sizeof(function));
-      return function;
-    } else if constexpr (is_stateless<F>) {
-      return F();
-    } else {
-      return bulkhead::decode<F>(request);
     }
   }
 };

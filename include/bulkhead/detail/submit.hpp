@@ -33,6 +33,7 @@ struct InitiateSubmit {
   std::shared_ptr<ExecutorCore> core;
   std::shared_ptr<TaskRecord> record;
   std::shared_ptr<void> held;
+  bool waits_for_room = false;
 
   explicit InitiateSubmit(std::shared_ptr<ExecutorCore> executor, std::shared_ptr<TaskRecord> spawned = nullptr)
       : core(std::move(executor)), record(std::move(spawned)) {}
@@ -44,6 +45,7 @@ struct InitiateSubmit {
     ExecutorCore& executor = *core;
     Node* node = Node::create(std::move(core), std::move(options), std::move(call), std::forward<Handler>(handler));
     node->held = std::move(held);
+    node->waits_for_room = waits_for_room;
     if (record) {
       const std::uint64_t id = executor.make_cancellable(*node);
       node->record = record;

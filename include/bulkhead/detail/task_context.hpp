@@ -25,6 +25,7 @@ struct TaskContext {
   const void* named = nullptr;
   void (*report)(void* to, std::uint64_t done, std::uint64_t total, std::string_view text) = nullptr;
   void* report_to = nullptr;
+  std::atomic<std::uint32_t>* item = nullptr;  // which of a chunk's items runs, for who looks at it from outside
 };
 
 // A limit of centuries is none, and must not wrap around.
@@ -55,6 +56,9 @@ class BULKHEAD_EXPORT RunningTask {
 
 // The function that the running task calls, for its default name.
 BULKHEAD_EXPORT void note_function(std::string (*name)(const void* function), const void* function) noexcept;
+
+// The running task goes on with this one of its items.
+BULKHEAD_EXPORT void note_item(std::uint32_t item) noexcept;
 
 // What `throw_if_stop_requested` throws on its way to `run_encoded` or `TaskNode::run`. Not a std::exception: who
 // handles those does not mean this.

@@ -251,14 +251,7 @@ class TaskImpl final : public TaskNode {
   }
   void destroy() noexcept override { free_node(); }
 
-  NameSource name_source() const noexcept override {
-    using F = typename CallTraits<C>::function;
-    if constexpr (is_function_pointer<F> || std::is_member_function_pointer_v<F>) {
-      return {[](const void* code) { return function_name(code, typeid(F).name()); }, code_of(call_.function)};
-    } else {
-      return {[](const void*) { return type_name<F>(); }, nullptr};
-    }
-  }
+  NameSource name_source() const noexcept override { return callable_name(call_.function); }
 
  private:
   template <class H>

@@ -130,6 +130,8 @@ class TaskNode : public OpenLink, public QueuedTask {
   std::shared_ptr<ProgressRelay> progress_relay;
   // The runs that failed before this one, if the task is retried.
   std::unique_ptr<std::vector<RetryError::Attempt>> failed_runs;
+  // Whether it waits for admission whatever the executor's policy is.
+  bool waits_for_room = false;
   // Goes with the node, when the task is over for good, and not before as its outcome may.
   std::shared_ptr<void> held;
   // What the handle of a spawned task sees of it.

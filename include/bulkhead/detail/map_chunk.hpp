@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <bulkhead/call.hpp>
+#include <bulkhead/detail/remote_call.hpp>
+#include <bulkhead/detail/task_context.hpp>
+#include <bulkhead/exceptions.hpp>
+#include <bulkhead/serialization.hpp>
+#include <bulkhead/this_task.hpp>
+
+#include <cxxabi.h>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <variant>
+#include <vector>
+
+// What a task of a `map` is made of, and how it travels.
+
+namespace bulkhead::detail {
+
+// Items that the caller keeps, too: those of a chunk whose worker crashes are needed again.
+template <class T>
+struct MapItems {
+  std::shared_ptr<std::vector<T>> values;
+};
+
+// What the items of a chunk gave, in their order.
+template <class R>
+struct ChunkResult {
+  using Value = std::conditional_t<std::is_void_v<R>, std::monostate, R>;
+  struct Entry {
+    std::optional<Value> value;
+    std::exception_ptr error;             // of an item that ran in this process
+    std::vector<std::byte> remote_error;  // of one that ran in a worker
+  };
+  std::vector<Entry> entries;
+  std::chrono::nanoseconds time{0};  // that all of them took
+};
+
+// Calls the function with the only item.
+template <class F>
+struct MapOne {
+  [[no_unique_address]] F function;
+
+  // A coroutine may go on to refer to the item, which lies beside it.
+  template <class T>
+  auto operator()(const MapItems<T>& items) -> std::invoke_result_t<F&, T> {
+    return std::invoke(function, static_cast<T&&>(items.values->front()));
+  }
+};
+
+// Calls the function with one item after the other.
+template <class F>
+struct MapChunk {
+  [[no_unique_address]] F function;
+
+  template <class T>
+  auto operator()(const MapItems<T>& items) -> ChunkResult<std::decay_t<std::invoke_result_t<F&, T>>> {
+    using Result = ChunkResult<std::decay_t<std::invoke_result_t<F&, T>>>;
+    Result result;
+    result.entries.resize(items.values->size());
+    const auto begin = std::chrono::steady_clock::now();
+    for (std::size_t i = 0; i < result.entries.size(); ++i) {
+      note_item(static_cast<std::uint32_t>(i));
+      this_task::throw_if_stop_requested();
+      typename Result::Entry& entry = result.entries[i];
+      try {
+        if constexpr (std::is_void_v<std::invoke_result_t<F&, T>>) {
+          std::invoke(function, static_cast<T&&>((*items.values)[i]));
+          entry.value.emplace();
+        } else {
+          entry.value.emplace(std::invoke(function, static_cast<T&&>((*items.values)[i])));
+        }
+      } catch (const abi::__forced_unwind&) {
+        throw;  // pthread_exit: not an exception that anybody may swallow
+      } catch (const StopRequested&) {
+        throw;
+      } catch (...) {
+        entry.error = std::current_exception();
+      }
+    }
+    result.time = std::chrono::steady_clock::now() - begin;
+    return result;
+  }
+};
+
+// What a task is named after is the function that it calls.
+template <class F>
+struct NamedCallable<MapOne<F>> {
+  static const F& of(const MapOne<F>& one) noexcept { return one.function; }
+};
+template <class F>
+struct NamedCallable<MapChunk<F>> {
+  static const F& of(const MapChunk<F>& chunk) noexcept { return chunk.function; }
+};
+
+}  // namespace bulkhead::detail
+
+namespace bulkhead {
+
+template <class F>
+requires detail::SendableCallable<F>
+struct codec<detail::MapOne<F>> {
+  static void encode(Encoder& encoder, const detail::MapOne<F>& one) { detail::encode_callable(one.function, encoder); }
+  static detail::MapOne<F> decode(Decoder& decoder) { return {detail::decode_callable<F>(decoder)}; }
+};
+
+template <class F>
+requires detail::SendableCallable<F>
+struct codec<detail::MapChunk<F>> {
+  static void encode(Encoder& encoder, const detail::MapChunk<F>& chunk) {
+    detail::encode_callable(chunk.function, encoder);
+  }
+  static detail::MapChunk<F> decode(Decoder& decoder) { return {detail::decode_callable<F>(decoder)}; }
+};
+
+template <class T>
+requires Serializable<T>
+struct codec<detail::MapItems<T>> {
+  static void encode(Encoder& encoder, const detail::MapItems<T>& items) { bulkhead::encode(encoder, *items.values); }
+  static detail::MapItems<T> decode(Decoder& decoder) {
+    return {std::make_shared<std::vector<T>>(bulkhead::decode<std::vector<T>>(decoder))};
+  }
+};
+
+template <class R>
+requires std::is_void_v<R> || Serializable<R>
+struct codec<detail::ChunkResult<R>> {
+  using Result = detail::ChunkResult<R>;
+
+  static void encode(Encoder& encoder, const Result& result) {
+    encoder.write_value(static_cast<std::int64_t>(result.time.count()));
+    encoder.write_size(result.entries.size());
+    for (const auto& entry : result.entries) {
+      encoder.write_value(static_cast<std::uint8_t>(entry.value ? 1 : 0));
+      if (!entry.value) {
+        encode_error(encoder, entry.error);
+      } else if constexpr (!std::is_void_v<R>) {
+        bulkhead::encode(encoder, *entry.value);
+      }
+    }
+  }
+
+  static Result decode(Decoder& decoder) {
+    Result result;
+    result.time = std::chrono::nanoseconds(decoder.read_value<std::int64_t>());
+    const std::size_t count = decoder.read_count(1);
+    decoder.claim(count, sizeof(typename Result::Entry));
+    result.entries.resize(count);
+    for (auto& entry : result.entries) {
+      const auto kind = decoder.read_value<std::uint8_t>();
+      if (kind > 1) decoder.fail("An item of a map has neither a value nor an error.");
+      if (kind == 0) {
+        entry.remote_error = bulkhead::decode<std::vector<std::byte>>(decoder);
+      } else if constexpr (std::is_void_v<R>) {
+        entry.value.emplace();
+      } else {
+        entry.value.emplace(bulkhead::decode<R>(decoder));
+      }
+    }
+    return result;
+  }
+
+ private:
+  static void encode_error(Encoder& encoder, const std::exception_ptr& error) {
+    Encoder counting{std::span<std::byte>()};
+    detail::encode_exception(counting, error);
+    std::vector<std::byte> bytes(counting.size());
+    Encoder writing{std::span<std::byte>(bytes)};
+    detail::encode_exception(writing, error);
+    bulkhead::encode(encoder, bytes);
+  }
+};
+
+}  // namespace bulkhead

@@ -31,6 +31,11 @@ class RunTimes {
   /// How many runs begin now: ask at `next()` and whenever a run has ended. They count as under way until `run_ended`.
   std::uint64_t runs_to_begin(Time now);
   void run_ended() noexcept { --under_way_; }
+  /// One that was to begin does not.
+  void take_back_run() noexcept {
+    --under_way_;
+    --begun_;
+  }
   /// Sorts what has become due, or too late, since the last look: for `missed`.
   void look(Time now) {
     if (!over()) note_due(now);

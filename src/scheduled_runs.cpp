@@ -91,7 +91,8 @@ RepeatedRuns::RepeatedRuns(const std::shared_ptr<ExecutorCore>& core, RunTimes t
       on_error_(std::move(options.on_error)),
       times_(times),
       start_(std::move(start)),
-      timer_(std::in_place, core->io) {}
+      timer_(std::in_place, core->io),
+      work_(asio::prefer(core->io, asio::execution::outstanding_work.tracked)) {}
 
 void RepeatedRuns::begin() {
   const std::lock_guard lock(mutex_);
@@ -119,6 +120,7 @@ void RepeatedRuns::look() {
     start = start_;
     if (times_.over()) {
       timer_.reset();
+      work_.reset();
       start_ = nullptr;
       note_over();
     } else {
@@ -126,6 +128,8 @@ void RepeatedRuns::look() {
     }
   }
   for (; number > 0; --number) {
+    // By the run before, say.
+    if (run_cancelled()) continue;
     try {
       start([self = shared_from_this()](const std::exception_ptr& error) { self->told(error); },
             std::shared_ptr<void>(nullptr, [self = shared_from_this()](std::nullptr_t) { self->over(); }));
@@ -134,6 +138,12 @@ void RepeatedRuns::look() {
       asio::post(io_, [self = shared_from_this(), error = std::current_exception()] { self->told(error); });
     }
   }
+}
+
+bool RepeatedRuns::run_cancelled() {
+  const std::lock_guard lock(mutex_);
+  if (cancelled_) times_.take_back_run();
+  return cancelled_;
 }
 
 // A run is over for good: its caller may have been told long before.
@@ -156,7 +166,9 @@ void RepeatedRuns::told(const std::exception_ptr& error) {
 void RepeatedRuns::cancel() {
   StartRun dropped;
   const std::lock_guard lock(mutex_);
+  cancelled_ = true;
   timer_.reset();
+  work_.reset();
   dropped.swap(start_);
   note_over();
 }

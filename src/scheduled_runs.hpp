@@ -6,6 +6,9 @@
 #include <bulkhead/detail/executor_core.hpp>
 #include <bulkhead/detail/timed_runs.hpp>
 
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/execution/outstanding_work.hpp>
+#include <boost/asio/prefer.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/system_timer.hpp>
 
@@ -81,7 +84,11 @@ class RepeatedRuns final : public ScheduledRuns, public std::enable_shared_from_
   std::optional<std::chrono::steady_clock::time_point> next() const;
 
  private:
+  using Work = std::decay_t<
+      asio::prefer_result<const asio::any_io_executor&, asio::execution::outstanding_work_t::tracked_t>::type>;
+
   void look();
+  bool run_cancelled();
   void arm();
   void told(const std::exception_ptr& error);
   void over();
@@ -92,6 +99,8 @@ class RepeatedRuns final : public ScheduledRuns, public std::enable_shared_from_
   RunTimes times_;
   StartRun start_;
   std::optional<asio::steady_timer> timer_;  // empty: it is over
+  std::optional<Work> work_;                 // until then; no timer runs while it waits for the end of a run
+  bool cancelled_ = false;
   std::uint64_t failures_ = 0;
   std::exception_ptr last_error_;
 };

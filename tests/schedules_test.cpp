@@ -18,6 +18,7 @@
 #include <exception>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace asio = boost::asio;
@@ -328,4 +329,41 @@ TEST_CASE("A repeated task is under way until its function returns, though its c
   CHECK(schedule.failures() >= 3);
   schedule.cancel();
   REQUIRE(run_until(context, [] { return board.running == 0; }));
+}
+
+TEST_CASE("The event loop runs for as long as a schedule goes on, though nothing else keeps it at work", "[schedule]") {
+  const auto type = GENERATE(as<std::string>{}, "local", "thread", "io", "hybrid", "inline", "bypass");
+  CAPTURE(type);
+  // The loop has to run out of work between two handlers of one run, which it does most of the times.
+  for (int i = 0; i < 30; ++i) {
+    asio::io_context context;
+    const auto executor = make(type, context);
+    ScheduleOptions three;
+    three.max_runs = 3;
+    const auto schedule = executor->submit_every(1ms, three, twice, 1);
+    context.run_for(kDeadline);
+    CHECK(context.stopped());
+    CHECK(schedule.runs() == 3);
+    CHECK_FALSE(schedule.active());
+  }
+}
+
+TEST_CASE("A schedule that one of its runs cancels begins none of those that are due with it", "[schedule]") {
+  asio::io_context context;
+  bulkhead::InlineExecutor executor(context.get_executor());
+  ScheduleOptions all;
+  all.overlap = true;
+  all.missed = MissedRuns::run_all;
+  int runs = 0;
+  bulkhead::Schedule schedule;
+  schedule = executor.submit_every(1ms, all, [&] {
+    ++runs;
+    schedule.cancel();
+  });
+  // The loop is blocked, until ten are due.
+  const auto due = std::chrono::steady_clock::now() + 10ms;
+  while (std::chrono::steady_clock::now() < due) std::this_thread::yield();
+  context.run_for(kDeadline);
+  CHECK(runs == 1);
+  CHECK(schedule.runs() == 1);
 }

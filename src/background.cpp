@@ -16,6 +16,7 @@ std::shared_ptr<Background> Background::get() {
   static auto& mutex = *new std::mutex;
   static auto& shared = *new std::weak_ptr<Background>;
   const std::lock_guard lock(mutex);
+  process::mark_first_process();
   auto background = shared.lock();
   if (!background || background->made_here_.is_forked_copy()) {
     background = std::make_shared<Background>();

@@ -347,10 +347,16 @@ bool is_forked_copy() noexcept {
   return mark != nullptr && *mark == std::byte{0};
 }
 
-MadeHere::MadeHere() noexcept : incarnation_(incarnation.load(std::memory_order_relaxed)) {}
+MadeHere::MadeHere() noexcept : incarnation_(incarnation.load(std::memory_order_relaxed)), pid_(::getpid()) {}
 
 bool MadeHere::is_forked_copy() const noexcept {
-  return incarnation_ != incarnation.load(std::memory_order_relaxed) || process::is_forked_copy();
+  if (incarnation_ != incarnation.load(std::memory_order_relaxed)) return true;
+  // A copy that was never marked makes objects, too.
+  return process::is_forked_copy() && pid_ != ::getpid();
+}
+
+void mark_first_process() {
+  if (owner_mark.load() == nullptr) mark_owner_process();
 }
 
 void mark_owner_process() {

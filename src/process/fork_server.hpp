@@ -63,9 +63,11 @@ class ForkServer {
 /// True in a process that was forked, by whomever, from the one that called `mark_owner_process`.
 bool is_forked_copy() noexcept;
 void mark_owner_process();
+/// The same, if none has called it yet.
+void mark_first_process();
 
 /// Remembers in which process an object was made: a fork has a copy of it, which is not the fork's own; also not after
-/// the fork has called `mark_owner_process` for what it makes itself.
+/// the fork has called `mark_owner_process` for what it makes itself. Something must have been marked before.
 class MadeHere {
  public:
   MadeHere() noexcept;
@@ -73,6 +75,7 @@ class MadeHere {
 
  private:
   unsigned incarnation_;
+  pid_t pid_;
 };
 
 /// Ends the calling process as a fork server's child must end: nothing of the host's is destroyed or flushed.

@@ -2,6 +2,7 @@
 // What can go wrong where processes are made and ended: forks that fail or are interrupted, hosts that exec, daemonise,
 // start late or are huge, numbers of processes that come again, and workers that cannot be killed.
 #include <bulkhead/local_executor.hpp>
+#include <bulkhead/thread_executor.hpp>
 
 #include "support/catch.hpp"
 #include "support/check_part.hpp"
@@ -68,6 +69,7 @@ using bulkhead::LocalExecutor;
 using bulkhead::LocalExecutorOptions;
 using bulkhead::TaskOptions;
 using bulkhead::TaskTimeoutError;
+using bulkhead::ThreadExecutor;
 using bulkhead::WorkerStartError;
 using bulkhead::WorkerStuckError;
 using bulkhead::test::adds_up;
@@ -781,6 +783,43 @@ TEST_CASE("50: a host that becomes a daemon gets a clear error from its old pool
   CHECK(said.find("the daemon is well") != std::string::npos);
 }
 
+namespace {
+
+// A copy of the host makes executors of threads, whose background threads are its own.
+int copy_with_threads() {
+  for (int i = 0; i < 5; ++i) {
+    asio::io_context context;
+    ThreadExecutor executor(context.get_executor());
+    if (run(context, executor.submit(TaskOptions().timeout(60s), twice, 21)) != 42) return 1;
+    run(context, executor.shutdown());
+  }
+  return 0;
+}
+
+// With a fork server, or with nothing but threads; and while the original has an executor, or has not.
+int host_whose_copies_use_threads(bool with_fork_server) {
+  Report report;
+  if (with_fork_server) bulkhead::start_fork_server();
+  asio::io_context context;
+  std::optional<ThreadExecutor> executor;
+  for (int i = 0; i < 20; ++i) {
+    if (i == 10) executor.emplace(context.get_executor());
+    const pid_t copy = ::fork();
+    if (copy == 0) ::_exit(copy_with_threads());
+    int status = -1;
+    report.expect(::waitpid(copy, &status, 0) == copy && WIFEXITED(status) && WEXITSTATUS(status) == 0,
+                  "a copy of the host runs tasks on threads; its status is " + std::to_string(status));
+  }
+  return report.exit_code();
+}
+
+}  // namespace
+
+TEST_CASE("50: a copy of the host that was never told to have processes runs tasks on threads", "[fault]") {
+  check_part("host_whose_copies_use_threads");
+  check_part("host_of_threads_whose_copies_use_threads");
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // 52: hosts with threads.
 
@@ -1211,6 +1250,8 @@ int run_part(std::string_view part) {
   constexpr std::string_view kAfterExec = "after_exec_";
   if (part.starts_with(kAfterExec)) return after_exec(part.substr(kAfterExec.size()));
   if (part == "host_that_starts_late") return host_that_starts_late();
+  if (part == "host_whose_copies_use_threads") return host_whose_copies_use_threads(true);
+  if (part == "host_of_threads_whose_copies_use_threads") return host_whose_copies_use_threads(false);
   if (part == "host_without_pidfds") return host_without_pidfds();
   if (part == "host_under_a_tool") return host_under_a_tool();
   if (part == "host_whose_forks_fail") return host_whose_forks_fail();

@@ -94,6 +94,8 @@ struct ExecutorRegistry::State {
 
   State(asio::any_io_executor executor, SharedParts parts) : io(std::move(executor)), shared(std::move(parts)) {}
 
+  std::vector<std::weak_ptr<BaseExecutor>> leaving;  // are being shut down, or have been
+
   Entry* find(const std::string& name) {
     const auto found = std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.name == name; });
     return found == entries.end() ? nullptr : &*found;
@@ -390,8 +392,14 @@ asio::awaitable<void> ExecutorRegistry::shutdown_all(ShutdownOptions options) {
   Executors executors;
   {
     const std::lock_guard lock(state_->mutex);
+    // Those that an earlier call is shutting down are to be waited for, too.
+    std::erase_if(state_->leaving, [&](const std::weak_ptr<BaseExecutor>& leaving) {
+      if (auto executor = leaving.lock()) executors.push_back(std::move(executor));
+      return leaving.expired();
+    });
     std::erase_if(state_->entries, [&](State::Entry& entry) {
       if (!entry.executor) return false;
+      state_->leaving.push_back(entry.executor);
       executors.push_back(std::move(entry.executor));
       return true;
     });

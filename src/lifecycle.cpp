@@ -94,6 +94,7 @@ struct Lifecycle::State : std::enable_shared_from_this<Lifecycle::State> {
   const asio::any_io_executor strand;
   asio::signal_set signals;  // used on the strand
   const std::shared_ptr<detail::WaitList> stop_asked;
+  std::atomic<bool> run_called{false};
   std::atomic<int> stopped_by{-1};  // the signal, 0 for `request_stop`; -1: by none yet
   std::mutex mutex;
   std::optional<Clock::time_point> asked;
@@ -174,13 +175,22 @@ void Lifecycle::request_stop() { state_->stop(0); }
 bool Lifecycle::stopping() const noexcept { return state_->stopped_by.load() != -1; }
 
 asio::awaitable<int> Lifecycle::run() {
-  const auto state = state_;
+  if (state_->run_called.exchange(true)) throw std::logic_error("Lifecycle::run may be called only once");
+  return run(state_);
+}
+
+asio::awaitable<int> Lifecycle::run(std::shared_ptr<State> state) {
   auto asked = detail::wait_for([state](detail::WaitList::Handler handler) {
     state->stop_asked->wait({}, std::move(handler));
     // It may have been asked before.
     if (state->stopped_by.load() != -1) state->stop_asked->complete();
   });
-  co_await std::move(asked);
+  try {
+    co_await std::move(asked);
+  } catch (...) {
+    state->run_called = false;  // its waiting was cancelled, and nothing has been done
+    throw;
+  }
   co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
   const auto end = state->asked_at() +
                    std::min<std::chrono::nanoseconds>(state->options.drain_timeout, std::chrono::hours(24 * 365 * 100));

@@ -391,6 +391,7 @@ TEST_CASE("a program may stop itself, before it waits for that or after", "[life
   lifecycle.request_stop();
   CHECK(lifecycle.stopping());
   CHECK_THROWS_WITH(run(context, lifecycle.run()), "this step fails");
+  CHECK_THROWS_AS(lifecycle.run(), std::logic_error);
   CHECK(steps == 2);
   CHECK_THROWS_AS(run(context, threads->submit(twice, 1)), bulkhead::ExecutorNotRunningError);
   CHECK(lifecycle.executors().size() == 0);

@@ -5,6 +5,7 @@
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
+#include "support/tasks.hpp"
 
 #include <boost/asio/io_context.hpp>
 
@@ -638,6 +639,27 @@ TEST_CASE("shutdown_all passes its options on", "[registry]") {
   CHECK(registry.size() == 0);
   CHECK(bulkhead::test::run_until(context, [&] { return calls == 3; }));
   CHECK(pool->metrics().completed == 3);
+}
+
+TEST_CASE("A second shutdown_all waits for the executors that the first one is shutting down", "[registry]") {
+  asio::io_context context;
+  ExecutorRegistry registry(context.get_executor());
+  bulkhead::test::reset_board();
+  const auto executor = registry.get_or_create<bulkhead::ThreadExecutor>("threads");
+  bool ended = false;
+  executor->async_submit(bulkhead::call(bulkhead::test::wait_at_gate, 1),
+                         [&](std::exception_ptr, int) { ended = true; });
+  REQUIRE(bulkhead::test::run_until(context, [] { return bulkhead::test::board.gate.waiting == 1; }));
+  int over = 0;
+  for (int i = 0; i < 2; ++i) {
+    boost::asio::co_spawn(context, registry.shutdown_all(), [&](std::exception_ptr error) {
+      if (!error && ended) ++over;
+    });
+  }
+  bulkhead::test::settle(context);
+  CHECK(over == 0);
+  bulkhead::test::board.gate.open = 1;
+  CHECK(bulkhead::test::run_until(context, [&] { return over == 2; }));
 }
 
 TEST_CASE("Destroying a registry lets go of its executors", "[registry]") {

@@ -68,11 +68,14 @@ class BULKHEAD_EXPORT Lifecycle {
   /// 0. From the signal on its default action holds again: a second Ctrl-C ends the program the hard way.
   ///
   /// Resumes: on the awaiting coroutine's executor. Cancellation: terminal, while it waits for a signal; not later.
-  /// Errors: the first that a step threw, or `ShutdownFailedError`, when all is over. Call it once.
+  /// Errors: the first that a step threw, or `ShutdownFailedError`, when all is over; `std::logic_error` if it
+  /// is called while another call waits or after one has ended.
   asio::awaitable<int> run();
 
  private:
   struct State;
+  static asio::awaitable<int> run(std::shared_ptr<State> state);
+
   std::shared_ptr<State> state_;
 };
 

@@ -157,6 +157,8 @@ void ResultStore::finished(const TaskId& id, std::size_t bytes) {
   entry.finished_at = Clock::now();
   entry.place = state_->order.insert(state_->order.end(), id);
   state_->bytes += bytes;
+  // One that would not fit into an empty store is not to cost all the others.
+  if (bytes > state_->options.max_bytes) state_->drop(found, dropped);
   state_->keep_limits(dropped);
 }
 

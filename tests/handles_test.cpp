@@ -505,3 +505,93 @@ TEST_CASE("A delayed task whose function cannot be moved has an end all the same
   CHECK(begun > 0);
   CHECK(thrown > 0);
 }
+
+namespace {
+
+// As of a type that is not to be made without an argument, and has to be all the same.
+struct NoDefault {
+  NoDefault() { throw std::logic_error("there is no default"); }
+  explicit NoDefault(int number) : value(number) {}
+  int value = 0;
+};
+
+NoDefault refuse_with_no_default(int value) {
+  refuse(value);
+  return NoDefault(value);
+}
+NoDefault make_no_default(int value) { return NoDefault(value); }
+
+// Since co_spawn makes a default, too.
+asio::awaitable<std::string> told(asio::awaitable<NoDefault> task) {
+  try {
+    const NoDefault result = co_await std::move(task);
+    co_return std::to_string(result.value);
+  } catch (const std::exception& error) {
+    co_return error.what();
+  }
+}
+
+}  // namespace
+
+template <>
+struct bulkhead::codec<NoDefault> {
+  static void encode(Encoder& encoder, const NoDefault& value) { bulkhead::encode(encoder, value.value); }
+  static NoDefault decode(Decoder& decoder) { return NoDefault(bulkhead::decode<int>(decoder)); }
+};
+
+TEST_CASE("A failure is told though a result of the function's type cannot be made beside it", "[handle]") {
+  const auto type = GENERATE(as<std::string>{}, "local", "thread", "io", "hybrid", "inline", "bypass");
+  CAPTURE(type);
+  asio::io_context context;
+  const auto executor = make(type, context);
+  CHECK(run(context, told(executor->submit(refuse_with_no_default, 3))) == "refused 3");
+  CHECK(run(context, told(executor->spawn(refuse_with_no_default, 4).result())) == "refused 4");
+  const std::vector<int> five{5};
+  CHECK(message(failure(context, executor->map(refuse_with_no_default, five))) == "refused 5");
+  CHECK(run(context, told(executor->submit(make_no_default, 6))) == "6");
+  CHECK(run(context, told(executor->spawn(make_no_default, 7).result())) == "7");
+}
+
+TEST_CASE("What is asked of a handle of no task is an error that says so", "[handle]") {
+  const TaskHandle<int> none;
+  CHECK(none.empty());
+  CHECK_THROWS_AS(none.id(), std::logic_error);
+  CHECK_THROWS_AS(none.status(), std::logic_error);
+  CHECK_THROWS_AS(none.cancel(), std::logic_error);
+  CHECK_THROWS_AS(none.result(), std::logic_error);
+}
+
+TEST_CASE("A result that is larger than the whole store is not kept, and costs no other", "[handle]") {
+  asio::io_context context;
+  ResultStoreOptions limits;
+  limits.max_bytes = 1000;
+  CommonOptions options;
+  options.results = std::make_shared<ResultStore>(limits);
+  const auto executor = make("thread", context, 1, options);
+  const auto small = executor->spawn(echo<std::string>, std::string(100, 'x'));
+  CHECK(run(context, small.result()).size() == 100);
+  const auto large = executor->spawn(echo<std::string>, std::string(2000, 'x'));
+  CHECK(run(context, large.result()).size() == 2000);
+  CHECK(executor->get_result<std::string>(small.id()).value().size() == 100);
+  CHECK_THROWS_AS(executor->get_result<std::string>(large.id()), ResultNotFoundError);
+}
+
+TEST_CASE("A hybrid's handle tells at once that its task runs in a process, and how far it is", "[handle]") {
+  reset_board();
+  asio::io_context context;
+  bulkhead::HybridExecutor hybrid(context.get_executor(), {make("local", context)});
+  const auto handle = hybrid.spawn(
+      [](int value) {
+        bulkhead::this_task::report_progress(3, 7, "under way");
+        return wait_at_gate(value);
+      },
+      1);
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+  CHECK(handle.status() == TaskStatus::running);
+  const auto progress = handle.info().progress;
+  REQUIRE(progress);
+  CHECK(progress->done == 3);
+  CHECK(progress->text == "under way");
+  board.gate.open = 1;
+  CHECK(run(context, handle.result()) == 1);
+}

@@ -141,7 +141,8 @@ class TaskInterface {
   /// `submit` for any completion token: `async_submit(call(function, arguments...), token)`.
   ///
   /// Completion signature: `void(std::exception_ptr, R)`; `void(std::exception_ptr)` for a function that returns
-  /// nothing; `void(std::exception_ptr, std::optional<R>)` where R has no default constructor.
+  /// nothing; `void(std::exception_ptr, std::optional<R>)` where R has no default constructor. One that R has must not
+  /// throw: beside an error there must be an R.
   /// Executor: the handler's associated executor, by default `get_executor()`; never inside this function.
   /// Cancellation and errors: as for `submit`.
   template <class F, class... Args, class CompletionToken>

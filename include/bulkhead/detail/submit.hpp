@@ -77,6 +77,19 @@ auto initiate_call(std::shared_ptr<ExecutorCore> core, TaskOptions&& options, C&
                                                           std::move(call));
 }
 
+struct InitiateWithOptional {
+  using executor_type = asio::any_io_executor;
+  std::shared_ptr<ExecutorCore> core;
+
+  executor_type get_executor() const noexcept { return core->io; }
+
+  template <class Handler, class C>
+  void operator()(Handler&& handler, TaskOptions&& options, C&& call) && {
+    InitiateSubmit(std::move(core))(OptionalHandler<std::decay_t<Handler>>{std::forward<Handler>(handler)},
+                                    std::move(options), std::move(call));
+  }
+};
+
 template <class R>
 asio::awaitable<R> unwrap(asio::awaitable<std::optional<R>> result) {
   std::optional<R> value = co_await std::move(result);
@@ -89,10 +102,13 @@ auto await_call(std::shared_ptr<ExecutorCore> core, TaskOptions&& options, C&& c
   using Result = task_result_t<C>;
   if constexpr (std::is_void_v<Result>) {
     return initiate_call(std::move(core), std::move(options), std::move(call), asio::use_awaitable);
-  } else if constexpr (std::is_default_constructible_v<Result>) {
+  } else if constexpr (std::is_nothrow_default_constructible_v<Result>) {
     return initiate_call(std::move(core), std::move(options), std::move(call), asio::use_awaitable);
   } else {
-    return unwrap(initiate_call(std::move(core), std::move(options), std::move(call), asio::use_awaitable));
+    require_invocable<C>();
+    auto token = asio::use_awaitable;
+    return unwrap(asio::async_initiate<asio::use_awaitable_t<>, void(std::exception_ptr, std::optional<Result>)>(
+        InitiateWithOptional{std::move(core)}, token, std::move(options), std::move(call)));
   }
 }
 

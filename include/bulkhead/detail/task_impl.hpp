@@ -12,6 +12,7 @@
 #include <boost/asio/associated_allocator.hpp>
 #include <boost/asio/associated_cancellation_slot.hpp>
 #include <boost/asio/associated_executor.hpp>
+#include <boost/asio/associator.hpp>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/bind_executor.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -64,6 +65,22 @@ inline constexpr bool is_copyable_call<Call<F, Args...>> = is_surely_copyable<F>
 // What a handler is called with beside the exception: R, or optional<R> where there is no R to give beside an error.
 template <class R>
 using handed_t = std::conditional_t<std::is_default_constructible_v<R>, R, std::optional<R>>;
+
+// A handler that takes an optional<R> in any case, where a default R could throw and there would be nobody to tell.
+template <class Handler>
+concept TakesOptional = requires {
+  typename Handler::takes_optional;
+};
+template <class Handler>
+struct OptionalHandler {
+  using takes_optional = void;
+  Handler handler;
+
+  template <class... Values>
+  void operator()(Values&&... values) && {
+    std::move(handler)(std::forward<Values>(values)...);
+  }
+};
 
 template <class R>
 struct CompletionSignature {
@@ -324,7 +341,7 @@ class TaskImpl final : public TaskNode {
     }
     if constexpr (is_void) {
       finish(std::move(handler), std::move(executor), io, from, std::move(cause));
-    } else if constexpr (std::is_same_v<handed_t<Result>, Result>) {
+    } else if constexpr (std::is_same_v<handed_t<Result>, Result> && !TakesOptional<Handler>) {
       if (cause || !result) {
         finish(std::move(handler), std::move(executor), io, from, std::move(cause), Result());
       } else {
@@ -361,3 +378,15 @@ class TaskImpl final : public TaskNode {
 };
 
 }  // namespace bulkhead::detail
+
+// What is associated with a handler is associated with it, too.
+template <template <typename, typename> class Associator, class Handler, class Default>
+struct boost::asio::associator<Associator, bulkhead::detail::OptionalHandler<Handler>, Default>
+    : Associator<Handler, Default> {
+  static auto get(const bulkhead::detail::OptionalHandler<Handler>& optional) noexcept {
+    return Associator<Handler, Default>::get(optional.handler);
+  }
+  static auto get(const bulkhead::detail::OptionalHandler<Handler>& optional, const Default& otherwise) noexcept {
+    return Associator<Handler, Default>::get(optional.handler, otherwise);
+  }
+};

@@ -117,6 +117,8 @@ std::size_t stored_size(const R& value) {
 template <class R>
 class RecordCompletion {
  public:
+  using takes_optional = void;
+
   explicit RecordCompletion(std::shared_ptr<TaskRecord> record) noexcept : record_(std::move(record)) {}
   RecordCompletion(RecordCompletion&&) noexcept = default;
   RecordCompletion& operator=(RecordCompletion&&) = delete;

@@ -151,6 +151,9 @@ bool BaseExecutor::cancel_in_flight(detail::TaskNode&, asio::cancellation_type) 
 bool BaseExecutor::withdraw(detail::TaskNode&) { return false; }
 void BaseExecutor::stop_running(detail::TaskNode&, asio::cancellation_type) {}
 void BaseExecutor::nothing_left() {}
+std::pair<std::shared_ptr<detail::ExecutorCore>, std::uint64_t> BaseExecutor::passed_on(const detail::TaskNode&) const {
+  return {};
+}
 bool BaseExecutor::has_begun(const detail::TaskNode&) const { return false; }
 
 namespace detail {

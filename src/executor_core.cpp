@@ -126,11 +126,23 @@ std::uint64_t ExecutorCore::make_cancellable(TaskNode& node) {
 }
 
 std::optional<ExecutorCore::Seen> ExecutorCore::look_at(std::uint64_t id) const {
-  const Lock lock(mutex);
+  Lock lock(mutex);
   const auto found = cancellable_.find(id);
   if (found == cancellable_.end()) return std::nullopt;
   const TaskNode& node = *found->second;
   Seen seen;
+  if (owner != nullptr && node.retry_at_ns == 0) {
+    if (const auto [holder, number] = owner->passed_on(node); holder) {
+      seen.attempt = node.attempt();
+      // Without the mutex: the other executor's is to be locked before this one's.
+      lock.unlock();
+      if (auto there = holder->look_at(number)) {
+        there->attempt = seen.attempt;
+        return there;
+      }
+      return seen;
+    }
+  }
   seen.attempt = node.attempt();
   if (node.retry_at_ns != 0) {
     seen.status = TaskStatus::retrying;
@@ -143,9 +155,14 @@ std::optional<ExecutorCore::Seen> ExecutorCore::look_at(std::uint64_t id) const 
   return seen;
 }
 
+// With the mutex: the event loop is not to end.
+void ExecutorCore::hold_work() {
+  if (!owner_holds_work && !work_) work_ = asio::prefer(io, asio::execution::outstanding_work.tracked);
+}
+
 // It is one of the executor's tasks now.
 void ExecutorCore::count_in(TaskNode& node) {
-  if (!owner_holds_work && !work_) work_ = asio::prefer(io, asio::execution::outstanding_work.tracked);
+  hold_work();
   node.admitted = true;
   ++in_flight;
   ++open;
@@ -206,6 +223,7 @@ void ExecutorCore::submit(TaskNode* node) {
     return;
   }
   if (accepting && (overload == OverloadPolicy::wait || node->waits_for_room)) {
+    hold_work();
     waiting.push_back(*node);
     node->waiting = true;
     ++waiting_count;
@@ -233,6 +251,7 @@ void ExecutorCore::refuse(TaskNode* node, std::exception_ptr error, Lock& lock, 
   node->error = std::move(error);
   const bool grants = release_instance(*node);
   const bool over = !context_alive || node->post_outcome();
+  const std::optional<Work> work = take_work();  // until the handler has been handed over
   nothing_left();
   lock.unlock();
   if (grants) pass_grants_on();
@@ -421,7 +440,7 @@ void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from, Lock& 
   // Until the handler has been handed over.
   std::optional<Work> work;
   if (!admitted.empty() || in_flight == 0 || open == 0) {
-    if (work_ && open == 0 && waiting.empty()) work.swap(work_);
+    work = take_work();
     complete_idle_waits();
     nothing_left();
     if (outcomes_from_threads) work.reset();

@@ -49,8 +49,15 @@ void ExecutorCore::end_early(TaskNode& node, Outcome outcome, const std::excepti
   count(node, outcome, error);
   if (!context_alive) return;
   node.deliver_early(error, Delivery::initiating);
-  if (open == 0 && waiting.empty()) work_.reset();
+  take_work();
   nothing_left();
+}
+
+// With the mutex: what has kept the event loop at work, if there is nothing to wait for any more.
+std::optional<ExecutorCore::Work> ExecutorCore::take_work() {
+  std::optional<Work> work;
+  if (open == 0 && waiting.empty()) work.swap(work_);
+  return work;
 }
 
 // With the mutex: lets the event loop end, if there is nothing to wait for.
@@ -123,6 +130,7 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
   const bool stop = has(type, kStopping);
   TaskNode* never_admitted = nullptr;
   std::vector<Withdrawn> withdrawn;
+  std::optional<Work> work;  // until the handler has been handed over
   {
     Lock lock(mutex);
     const auto found = cancellable_.find(id);
@@ -144,6 +152,7 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
       if (node.record) node.record->set_status(TaskStatus::cancelled);
       forget(node);
       complete_idle_waits();
+      work = take_work();
       nothing_left();
       never_admitted = &node;
       release_instance(node);
@@ -190,12 +199,12 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
 void ExecutorCore::stop_accepting() {
   std::vector<TaskNode*> refused;
   std::vector<std::weak_ptr<ScheduledRuns>> schedules;
-  Admitted to_retry;
+  std::vector<Withdrawn> to_retry;
   {
     const Lock lock(mutex);
     accepting = false;
     schedules.swap(schedules_);
-    to_retry = take_retries();
+    to_retry = end_retries();
     while (TaskNode* node = waiting.pop_front()) {
       --waiting_count;
       node->waiting = false;
@@ -214,7 +223,7 @@ void ExecutorCore::stop_accepting() {
                context_of(*node), "the executor was shut down while the task waited for admission")),
            lock);
   }
-  end_retries(to_retry);
+  fail_all(to_retry);
 }
 
 bool ExecutorCore::add_schedule(const std::shared_ptr<ScheduledRuns>& schedule) {

@@ -239,8 +239,8 @@ void ExecutorCore::retries_due() {
 }
 
 // With the mutex: they do not wait any more.
-ExecutorCore::Admitted ExecutorCore::take_retries() {
-  Admitted taken;
+std::vector<TaskNode*> ExecutorCore::take_retries() {
+  std::vector<TaskNode*> taken;
   if (!retries_) return taken;
   while (!retries_->by_time.empty()) {
     taken.push_back(retries_->by_time.begin()->second);
@@ -250,17 +250,20 @@ ExecutorCore::Admitted ExecutorCore::take_retries() {
   return taken;
 }
 
-// The executor shuts down: what they failed with is what they end with.
-void ExecutorCore::end_retries(const Admitted& nodes) {
-  for (TaskNode* node : nodes) {
-    auto& runs_so_far = *node->failed_runs;
-    const auto kind = kind_of(runs_so_far.back().error);
-    auto error = runs_so_far.size() == 1
-                     ? runs_so_far.front().error
-                     : std::make_exception_ptr(RetryError(std::move(runs_so_far), context_of(*node)));
-    node->failed_runs.reset();
-    fail(node, std::move(error), kind == RetryOn::timeout ? Outcome::timed_out : Outcome::failed, Delivery::initiating);
+// With the mutex, since others may look at the tasks until they are failed: the executor shuts down, and what they
+// failed with is what they end with.
+std::vector<ExecutorCore::Withdrawn> ExecutorCore::end_retries() {
+  std::vector<Withdrawn> ended;
+  for (TaskNode* node : take_retries()) {
+    const auto runs_so_far = std::exchange(node->failed_runs, nullptr);
+    node->earlier_runs += static_cast<unsigned>(runs_so_far->size()) - 1;
+    const auto kind = kind_of(runs_so_far->back().error);
+    auto error = runs_so_far->size() == 1
+                     ? runs_so_far->front().error
+                     : std::make_exception_ptr(RetryError(std::move(*runs_so_far), context_of(*node)));
+    ended.push_back({node, std::move(error), kind == RetryOn::timeout ? Outcome::timed_out : Outcome::failed});
   }
+  return ended;
 }
 
 }  // namespace bulkhead::detail

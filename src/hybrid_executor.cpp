@@ -162,7 +162,8 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
     }
     {
       const ExecutorCore::Lock lock(core->mutex);
-      cancelled = node->place.cancel_requested;
+      // Or nobody wants it any more: whoever destroys the hybrid cannot find it in this moment.
+      cancelled = node->place.cancel_requested || core->owner == nullptr;
     }
     if (!begun && !cancelled && index < members.size()) {
       const bool goes_on = may_go_on(error, options);
@@ -205,7 +206,7 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
   const HybridExecutorOptions options;
   std::vector<std::shared_ptr<ExecutorCore>> members;  // of the executors, in order of preference
   mutable std::mutex mutex;
-  std::map<TaskNode*, Place> places;  // guarded by `mutex`
+  std::map<const TaskNode*, Place> places;  // guarded by `mutex`
 };
 
 // A task as the executor sees it that the hybrid has given it to. What it does is done to the hybrid's task.
@@ -338,7 +339,7 @@ void HybridExecutor::Engine::submit(TaskNode* node, std::size_t index, Refusals 
   bool cancelled = false;
   {
     const ExecutorCore::Lock lock(core->mutex);
-    cancelled = node->place.cancel_requested;
+    cancelled = node->place.cancel_requested || core->owner == nullptr;
   }
   // Asked for before it could be found there.
   if (cancelled) holder->cancel(id, asio::cancellation_type::terminal);
@@ -460,6 +461,13 @@ asio::awaitable<void> HybridExecutor::shut_down(std::shared_ptr<Engine> engine, 
 }
 
 void HybridExecutor::add_metrics(Metrics& metrics) const { metrics.mode = "hybrid"; }
+
+std::pair<std::shared_ptr<ExecutorCore>, std::uint64_t> HybridExecutor::passed_on(const TaskNode& node) const {
+  const std::lock_guard lock(engine_->mutex);
+  const auto found = engine_->places.find(&node);
+  if (found == engine_->places.end()) return {};
+  return {found->second.core.lock(), found->second.id};
+}
 
 // Posts, since the other executor's mutex must not be taken under this one's.
 bool HybridExecutor::cancel_in_flight(TaskNode& node, asio::cancellation_type type) {

@@ -12,6 +12,7 @@
 #include "support/processes.hpp"
 #include "support/run.hpp"
 #include "support/shared.hpp"
+#include "support/tasks.hpp"
 
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
@@ -36,9 +37,13 @@
 namespace asio = boost::asio;
 using bulkhead::LocalExecutor;
 using bulkhead::TaskCancelledError;
+using bulkhead::TaskOptions;
+using bulkhead::test::adds_up;
 using bulkhead::test::all_over;
 using bulkhead::test::cancelled_stage;
+using bulkhead::test::failure;
 using bulkhead::test::Gate;
+using bulkhead::test::holds;
 using bulkhead::test::message;
 using bulkhead::test::Outcome;
 using bulkhead::test::poll_until;
@@ -393,4 +398,42 @@ TEST_CASE("Executors may be destroyed by one thread while tasks begin by themsel
   CHECK(over);
   work.reset();
   loop.join();
+}
+
+TEST_CASE("Tasks that wait for their next run end with a shutdown while other threads look at them or cancel them",
+          "[shutdown]") {
+  const bool cancel = GENERATE(false, true);
+  for (int round = 0; round < 20; ++round) {
+    asio::io_context context;
+    bulkhead::ThreadExecutorOptions options;
+    options.max_pending = 100;
+    bulkhead::ThreadExecutor executor(context.get_executor(), options);
+    std::vector<bulkhead::TaskHandle<int>> handles;
+    for (int i = 0; i < 100; ++i) {
+      handles.push_back(executor.spawn(TaskOptions().retry(bulkhead::RetryPolicy(3).delay(1h)).total_timeout(2h),
+                                       bulkhead::test::refuse, i));
+    }
+    REQUIRE(run_until(context, [&] { return executor.metrics().retried == 100; }));
+    std::atomic<bool> stop{false};
+    std::thread other([&] {
+      while (!stop) {
+        for (const auto& handle : handles) {
+          if (cancel) {
+            handle.cancel();
+          } else {
+            static_cast<void>(handle.info());
+          }
+        }
+      }
+    });
+    run(context, executor.shutdown());
+    stop = true;
+    other.join();
+    for (const auto& handle : handles) {
+      const auto error = failure(context, handle.result());
+      CHECK((message(error).starts_with("refused ") || holds<TaskCancelledError>(error)));
+      CHECK(handle.info().attempt == 1);
+    }
+    CHECK(adds_up(executor));
+  }
 }

@@ -12,6 +12,8 @@
 #include "support/told.hpp"
 
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 
@@ -674,4 +676,38 @@ TEST_CASE("F18: each function is itself, whatever it is called, and one that nob
     CHECK(holds<FunctionUnavailableError>(failure(context, executor->submit(retried, nothing, 1))));
   }
   CHECK(executor->metrics().retried == 0);
+}
+
+TEST_CASE("Tasks that wait for admission keep the event loop at work, though the task before them has its outcome",
+          "[options]") {
+  const auto type = GENERATE(as<std::string>{}, "thread", "io", "hybrid");
+  CAPTURE(type);
+  reset_board();
+  asio::io_context context;
+  const auto executor = make(type, context, 1, bulkhead::test::limited(1, bulkhead::OverloadPolicy::wait));
+  bool second = false;
+  bulkhead::TaskHandle<int> third;
+  executor->async_submit(TaskOptions().timeout(5ms), bulkhead::call(wait_at_gate, 1), [&](std::exception_ptr, int) {
+    executor->async_submit(bulkhead::call(twice, 1), [&](std::exception_ptr error, int) { second = !error; });
+    third = executor->spawn(twice, 1);
+    board.gate.open = 1;
+  });
+  context.run_for(bulkhead::test::kDeadline);
+  CHECK(context.stopped());
+  CHECK(second);
+  REQUIRE_FALSE(third.empty());
+  CHECK(third.status() == bulkhead::TaskStatus::succeeded);
+  // And they let it end when they go.
+  reset_board();
+  asio::cancellation_signal signal;
+  Outcome<> waiting;
+  executor->async_submit(TaskOptions().timeout(5ms), bulkhead::call(wait_at_gate, 1), [&](std::exception_ptr, int) {
+    executor->async_submit(bulkhead::call(twice, 1), asio::bind_cancellation_slot(signal.slot(), waiting.handler()));
+    signal.emit(asio::cancellation_type::total);
+    board.gate.open = 1;
+  });
+  context.restart();
+  context.run_for(bulkhead::test::kDeadline);
+  CHECK(context.stopped());
+  CHECK(waiting.calls == 1);
 }

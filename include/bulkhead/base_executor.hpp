@@ -141,6 +141,9 @@ class BULKHEAD_EXPORT BaseExecutor : public TaskInterface<BaseExecutor, AnyCall>
   /// With the mutex: whether a task has begun elsewhere than in this process.
   virtual bool has_begun(const detail::TaskNode& node) const;
 
+  /// With the mutex: in which other executor the task is, and as what number there; null if in none.
+  virtual std::pair<std::shared_ptr<detail::ExecutorCore>, std::uint64_t> passed_on(const detail::TaskNode& node) const;
+
   /// With the mutex: how far such a task is, if the executor can see that.
   virtual std::optional<Progress> progress_of(const detail::TaskNode& node) const;
 

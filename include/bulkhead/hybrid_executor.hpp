@@ -7,8 +7,10 @@
 #include <boost/asio/any_io_executor.hpp>
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace bulkhead {
@@ -61,6 +63,8 @@ class BULKHEAD_EXPORT HybridExecutor final : public BaseExecutor {
   asio::awaitable<void> stop(ShutdownOptions options) override;
   void add_metrics(Metrics& metrics) const override;
   bool cancel_in_flight(detail::TaskNode& node, asio::cancellation_type type) override;
+  std::pair<std::shared_ptr<detail::ExecutorCore>, std::uint64_t> passed_on(
+      const detail::TaskNode& node) const override;
 
  private:
   struct Engine;

@@ -222,6 +222,8 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   void admit_waiting(Admitted& admitted);
   void complete_idle_waits();
   void nothing_left();
+  void hold_work();
+  std::optional<Work> take_work();
   std::uint64_t recent_now() noexcept;
 
   // Ends that come from elsewhere.
@@ -255,8 +257,8 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   void retry_later(TaskNode& node, std::chrono::nanoseconds pause);
   void arm_retry_timer();
   void retries_due();
-  Admitted take_retries();
-  void end_retries(const Admitted& nodes);
+  std::vector<TaskNode*> take_retries();
+  std::vector<Withdrawn> end_retries();
 
   std::unordered_map<std::uint64_t, TaskNode*> cancellable_;
   std::unordered_map<std::uint64_t, TaskNode*> parked_;  // admitted, and waiting for one of their instances

@@ -6,6 +6,7 @@
 
 #include "run_end.hpp"
 #include "run_here.hpp"
+#include "shared_buffers.hpp"
 #include "time_limits.hpp"
 
 #include <boost/asio/post.hpp>
@@ -134,6 +135,7 @@ void Bypass::run(TaskNode* node) {
   try {
     std::string reason;
     if (!start_calls(reason)) throw WorkerStartError(reason, 1, core_->context_of(*node));
+    BufferTransfer transfer(settings_.shared.get());
     const std::vector<std::byte> request = encode(*node);
     BufferSink sink(settings_.max_message_size);
     const std::uint64_t cpu_before = thread_cpu_ns();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include "process/shared_area.hpp"
 #include "task_queue.hpp"
 
 #include <bulkhead/detail/executor_core.hpp>
@@ -20,6 +21,7 @@ class Bypass : public std::enable_shared_from_this<Bypass> {
   struct Settings {
     unsigned max_workers = 1;
     std::size_t max_message_size = 0;
+    std::shared_ptr<process::SharedArea> shared;  // null: there is none
     std::vector<std::byte> preload;
     std::vector<std::byte> initializer;
   };

@@ -5,7 +5,9 @@
 #include "bypass.hpp"
 #include "process/fork_server.hpp"
 #include "process/posix.hpp"
+#include "process/shared_area.hpp"
 #include "quarantine.hpp"
+#include "shared_buffers.hpp"
 #include "wait_list.hpp"
 #include "worker_pool.hpp"
 
@@ -28,6 +30,9 @@ constexpr unsigned kMostSpareWorkers = 64;
 constexpr std::size_t kSmallestMessageLimit = std::size_t{1} << 10;
 constexpr std::size_t kLargestMessageLimit = std::size_t{16} << 30;
 
+// Larger than memories are, and smaller by far than a process's address space.
+constexpr std::size_t kMostSharedMemory = std::size_t{1} << 40;
+
 // About 8 µs at 40 ns a pause: longer than the host takes to send the next task when it has one.
 constexpr std::uint32_t kSpinPauses = 200;
 
@@ -39,6 +44,10 @@ LocalExecutorOptions checked(LocalExecutorOptions options) {
   if (options.max_workers > kMostWorkers) {
     throw std::invalid_argument(
         fmt::format("option 'max_workers' must be 0 (one per CPU) to {}, not {}", kMostWorkers, options.max_workers));
+  }
+  if (options.max_shared_memory > kMostSharedMemory) {
+    throw std::invalid_argument(fmt::format("option 'max_shared_memory' must be 0 to {} bytes, not {}",
+                                            kMostSharedMemory, options.max_shared_memory));
   }
   if (options.max_message_size < kSmallestMessageLimit || options.max_message_size > kLargestMessageLimit) {
     throw std::invalid_argument(fmt::format("option 'max_message_size' must be {} to {} bytes, not {}",
@@ -160,20 +169,22 @@ std::vector<std::byte> WorkerCall::encoded() const {
 bool LocalExecutorOptions::operator==(const LocalExecutorOptions& other) const {
   return name == other.name && max_workers == other.max_workers && max_pending == other.max_pending &&
          overload == other.overload && bypass == other.bypass && spin == other.spin &&
-         max_message_size == other.max_message_size && min_workers == other.min_workers &&
-         idle_timeout == other.idle_timeout && spare_workers == other.spare_workers &&
-         max_tasks_per_worker == other.max_tasks_per_worker && max_worker_memory == other.max_worker_memory &&
-         memory_limit == other.memory_limit && cancel_grace == other.cancel_grace &&
-         quarantine_after == other.quarantine_after && quarantine_time == other.quarantine_time &&
-         capture_output == other.capture_output && start_timeout == other.start_timeout &&
-         instances == other.instances && tasks == other.tasks && results == other.results &&
-         initializer.encoded() == other.initializer.encoded() && preload.encoded() == other.preload.encoded();
+         max_message_size == other.max_message_size && max_shared_memory == other.max_shared_memory &&
+         min_workers == other.min_workers && idle_timeout == other.idle_timeout &&
+         spare_workers == other.spare_workers && max_tasks_per_worker == other.max_tasks_per_worker &&
+         max_worker_memory == other.max_worker_memory && memory_limit == other.memory_limit &&
+         cancel_grace == other.cancel_grace && quarantine_after == other.quarantine_after &&
+         quarantine_time == other.quarantine_time && capture_output == other.capture_output &&
+         start_timeout == other.start_timeout && instances == other.instances && tasks == other.tasks &&
+         results == other.results && initializer.encoded() == other.initializer.encoded() &&
+         preload.encoded() == other.preload.encoded();
 }
 
 struct LocalExecutor::Engine {
   std::shared_ptr<detail::Background> background;  // outlives the pool's timers
   std::shared_ptr<detail::WorkerPool> pool;        // null in bypass mode
   std::shared_ptr<detail::Bypass> bypass;          // null otherwise
+  std::shared_ptr<process::SharedArea> shared;     // null if there are no buffers
   unsigned spinning = 0;                           // of the process's spinning workers, ours
   ~Engine() { spinning_workers -= spinning; }
 };
@@ -186,8 +197,17 @@ LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOpt
     core()->quarantine =
         std::make_unique<detail::Quarantine>(options_.quarantine_after, at_most_a_century(options_.quarantine_time));
   }
+  try {
+    if (options_.max_shared_memory > 0) {
+      engine_->shared = std::make_shared<process::SharedArea>(options_.max_shared_memory);
+    }
+  } catch (const std::system_error& error) {
+    throw std::invalid_argument(fmt::format("option 'max_shared_memory' is {} bytes, which cannot be had: {}",
+                                            options_.max_shared_memory, error.what()));
+  }
   if (options_.bypass) {
     detail::Bypass::Settings settings;
+    settings.shared = engine_->shared;
     settings.max_workers = options_.max_workers;
     settings.max_message_size = options_.max_message_size;
     settings.preload = options_.preload.encoded();
@@ -200,6 +220,7 @@ LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOpt
     process::ForkServer::start();
     engine_->background = detail::Background::get();
     auto settings = pool_settings(options_);
+    settings.shared = engine_->shared;
     if (options_.spin == SpinPolicy::automatic) engine_->spinning = settings.spinning_workers;
     engine_->pool = std::make_shared<detail::WorkerPool>(core(), std::move(settings), *engine_->background);
     {
@@ -229,6 +250,28 @@ LocalExecutor::~LocalExecutor() {
   }
   if (engine_->pool) engine_->pool->close();
   if (engine_->bypass) engine_->bypass->close();
+}
+
+SharedBuffer LocalExecutor::make_buffer(std::size_t size) {
+  if (size > options_.max_shared_memory) {
+    throw std::invalid_argument(fmt::format(
+        "a buffer of {} bytes was asked for, and option 'max_shared_memory' of executor '{}' is {}: raise it", size,
+        name(), options_.max_shared_memory));
+  }
+  if (!engine_->shared) return {};
+  const auto block = process::whole_pages(size);
+  const auto offset = engine_->shared->allocate(block);
+  if (!offset) {
+    ErrorContext context;
+    context.executor = name();
+    throw ExecutorOverloadError(
+        options_.max_shared_memory, std::move(context),
+        fmt::format("a buffer of {} bytes was asked for, and {} of the {} bytes of max_shared_memory are in use, or no "
+                    "such piece of the rest is in one: give buffers back, or raise it",
+                    size, engine_->shared->used(), options_.max_shared_memory));
+  }
+  return detail::SharedBufferAccess::make(std::make_shared<detail::SharedBlock>(engine_->shared, *offset, block),
+                                          engine_->shared->data() + *offset, size);
 }
 
 bool LocalExecutor::bypass() const noexcept { return engine_->bypass != nullptr; }

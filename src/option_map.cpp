@@ -265,7 +265,8 @@ const OptionTable<LocalExecutorOptions>& local_table() {
                                 .add("capture_output", &O::capture_output)
                                 .add("bypass", &O::bypass)
                                 .add("spin", &O::spin)
-                                .add("max_message_size", &O::max_message_size);
+                                .add("max_message_size", &O::max_message_size)
+                                .add("max_shared_memory", &O::max_shared_memory);
   return table;
 }
 

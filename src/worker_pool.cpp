@@ -68,6 +68,7 @@ WorkerPool::WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Ba
       head_timer_(std::make_unique<asio::steady_timer>(background_)),
       progress_timer_(std::make_unique<asio::steady_timer>(background_)),
       deadline_timer_(std::make_unique<asio::steady_timer>(background_)),
+      shared_timer_(std::make_unique<asio::steady_timer>(background_)),
       gone_(std::make_shared<WaitList>(core_->io)) {
   if (!doorbells_) process::throw_errno("cannot create an epoll descriptor");
   doorbell_wait_ = std::make_unique<DescriptorWatch>(core_->io, doorbells_.get());
@@ -76,6 +77,7 @@ WorkerPool::WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Ba
 WorkerPool::~WorkerPool() = default;
 
 void WorkerPool::open() {
+  watch_shared_memory();
   Lock lock(core_->mutex);
   start_template(lock);
   asio::post(background_, in_background([](WorkerPool& self, Lock& held) {
@@ -189,6 +191,8 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
   }
 
   std::exception_ptr error;
+  std::optional<BufferTransfer> transfer;
+  if (!node.library_encoding) transfer.emplace(settings_.shared.get());
   const std::size_t details = details_size(node);
   std::size_t size = 0;  // with the details
   std::optional<std::size_t> block;
@@ -212,6 +216,7 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
       lock.unlock();
       no_room = !block;
       if (block) {
+        if (transfer) transfer->passed.clear();
         Encoder in_block(worker.channel.block(*block, size - details));
         node.encode(in_block);
         write_details(node, worker.channel.block(*block + size - details, details));
@@ -235,8 +240,11 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
   const bool usable =
       worker.killed == Killed::no && !worker.buried && !error && !no_room && !node.place.cancel_requested && !closed_;
   if (!usable && block) worker.channel.release(*block, size);
+  std::vector<SharedBuffer> buffers;  // destroyed without the mutex, if the worker does not get them
+  if (transfer) buffers = std::move(transfer->passed);
   if (usable) {
     entry.node = &node;
+    entry.buffers = std::move(buffers);
     if (block) {
       entry.block_offset = *block;
       entry.block_size = size;
@@ -510,6 +518,10 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
   now = std::max(now, node->submitted_ns);
   node->began_ns = std::clamp(response.began_ns, node->submitted_ns, now);
   node->ended_ns = std::clamp(response.ended_ns, node->began_ns, now);
+  if (!entry.buffers.empty()) {
+    node->place.buffers = std::make_shared<std::vector<SharedBuffer>>(std::move(entry.buffers));
+    entry.buffers.clear();
+  }
   free_entry(worker, entry);
   --in_rings_;
   dispatcher_.left(worker.index, std::chrono::nanoseconds(node->ended_ns - node->began_ns), time_of(now));
@@ -541,13 +553,20 @@ void WorkerPool::consume(Worker& worker) {
   worker.channel.consume(end);
 }
 
+// Without the mutex: what it decodes with is user code.
+void WorkerPool::decode(TaskNode& node) const {
+  const auto passed = std::static_pointer_cast<std::vector<SharedBuffer>>(std::move(node.place.buffers));
+  const BufferTransfer transfer(settings_.shared.get(), passed ? std::move(*passed) : std::vector<SharedBuffer>());
+  node.outcome = decode_answer(node, node.place.answer);
+}
+
 // Decodes a task's answer if that is not done yet, accounts for it, and hands it to the caller. User code, which codecs
 // and handlers are, runs without the mutex.
 void WorkerPool::finish(TaskNode* node, Lock& lock) {
   if (!node->place.decided) {
     const auto area = std::static_pointer_cast<Worker>(node->place.area);
     lock.unlock();
-    node->outcome = decode_answer(*node, node->place.answer);
+    decode(*node);
     lock.lock();
     if (area) {
       area->entry(node->place.sequence).answered = true;

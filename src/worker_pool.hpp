@@ -9,6 +9,7 @@
 #include "process/posix.hpp"
 #include "process/protocol.hpp"
 #include "run_limits.hpp"
+#include "shared_buffers.hpp"
 #include "wait_list.hpp"
 #include "worker_output.hpp"
 
@@ -60,6 +61,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     std::uint32_t host_rounds = 0;
     std::size_t max_message_size = 0;
     std::chrono::nanoseconds start_timeout{0};
+    std::shared_ptr<process::SharedArea> shared;  // null: there is none
     std::vector<std::byte> preload;
     std::vector<std::byte> initializer;
   };
@@ -115,6 +117,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     TaskNode* node = nullptr;  // null: taken back, or its answer is being decoded
     std::size_t block_offset = 0;
     std::size_t block_size = 0;
+    // What was passed to the worker, which may touch it until it has answered or is gone.
+    std::vector<SharedBuffer> buffers;
     bool filled = false;    // may be published
     bool revoked = false;   // we have tried to take it back
     bool answered = false;  // its answer is read, or there is none
@@ -179,6 +183,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response, std::uint64_t now);
   void consume(Worker& worker);
   void finish(TaskNode* node, Lock& lock);
+  void decode(TaskNode& node) const;
   void schedule_drain();
   void wait_for_answers();
   void clear_doorbells();
@@ -237,6 +242,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void disarm_deadline(TaskNode& node);
   void deadlines_passed();
   void watch_heads();
+  void watch_shared_memory();
   void look_at_head(Worker& worker, std::uint64_t now);
   void stop_workers();
   void all_gone_if_so();
@@ -295,6 +301,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::unique_ptr<asio::steady_timer> head_timer_;
   std::unique_ptr<asio::steady_timer> progress_timer_;
   std::unique_ptr<asio::steady_timer> deadline_timer_;
+  std::unique_ptr<asio::steady_timer> shared_timer_;
   std::set<std::pair<std::uint64_t, TaskNode*>> deadlines_;
   std::shared_ptr<WaitList> gone_;
   std::string shutdown_reason_;

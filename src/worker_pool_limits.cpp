@@ -32,6 +32,9 @@ constexpr auto kTellPatience = std::chrono::milliseconds(2);
 // kernel.
 constexpr auto kKillPatience = std::chrono::seconds(5);
 
+// As long as a pause between bursts of work: memory that is used anew costs nine times as much as warm memory.
+constexpr auto kUnusedMemoryKept = std::chrono::seconds(10);
+
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -48,6 +51,7 @@ void WorkerPool::free_entry(Worker& worker, Entry& entry) {
   clear(entry);
   if (entry.block_size > 0) worker.channel.release(entry.block_offset, entry.block_size);
   entry.block_size = 0;
+  entry.buffers.clear();
 }
 
 // True: the worker has not begun the request and never will; its node is free. False: the worker has taken it up; it
@@ -360,6 +364,25 @@ void WorkerPool::deadlines_passed() {
   deadline_timer_->async_wait(in_background([](WorkerPool& self, Lock&, boost::system::error_code error) {
     if (!error) self.deadlines_passed();
   }));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Shared memory.
+
+// Gives it back to the system when there has been no buffer for a while.
+void WorkerPool::watch_shared_memory() {
+  if (!settings_.shared) return;
+  auto unused = in_background([](WorkerPool& self, Lock&) {
+    self.shared_timer_->expires_after(kUnusedMemoryKept);
+    self.shared_timer_->async_wait(
+        self.in_background([](WorkerPool& pool, Lock& lock, boost::system::error_code error) {
+          if (error) return;
+          lock.unlock();
+          pool.settings_.shared->give_back_unused();  // may take milliseconds
+          lock.lock();
+        }));
+  });
+  settings_.shared->on_unused([&context = background_, unused] { asio::post(context, unused); });
 }
 
 }  // namespace bulkhead::detail

@@ -74,8 +74,8 @@ void WorkerPool::start_template(Lock&) {
   configuration.max_worker_memory = settings_.max_worker_memory;
   configuration.memory_limit = settings_.memory_limit;
   core_->name.copy(configuration.name, sizeof(configuration.name) - 1);
-  template_socket_ =
-      process::ForkServer::start().create_template(configuration, settings_.preload, settings_.initializer);
+  template_socket_ = process::ForkServer::start().create_template(configuration, settings_.preload,
+                                                                  settings_.initializer, settings_.shared.get());
   template_wait_ = std::make_unique<DescriptorWatch>(background_, template_socket_.get());
   template_ready_ = false;
   watch_template();

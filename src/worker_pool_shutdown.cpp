@@ -147,6 +147,8 @@ void WorkerPool::all_gone_if_so() {
 }
 
 void WorkerPool::close() {
+  // The memory may be needed for longer, and the background thread may not be there then.
+  if (settings_.shared) settings_.shared->on_unused(nullptr);
   std::vector<TaskNode*> left;
   {
     const Lock lock(core_->mutex);
@@ -199,13 +201,14 @@ void WorkerPool::close() {
     answer_timer_.reset();
     stop_timer_.reset();
     deadline_timer_.reset();
+    shared_timer_.reset();
     dismissal_timer_.reset();
     head_timer_.reset();
     progress_timer_.reset();
     end_template();
   }
   for (TaskNode* node : left) {
-    if (!node->place.decided) node->outcome = decode_answer(*node, node->place.answer);
+    if (!node->place.decided) decode(*node);
     node->place.area.reset();
     core_->settle(node, node->outcome, Delivery::initiating);
   }

@@ -28,6 +28,7 @@
 #include <bulkhead/retry_policy.hpp>
 #include <bulkhead/schedule.hpp>
 #include <bulkhead/serialization.hpp>
+#include <bulkhead/shared_buffer.hpp>
 #include <bulkhead/task.hpp>
 #include <bulkhead/task_handle.hpp>
 #include <bulkhead/task_id.hpp>

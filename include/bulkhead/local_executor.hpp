@@ -6,6 +6,7 @@
 #include <bulkhead/detail/config.hpp>
 #include <bulkhead/detail/remote_call.hpp>
 #include <bulkhead/serialization.hpp>
+#include <bulkhead/shared_buffer.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
@@ -131,6 +132,10 @@ struct LocalExecutorOptions {
   /// The largest encoded arguments or result, in bytes: 1 KiB to 16 GiB. Address space of this size is reserved twice
   /// per worker; memory is only used as messages need it.
   std::size_t max_message_size = std::size_t{256} << 20;
+  /// How much memory `make_buffer` may hand out at once, in bytes, up to 1 TiB. All workers of the executor can reach
+  /// it. Address space of this size is reserved in the host and in each worker; memory is only used where something is
+  /// written, and given back when no buffer has been there for 10 s. 0: there are no buffers.
+  std::size_t max_shared_memory = 0;
 
   /// As in CommonOptions.
   std::shared_ptr<InstanceGroup> instances = nullptr;
@@ -178,6 +183,10 @@ class BULKHEAD_EXPORT LocalExecutor final : public BaseExecutor, public TaskInte
   explicit LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOptions options = {});
   ~LocalExecutor() override;
 
+  /// A buffer of this size in the memory that this executor shares with its workers; its bytes are zero or what an
+  /// earlier buffer has left. See SharedBuffer. Throws `ExecutorOverloadError` when `max_shared_memory` has no room for
+  /// it, `std::invalid_argument` when it never can have.
+  SharedBuffer make_buffer(std::size_t size);
   /// Whether it runs in bypass mode.
   bool bypass() const noexcept;
   /// Process ids of the workers that are alive, as the host sees them: one that has just been started or has just died

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "fork_server.hpp"
 
+#include "shared_area.hpp"
 #include "worker_template.hpp"
 
 #include <dlfcn.h>
@@ -155,7 +156,7 @@ void serve_create_template(Received& received) {
   const pid_t pid = ::fork();
   if (pid == 0) {
     die_with_parent(self);
-    template_main(std::move(socket), std::move(configuration));
+    template_main(std::move(socket), std::move(configuration), std::move(received.fds[2]));
   }
   if (pid < 0) {
     Record failed;
@@ -209,7 +210,7 @@ void serve_create_template(Received& received) {
     // The pool whose template this was to be sees its socket closed, and tries again.
     if (received.descriptors_lost) continue;
     if (received.size != sizeof(record) || record.magic != kMagic || record.type != RecordType::create_template ||
-        received.fd_count != 2) {
+        received.fd_count < 2 || received.fd_count > 3) {
       leave(kProtocolExitCode);
     }
     serve_create_template(received);
@@ -283,11 +284,12 @@ ForkServer& ForkServer::start() {
 ForkServer* ForkServer::find() noexcept { return is_forked_copy() ? nullptr : instance.load(); }
 
 FileDescriptor ForkServer::create_template(TemplateConfiguration configuration, std::span<const std::byte> preload,
-                                           std::span<const std::byte> initializer) {
+                                           std::span<const std::byte> initializer, const SharedArea* shared) {
   if (gone()) throw std::runtime_error("the fork server has ended; the program must be started anew");
   if (silent()) throw std::runtime_error("the fork server does not answer: it is stopped");
   configuration.preload_size = preload.size();
   configuration.initializer_size = initializer.size();
+  configuration.shared_size = shared != nullptr ? shared->size() : 0;
   const std::size_t size = sizeof(configuration) + preload.size() + initializer.size();
   FileDescriptor memfd = create_memfd("bulkhead-configuration", size);
   {
@@ -301,9 +303,9 @@ FileDescriptor ForkServer::create_template(TemplateConfiguration configuration, 
   auto [ours, theirs] = create_socket_pair();
   Record record;
   record.type = RecordType::create_template;
-  const std::array<int, 2> fds{theirs.get(), memfd.get()};
+  const std::array<int, 3> fds{theirs.get(), memfd.get(), shared != nullptr ? shared->descriptor().get() : -1};
   const std::lock_guard lock(instance_mutex);
-  if (!send_record(state_->control, bytes_of(record), fds)) {
+  if (!send_record(state_->control, bytes_of(record), std::span(fds).first(shared != nullptr ? 3 : 2))) {
     throw std::runtime_error("the fork server does not take requests: it is stopped or overloaded");
   }
   return std::move(ours);

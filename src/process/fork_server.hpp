@@ -13,6 +13,8 @@
 
 namespace bulkhead::process {
 
+class SharedArea;
+
 /// Addresses of a part of the program, or of a library, that holds code.
 struct CodeRange {
   std::uintptr_t begin;
@@ -35,7 +37,7 @@ class ForkServer {
 
   /// Forks a template with this configuration. Does not block: the template reports over the socket returned.
   FileDescriptor create_template(TemplateConfiguration configuration, std::span<const std::byte> preload,
-                                 std::span<const std::byte> initializer);
+                                 std::span<const std::byte> initializer, const SharedArea* shared = nullptr);
 
   /// It has not answered within the time for that, and counts as dead until it reads what it was sent.
   void note_silence() noexcept;

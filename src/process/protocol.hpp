@@ -23,7 +23,7 @@ inline constexpr std::size_t kLongestExecutorName = 200;
 
 // What travels on the seqpacket sockets: records of one fixed size. Anything unexpected ends the receiving process.
 //
-//   host → fork server   create_template {socket, configuration}
+//   host → fork server   create_template {socket, configuration, shared area if there is one}
 //   host → template      spawn {request area, response area, doorbell, where the worker prints to}
 //   host → template      reap: it knows how the worker ended, and its process id
 //   host → template      discard: it has no descriptor left for the worker's pidfd; the worker is to be killed
@@ -84,6 +84,8 @@ struct TemplateConfiguration {
   std::uint64_t initializer_size = 0;
   /// Resident memory with which a worker asks to be replaced; 0: any.
   std::uint64_t max_worker_memory = 0;
+  /// Of the memory that the pool shares; 0: none.
+  std::uint64_t shared_size = 0;
   /// RLIMIT_DATA of a worker; 0: none.
   std::uint64_t memory_limit = 0;
   /// The executor's name; cut, it becomes the process's name in `ps` and `top`.

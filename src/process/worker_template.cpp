@@ -3,6 +3,7 @@
 
 #include "fork_server.hpp"
 #include "protocol.hpp"
+#include "shared_area.hpp"
 #include "worker.hpp"
 
 #include <cxxabi.h>
@@ -24,10 +25,15 @@ namespace {
 
 class Template {
  public:
-  Template(FileDescriptor host, const FileDescriptor& configuration)
+  Template(FileDescriptor host, const FileDescriptor& configuration, FileDescriptor shared)
       : host_(std::move(host)), mapping_(map(configuration)) {
     std::memcpy(&configuration_, mapping_.data(), sizeof(configuration_));
     if (configuration_.magic != kMagic) leave(kProtocolExitCode);
+    if (shared) {
+      // Its workers get it with everything else that is mapped here.
+      shared_ = Mapping(shared, configuration_.shared_size, Mapping::Access::read_write);
+      set_shared_memory_of_worker({shared_.data(), shared_.size()});
+    }
   }
 
   [[noreturn]] void run() {
@@ -199,22 +205,24 @@ class Template {
   FileDescriptor host_;
   Mapping mapping_;
   TemplateConfiguration configuration_;
+  Mapping shared_;
   std::vector<Child> children_;
   std::vector<pollfd> polled_;
 };
 
 }  // namespace
 
-void template_main(FileDescriptor host, FileDescriptor configuration) {
+void template_main(FileDescriptor host, FileDescriptor configuration, FileDescriptor shared) {
   try {
-    std::array<FileDescriptor, 2> kept{std::move(host), std::move(configuration)};
+    std::array<FileDescriptor, 3> all{std::move(host), std::move(configuration), std::move(shared)};
+    const std::span<FileDescriptor> kept = std::span(all).first(all[2] ? 3 : 2);
     keep_only(kept);
     ::setsid();  // What preload sends to its process group is not for the fork server.
     sigset_t none;
     ::sigemptyset(&none);
     ::sigprocmask(SIG_SETMASK, &none, nullptr);
-    Template self(std::move(kept[0]), kept[1]);
-    kept[1].reset();
+    Template self(std::move(all[0]), all[1], std::move(all[2]));
+    all[1].reset();
     self.run();
   } catch (const abi::__forced_unwind&) {
     leave(kStartFailedExitCode);  // pthread_exit in preload: what comes next on this stack is the host's main

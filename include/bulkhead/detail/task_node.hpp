@@ -197,6 +197,8 @@ class TaskNode : public OpenLink, public QueuedTask {
     // A large answer, still in the worker's area, and what keeps the area.
     std::shared_ptr<void> area;
     std::span<const std::byte> answer;
+    // The shared buffers that were passed to it, of which it may give some back.
+    std::shared_ptr<void> buffers;
     // A copy of a small answer, so that its slot is free at once. As large as a slot's payload.
     std::byte copy[216];
   } place;

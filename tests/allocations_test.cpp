@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: BSL-1.0
+// What a task costs in allocations, counted where they are made.
+#include <bulkhead/local_executor.hpp>
+
+#include "support/catch.hpp"
+#include "support/run.hpp"
+#include "support/tasks.hpp"
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/bind_allocator.hpp>
+#include <boost/asio/io_context.hpp>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <new>
+#include <string>
+
+namespace {
+std::atomic<long> allocations{0};
+}  // namespace
+
+// Not inline, where g++ 12 takes new and free for a pair that does not belong together.
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace asio = boost::asio;
+using bulkhead::LocalExecutor;
+using bulkhead::LocalExecutorOptions;
+using bulkhead::test::run;
+using bulkhead::test::run_until;
+using bulkhead::test::twice;
+
+namespace {
+
+// Enough that one for each task cannot be taken for what background threads allocate now and then; and enough before
+// them that everything has its size.
+constexpr int kTasks = 10'000;
+constexpr int kBefore = 2'000;
+constexpr long kNowAndThen = kTasks / 100;
+
+LocalExecutorOptions one_worker() {
+  LocalExecutorOptions options;
+  options.max_workers = 1;
+  options.max_pending = 1000;
+  return options;
+}
+
+asio::awaitable<void> submit_each(LocalExecutor& pool, int tasks) {
+  for (int i = 0; i < tasks; ++i) co_await pool.submit(twice, i);
+}
+
+// So many tasks in flight until all have run.
+class Callbacks {
+ public:
+  Callbacks(asio::io_context& context, LocalExecutor& pool) : context_(context), pool_(pool) {}
+
+  bool run(int tasks, int in_flight) {
+    left_ = tasks;
+    under_way_ = in_flight;
+    for (int i = 0; i < in_flight; ++i) next();
+    return run_until(context_, [this] { return under_way_ == 0; });
+  }
+
+ private:
+  void next() {
+    if (left_ == 0) {
+      --under_way_;
+      return;
+    }
+    --left_;
+    pool_.async_submit(bulkhead::call(twice, 1), [this](std::exception_ptr, int) { next(); });
+  }
+
+  asio::io_context& context_;
+  LocalExecutor& pool_;
+  int left_ = 0;
+  int under_way_ = 0;
+};
+
+// As users have them: it counts.
+template <class T>
+struct CountingAllocator {
+  using value_type = T;
+
+  explicit CountingAllocator(long& counter) : count(&counter) {}
+  template <class U>
+  CountingAllocator(const CountingAllocator<U>& other) : count(other.count) {}  // NOLINT: as the standard wants it
+  T* allocate(std::size_t n) {
+    ++*count;
+    return static_cast<T*>(std::malloc(n * sizeof(T)));
+  }
+  void deallocate(T* memory, std::size_t) { std::free(memory); }
+  template <class U>
+  bool operator==(const CountingAllocator<U>& other) const {
+    return count == other.count;
+  }
+
+  long* count;
+};
+
+}  // namespace
+
+TEST_CASE("allocations are counted: a task with a name has some", "[cost]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), one_worker());
+  const long before = allocations;
+  for (int i = 0; i < 100; ++i) run(context, pool.submit(bulkhead::TaskOptions().name("named"), twice, i));
+  CHECK(allocations - before >= 100);
+}
+
+TEST_CASE("a task that is awaited allocates nothing in the long run: its coroutine's frame is used again", "[cost]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), one_worker());
+  run(context, submit_each(pool, kBefore));
+  const long before = allocations;
+  run(context, submit_each(pool, kTasks));
+  const long made = allocations - before;
+  CAPTURE(made);
+  CHECK(made < kNowAndThen);
+}
+
+TEST_CASE("a task with a callback allocates nothing in the long run, if one is in flight or many are", "[cost]") {
+  const int in_flight = GENERATE(1, 16, 256, 1000);
+  CAPTURE(in_flight);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), one_worker());
+  Callbacks callbacks(context, pool);
+  REQUIRE(callbacks.run(kBefore, in_flight));
+  const long before = allocations;
+  REQUIRE(callbacks.run(kTasks, in_flight));
+  const long made = allocations - before;
+  CAPTURE(made);
+  // Asio keeps two blocks of a thread for the next handlers: what is started first and all together needs more.
+  CHECK(made < kNowAndThen + 2 * in_flight);
+}
+
+TEST_CASE("a task's memory comes from its handler's allocator", "[cost]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), one_worker());
+  long counted = 0;
+  int over = 0;
+  for (int i = 0; i < 100; ++i) {
+    pool.async_submit(bulkhead::call(twice, i),
+                      asio::bind_allocator(CountingAllocator<void>(counted), [&](std::exception_ptr, int) { ++over; }));
+  }
+  CHECK(counted == 100);
+  REQUIRE(run_until(context, [&] { return over == 100; }));
+}

@@ -7,7 +7,9 @@
 namespace bulkhead::detail {
 
 Dispatcher::Dispatcher(Limits limits)
-    : limits_(limits), workers_(2 * (std::size_t{limits.max_workers} + limits.spare_workers)) {}
+    : limits_(limits), workers_(2 * (std::size_t{limits.max_workers} + limits.spare_workers)) {
+  busy_.reserve(workers_.size());
+}
 
 void Dispatcher::worker_added(unsigned worker, std::uint64_t most_tasks) {
   workers_[worker] = Worker{};
@@ -56,10 +58,42 @@ void Dispatcher::worker_removed(unsigned worker) {
   if (!workers_[worker].present) return;
   worker_killed(worker);
   if (!workers_[worker].ready) --starting_;
+  if (workers_[worker].load > 0) remove_busy(worker);
   workers_[worker] = Worker{};
 }
 
+void Dispatcher::add_busy(unsigned worker) {
+  workers_[worker].busy_place = busy_.size();
+  workers_[worker].progressed_at = requests_left_;
+  busy_.push_back(worker);
+}
+
+void Dispatcher::remove_busy(unsigned worker) noexcept {
+  const std::size_t place = workers_[worker].busy_place;
+  busy_[place] = busy_.back();
+  workers_[busy_[place]].busy_place = place;
+  busy_.pop_back();
+}
+
+bool Dispatcher::few_are_enough() const noexcept {
+  return loaded_ >= limits_.cpus && average_run_.count() >= 0 && average_run_ < limits_.wake_up;
+}
+
 std::optional<unsigned> Dispatcher::choose_worker() const {
+  if (few_are_enough()) {
+    // Those that get on will come to it sooner than another would be awake.
+    const Worker* least = nullptr;
+    for (const unsigned index : busy_) {
+      const Worker& worker = workers_[index];
+      if (!worker.ready || worker.stalled || worker.leaving || requests_left_ - worker.progressed_at > kRecent)
+        continue;
+      if (least == nullptr || worker.load < least->load) least = &worker;
+    }
+    if (least != nullptr) {
+      if (!has_room(least->load)) return std::nullopt;
+      return static_cast<unsigned>(least - workers_.data());
+    }
+  }
   // The first free one: the same few workers stay warm, and those that are allowed to spin come first.
   const bool another = loaded_ < limits_.max_workers;
   const Worker* least = nullptr;

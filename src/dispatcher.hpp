@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -39,6 +40,10 @@ class Dispatcher {
     /// How much work may lie in one worker's ring. With more, a task could wait behind others although the queue
     /// would have known better; with less, tiny tasks would need a wake-up each (which costs 5 to 15 µs).
     Duration ring_budget = std::chrono::microseconds(200);
+    /// CPUs of this process. More workers than that are not woken for tasks that are over sooner than that.
+    unsigned cpus = std::numeric_limits<unsigned>::max();
+    /// What waking a worker costs, and a switch of a CPU to it.
+    Duration wake_up = std::chrono::microseconds(10);
     /// Failed starts in a row after which waiting tasks fail: one failure may be a moment's lack of memory or
     /// descriptors, three with pauses between them are not.
     unsigned failures_before_error = 3;
@@ -140,9 +145,17 @@ class Dispatcher {
     std::size_t load = 0;
     bool limited = false;  // leaves after some tasks
     std::uint64_t tasks_left = 0;
+    std::size_t busy_place = 0;       // in `busy_`, if it has a load
+    std::uint64_t progressed_at = 0;  // by `requests_left_`
     Time idle_since{0};
   };
 
+  // How many of the last requests must have been this worker's, so that it counts as one that gets on.
+  static constexpr std::uint64_t kRecent = 64;
+
+  bool few_are_enough() const noexcept;
+  void add_busy(unsigned worker);
+  void remove_busy(unsigned worker) noexcept;
   Duration pause_after(unsigned failures) const noexcept;
   std::optional<Time> pause_end() const noexcept;
   void begin_leaving(Worker& worker) noexcept;
@@ -154,7 +167,9 @@ class Dispatcher {
   std::vector<Worker> workers_;
   unsigned starting_ = 0;
   unsigned staying_ = 0;
-  unsigned loaded_ = 0;       // workers that have tasks, but for killed ones
+  unsigned loaded_ = 0;         // workers that have tasks, but for killed ones
+  std::vector<unsigned> busy_;  // all that have requests
+  std::uint64_t requests_left_ = 0;
   Duration average_run_{-1};  // negative: not known yet
   unsigned failures_ = 0;
   std::optional<Time> pause_until_;
@@ -174,16 +189,21 @@ inline bool Dispatcher::has_room(std::size_t load) const noexcept {
 
 inline void Dispatcher::placed(unsigned worker) {
   Worker& state = workers_[worker];
-  if (state.load++ == 0) ++loaded_;
+  if (state.load++ == 0) {
+    ++loaded_;
+    add_busy(worker);
+  }
   // One that is still starting may yet have its task taken back.
   if (state.limited && --state.tasks_left == 0 && state.ready) begin_leaving(state);
 }
 
 inline void Dispatcher::left(unsigned worker, std::optional<Duration> run_time, Time now) {
   Worker& state = workers_[worker];
+  state.progressed_at = ++requests_left_;
   if (--state.load == 0) {
     if (!state.killed) --loaded_;
     state.idle_since = now;
+    remove_busy(worker);
   }
   state.stalled = false;
   state.progressed = true;

@@ -56,6 +56,7 @@ WorkerPool::WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Ba
         limits.spare_workers = settings_.spare_workers;
         limits.idle_timeout = settings_.idle_timeout;
         limits.ring_slots = process::kSlots;
+        limits.cpus = process::usable_cpus();
         return limits;
       }()),
       workers_(dispatcher_.places()),

@@ -202,6 +202,82 @@ TEST_CASE("nobody is chosen when every ring is as full as the depth allows", "[d
   CHECK(dispatcher.choose_worker() == 1U);
 }
 
+namespace {
+
+// With so many idle workers, on two CPUs, and with a known average.
+Dispatcher on_two_cpus(unsigned workers, std::chrono::nanoseconds average) {
+  auto made = limits(workers);
+  made.cpus = 2;
+  Dispatcher dispatcher(made);
+  for (unsigned i = 0; i < workers; ++i) {
+    dispatcher.worker_added(i);
+    dispatcher.worker_ready(i);
+  }
+  set_average(dispatcher, 0, average);
+  return dispatcher;
+}
+
+}  // namespace
+
+TEST_CASE("for tasks that are over sooner than a worker is awake, no more workers are woken than there are CPUs",
+          "[dispatcher]") {
+  auto dispatcher = on_two_cpus(4, 1us);
+  std::vector<unsigned> chosen;
+  for (int i = 0; i < 6; ++i) {
+    const auto worker = dispatcher.choose_worker();
+    REQUIRE(worker);
+    dispatcher.placed(*worker);
+    chosen.push_back(*worker);
+  }
+  CHECK(chosen == std::vector<unsigned>{0, 1, 0, 1, 0, 1});
+  // When their rings are full, tasks wait.
+  while (const auto worker = dispatcher.choose_worker()) dispatcher.placed(*worker);
+  CHECK(dispatcher.load(0) == depth(dispatcher));
+  CHECK(dispatcher.load(2) == 0);
+  dispatcher.left(1, 1us);
+  CHECK(dispatcher.choose_worker() == 1U);
+}
+
+TEST_CASE("tasks that take longer wake as many workers as there are", "[dispatcher]") {
+  auto dispatcher = on_two_cpus(4, 20us);
+  for (unsigned i = 0; i < 4; ++i) {
+    CHECK(dispatcher.choose_worker() == i);
+    dispatcher.placed(i);
+  }
+}
+
+TEST_CASE("a short task does not go behind one that has not got on while others did, nor into a stalled ring",
+          "[dispatcher]") {
+  auto dispatcher = on_two_cpus(4, 1us);
+  dispatcher.placed(0);  // and is never over
+  dispatcher.placed(1);
+  for (int i = 0; i < 100; ++i) {
+    dispatcher.placed(1);
+    dispatcher.left(1, 1us);
+  }
+  CHECK(dispatcher.choose_worker() == 1U);
+  place(dispatcher, 1, 5);
+  CHECK(dispatcher.load(1) > dispatcher.load(0));
+  CHECK(dispatcher.choose_worker() == 1U);
+  // Where none gets on, another is woken.
+  dispatcher.stall(0);
+  dispatcher.stall(1);
+  CHECK(dispatcher.choose_worker() == 2U);
+}
+
+TEST_CASE("a worker that dies with tasks is not among those that get on", "[dispatcher]") {
+  auto dispatcher = on_two_cpus(4, 1us);
+  place(dispatcher, 0, 3);
+  place(dispatcher, 1, 3);
+  dispatcher.worker_removed(0);
+  CHECK(dispatcher.choose_worker() == 2U);
+  dispatcher.placed(2);
+  CHECK(dispatcher.choose_worker() == 2U);
+  dispatcher.worker_removed(1);
+  dispatcher.left(2, 1us);
+  CHECK(dispatcher.choose_worker() == 2U);
+}
+
 TEST_CASE("as long as no run time is known one task lies in a ring", "[dispatcher]") {
   auto dispatcher = with_ready_workers(1);
   CHECK(depth(dispatcher) == 1);

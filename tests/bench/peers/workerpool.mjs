@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: BSL-1.0
+// The benchmark's function through Node's workerpool (npm install workerpool) with one worker process: microseconds
+// per call.
+import workerpool from "workerpool";
+
+function addOne(x) {
+  return x + 1;
+}
+
+async function microseconds(calls, work) {
+  const begin = process.hrtime.bigint();
+  await work();
+  return Number(process.hrtime.bigint() - begin) / 1e3 / calls;
+}
+
+const pool = workerpool.pool({ minWorkers: 1, maxWorkers: 1, workerType: "process" });
+await pool.exec(addOne, [1]);
+const oneByOne = await microseconds(2000, async () => {
+  for (let i = 0; i < 2000; ++i) {
+    if ((await pool.exec(addOne, [1])) !== 2) throw new Error("a result is wrong");
+  }
+});
+const manyAtOnce = await microseconds(20 * 256, async () => {
+  for (let i = 0; i < 20; ++i) {
+    const results = await Promise.all(Array.from({ length: 256 }, () => pool.exec(addOne, [1])));
+    if (results.some((result) => result !== 2)) throw new Error("a result is wrong");
+  }
+});
+console.log(`one in flight: ${oneByOne.toFixed(1)} µs`);
+console.log(`256 in flight: ${manyAtOnce.toFixed(1)} µs`);
+await pool.terminate();

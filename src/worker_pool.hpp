@@ -106,7 +106,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   // Holds the pool while the mutex is free in the midst of something: its executor may be destroyed then.
   using Keep = std::shared_ptr<WorkerPool>;
 
-  using Lock = std::unique_lock<std::mutex>;
+  using Lock = ExecutorCore::Lock;
   using Handler = asio::any_completion_handler<void(std::exception_ptr, bool)>;
 
   // Why a worker was killed by us.
@@ -122,6 +122,13 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     bool filled = false;    // may be published
     bool revoked = false;   // we have tried to take it back
     bool answered = false;  // its answer is read, or there is none
+
+    void reset() {
+      node = nullptr;
+      block_size = 0;
+      if (!buffers.empty()) buffers.clear();
+      filled = revoked = answered = false;
+    }
   };
 
   struct Verdict {
@@ -206,7 +213,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void start_template(Lock& lock);
   void watch_template();
   void read_template();
-  void template_gone();
+  void template_gone(const std::string& reason = {});
   void end_template();
   void tell_template(process::RecordType type, std::uint64_t generation);
   void limit_start(Worker& worker);

@@ -105,16 +105,17 @@ void WorkerPool::await_answer() {
     const bool unborn = std::any_of(self.workers_.begin(), self.workers_.end(),
                                     [](const WorkerPtr& worker) { return worker && !worker->pidfd; });
     if (self.template_ready_ && !unborn) return;
+    std::string reason;
     if (!self.template_pidfd_) {
-      self.last_start_error_ = "the fork server does not answer: it is stopped";
+      reason = "the fork server does not answer: it is stopped";
       process::ForkServer::start().note_silence();
     } else if (!self.template_ready_) {
-      self.last_start_error_ = fmt::format("preload did not end within start_timeout = {} s",
-                                           std::chrono::duration<double>(self.settings_.start_timeout).count());
+      reason = fmt::format("preload did not end within start_timeout = {} s",
+                           std::chrono::duration<double>(self.settings_.start_timeout).count());
     } else {
-      self.last_start_error_ = "the template does not answer: it is stopped";
+      reason = "the template does not answer: it is stopped";
     }
-    self.template_gone();
+    self.template_gone(reason);
     lock.unlock();
     self.maintain();
     lock.lock();
@@ -146,8 +147,7 @@ void WorkerPool::read_template() {
     try {
       received = process::receive_record(template_socket_, process::writable_bytes_of(record));
     } catch (const std::system_error& error) {
-      last_start_error_ = error.what();
-      template_gone();
+      template_gone(error.what());
       return;
     }
     if (received.would_block) return;
@@ -225,14 +225,19 @@ void WorkerPool::end_template() {
 }
 
 // Its workers die with it: those that we know of say so through their pidfd, the others never came to be.
-void WorkerPool::template_gone() {
+void WorkerPool::template_gone(const std::string& reason) {
   const bool was_ready = template_ready_;
   end_template();
   if (process::ForkServer::start().gone()) {
     // The program has threads by now and cannot fork another.
     forsaken_ = true;
     last_start_error_ = "the fork server has ended; the program must be started anew";
-  } else if (!was_ready && !settings_.preload.empty() && last_start_error_.empty()) {
+  } else if (!reason.empty()) {
+    last_start_error_ = reason;
+  } else if (was_ready) {
+    // Whatever start had failed before.
+    last_start_error_ = "the template has ended";
+  } else if (!settings_.preload.empty() && last_start_error_.empty()) {
     last_start_error_ = "the process that ran preload has ended: preload crashed, or called exit";
   } else if (last_start_error_.empty()) {
     last_start_error_ = "the template has ended";

@@ -67,9 +67,11 @@ namespace asio = boost::asio;
 using bulkhead::ExecutorNotRunningError;
 using bulkhead::LocalExecutor;
 using bulkhead::LocalExecutorOptions;
+using bulkhead::Started;
 using bulkhead::TaskOptions;
 using bulkhead::TaskTimeoutError;
 using bulkhead::ThreadExecutor;
+using bulkhead::WorkerCrashedError;
 using bulkhead::WorkerStartError;
 using bulkhead::WorkerStuckError;
 using bulkhead::test::adds_up;
@@ -77,6 +79,7 @@ using bulkhead::test::all_over;
 using bulkhead::test::check_part;
 using bulkhead::test::descendants;
 using bulkhead::test::error_as;
+using bulkhead::test::failure;
 using bulkhead::test::Gate;
 using bulkhead::test::kGone;
 using bulkhead::test::message;
@@ -575,7 +578,12 @@ TEST_CASE("49: signals to template and fork server in the midst of forks leave n
         target.signal(SIGKILL);
     }
     context.restart();
-    CHECK(run(context, pool->submit(twice, round)) == 2 * round);
+    // A template that is killed takes its workers with it, and what they have begun.
+    const auto error = failure(context, pool->submit(twice, round));
+    const auto crash = error_as<WorkerCrashedError>(error);
+    INFO(message(error));
+    CHECK((!error || (kind == 2 && crash && crash->started() != Started::never)));
+    if (crash) CHECK(std::string(crash->what()).find("the template has ended") != std::string::npos);
   }
   CAPTURE(done);
   REQUIRE(run_until(context, [&] { return whole(*pool); }));

@@ -74,6 +74,7 @@ inline void cancel_instance(const ContractSubject& subject) {
     board().open = 1;
     bench.until_told(third, "the instance after the one that was cancelled had its turn");
     require(third->value == 3, "the instance after the one that was cancelled failed: " + say(third->error));
+    bench.until_told(first, "the first instance was over");
     require(board().order_size == 1, "a task ran although it was cancelled before");
     bench.require_one_cancelled();
     require(first->calls == 1 && second->calls == 1, "a caller was not told once");

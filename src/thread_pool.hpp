@@ -39,7 +39,7 @@ class ThreadPool : public std::enable_shared_from_this<ThreadPool> {
 
   // A thread that waits for a task. Not on its stack: it may end while it is being notified.
   struct IdleThread {
-    std::condition_variable changed;
+    std::condition_variable_any changed;
     bool woken = false;  // and taken out of `idle_`
   };
 

@@ -4,6 +4,7 @@
 #include <bulkhead/common_options.hpp>
 #include <bulkhead/detail/config.hpp>
 #include <bulkhead/detail/intrusive_list.hpp>
+#include <bulkhead/detail/mutex.hpp>
 #include <bulkhead/detail/task_node.hpp>
 #include <bulkhead/events.hpp>
 #include <bulkhead/metrics.hpp>
@@ -50,7 +51,7 @@ class WaitList;
 // The path of a task: submit → admit (or wait, or refuse) → start → [the executor] → settle → deliver.
 class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<ExecutorCore> {
  public:
-  using Lock = std::unique_lock<std::mutex>;
+  using Lock = std::unique_lock<Mutex>;
   // Tasks that a released slot let in: start them once the mutex is free.
   using Admitted = std::vector<TaskNode*>;
 
@@ -156,7 +157,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   // What is to begin by itself. Shared: a schedule may outlive the executor.
   const std::shared_ptr<std::atomic<std::size_t>> scheduled = std::make_shared<std::atomic<std::size_t>>(0);
 
-  mutable std::mutex mutex;
+  mutable Mutex mutex;
 
   // Held by who calls `owner` without the other mutex, and to change it; to be locked before the other one.
   std::mutex owner_mutex;
@@ -272,7 +273,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   std::size_t schedules_cleared_at_ = 64;
   std::optional<Work> work_;  // while tasks are open
   std::vector<std::thread::id> hook_calls_;
-  std::condition_variable hook_call_over_;
+  std::condition_variable_any hook_call_over_;
   std::uint64_t recent_ns_ = 0;
   std::uint64_t recent_ticks_ = 0;
 };

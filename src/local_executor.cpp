@@ -4,6 +4,7 @@
 #include "background.hpp"
 #include "bypass.hpp"
 #include "process/fork_server.hpp"
+#include "process/pause.hpp"
 #include "process/posix.hpp"
 #include "process/shared_area.hpp"
 #include "quarantine.hpp"
@@ -33,12 +34,13 @@ constexpr std::size_t kLargestMessageLimit = std::size_t{16} << 30;
 // Larger than memories are, and smaller by far than a process's address space.
 constexpr std::size_t kMostSharedMemory = std::size_t{1} << 40;
 
-// About 8 µs at 40 ns a pause: longer than the host takes to send the next task when it has one.
-constexpr std::uint32_t kSpinPauses = 200;
+// As long as it takes to be woken where that is slow, on a virtual machine whose other CPU has gone to sleep: who
+// looks for less long while the other side is being woken goes to sleep itself, and then both do so each time.
+constexpr auto kSpinTime = std::chrono::microseconds(50);
 
-// Rounds of its event loop in which the host looks for answers before it sleeps, some 0.3 µs each; other handlers get
-// their turn between them. So many take as long as going to sleep and being woken.
-constexpr std::uint32_t kHostRounds = 32;
+// Rounds of its event loop in which the host looks for answers before it sleeps: as long, at some 0.3 µs each. Other
+// handlers get their turn between them.
+constexpr std::uint32_t kHostRounds = 160;
 
 LocalExecutorOptions checked(LocalExecutorOptions options) {
   if (options.max_workers > kMostWorkers) {
@@ -131,14 +133,14 @@ detail::WorkerPool::Settings pool_settings(const LocalExecutorOptions& options) 
   switch (options.spin) {
     case SpinPolicy::automatic:
       settings.spinning_workers = take_spinning_workers(options.max_workers);
-      settings.spin_pauses = kSpinPauses;
+      settings.spin_pauses = process::pauses_within(kSpinTime);
       if (settings.spinning_workers > 0) settings.host_rounds = kHostRounds;
       break;
     case SpinPolicy::never:
       break;
     case SpinPolicy::always:
       settings.spinning_workers = options.max_workers;
-      settings.spin_pauses = 10 * kSpinPauses;
+      settings.spin_pauses = process::pauses_within(10 * kSpinTime);
       settings.host_rounds = 10 * kHostRounds;
       break;
   }

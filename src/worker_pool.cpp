@@ -175,7 +175,7 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
   worker.reserved = sequence + 1;
   ++in_rings_;
   Entry& entry = worker.entry(sequence);
-  entry = Entry{};
+  entry.reset();
   node.place.stage = TaskNode::Stage::encoding;
   node.place.worker = worker.index;
   node.place.sequence = sequence;
@@ -241,11 +241,9 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
   const bool usable =
       worker.killed == Killed::no && !worker.buried && !error && !no_room && !node.place.cancel_requested && !closed_;
   if (!usable && block) worker.channel.release(*block, size);
-  std::vector<SharedBuffer> buffers;  // destroyed without the mutex, if the worker does not get them
-  if (transfer) buffers = std::move(transfer->passed);
   if (usable) {
     entry.node = &node;
-    entry.buffers = std::move(buffers);
+    if (transfer) entry.buffers = std::move(transfer->passed);
     if (block) {
       entry.block_offset = *block;
       entry.block_size = size;

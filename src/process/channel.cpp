@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "channel.hpp"
 
+#include "pause.hpp"
 #include "printable.hpp"
 
 #include <fcntl.h>
@@ -29,14 +30,6 @@ void futex_wait(const std::atomic<std::uint32_t>& word, std::uint32_t expected) 
 
 void futex_wake(const std::atomic<std::uint32_t>& word) noexcept {
   ::syscall(SYS_futex, &word, FUTEX_WAKE, 1, nullptr, nullptr, 0);
-}
-
-void pause() noexcept {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield" ::: "memory");
-#endif
 }
 
 [[noreturn]] void leave_for_good(const char* reason) noexcept {
@@ -123,6 +116,7 @@ std::uint32_t HostChannel::committed() {
 
 Response HostChannel::response(std::uint32_t sequence) const {
   const auto& slot = response_area().slots[sequence % kSlots];
+  __builtin_prefetch(&response_area().slots[(sequence + kSlotsAhead) % kSlots]);
   // A private copy: the worker may go on writing to the original.
   struct {
     std::uint32_t sequence;
@@ -270,6 +264,13 @@ void WorkerChannel::sleep_for_request() noexcept {
 }
 
 bool WorkerChannel::take_up() noexcept {
+  // Not while the host writes it.
+  if (request().published.load(std::memory_order_relaxed) - next_ > kSlotsAhead) {
+    const RequestSlot& later = request_slot(next_ + kSlotsAhead);
+    __builtin_prefetch(&later);
+    __builtin_prefetch(later.payload);
+    __builtin_prefetch(&response_slot(next_ + kSlotsAhead), 1);
+  }
   if (request_slot(next_).measure_cpu != 0) response().begun_cpu_ns.store(cpu_ns(), std::memory_order_relaxed);
   response().begun_ns.store(monotonic_ns(), std::memory_order_relaxed);
   response().item.store(0, std::memory_order_relaxed);

@@ -156,16 +156,16 @@ class HopBench {
   std::vector<double> round_trips(Peer peer, std::size_t number, bool busy) {
     std::vector<double> us;
     us.reserve(number);
-    bool over = false;
+    over_ = false;
     context_.restart();
-    if (busy) asio::co_spawn(context_, take_half(over), [](std::exception_ptr) {});
-    const auto work = asio::make_work_guard(context_);
+    if (busy) asio::co_spawn(context_, take_half(), [](std::exception_ptr) {});
+    auto work = asio::make_work_guard(context_);
     asio::co_spawn(context_, trips(peer, number, us), [&](std::exception_ptr error) {
-      over = true;
-      context_.stop();
+      over_ = true;
+      work.reset();
       if (error) std::rethrow_exception(error);
     });
-    context_.run();
+    context_.run();  // until the other handler is over, too
     return us;
   }
 
@@ -228,10 +228,10 @@ class HopBench {
     }
   }
 
-  asio::awaitable<void> take_half(const bool& over) {
+  asio::awaitable<void> take_half() {
     constexpr auto kSlice = std::chrono::microseconds(50);
     asio::steady_timer timer(context_);
-    while (!over) {
+    while (!over_) {
       const auto end = Clock::now() + kSlice;
       while (Clock::now() < end) {
       }
@@ -243,6 +243,7 @@ class HopBench {
   asio::io_context& context_;
   LocalExecutor& executor_;
   Effort effort_;
+  bool over_ = false;
   asio::thread_pool pool_{1};
 };
 

@@ -269,7 +269,7 @@ bool WorkerChannel::take_up() noexcept {
     const RequestSlot& later = request_slot(next_ + kSlotsAhead);
     __builtin_prefetch(&later);
     __builtin_prefetch(later.payload);
-    __builtin_prefetch(&response_slot(next_ + kSlotsAhead), 1);
+    prefetch_for_writing(&response_slot(next_ + kSlotsAhead));
   }
   if (request_slot(next_).measure_cpu != 0) response().begun_cpu_ns.store(cpu_ns(), std::memory_order_relaxed);
   response().begun_ns.store(monotonic_ns(), std::memory_order_relaxed);

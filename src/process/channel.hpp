@@ -4,6 +4,7 @@
 #include "adaptive_spin.hpp"
 #include "arena.hpp"
 #include "posix.hpp"
+#include "prefetch.hpp"
 
 #include <array>
 #include <cstddef>
@@ -93,8 +94,8 @@ class HostChannel {
     const std::uint32_t later = reserved_ + kSlotsAhead;
     if (later - consumed_ < kSlots) {
       const RequestSlot& slot = request_slot(later);
-      __builtin_prefetch(&slot, 1);
-      __builtin_prefetch(slot.payload, 1);
+      prefetch_for_writing(&slot);
+      prefetch_for_writing(slot.payload);
     }
     return reserved_++;
   }

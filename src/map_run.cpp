@@ -13,20 +13,25 @@
 namespace bulkhead {
 namespace {
 
-std::size_t at_least_one(const char* option, std::size_t value) {
-  if (value == 0) throw std::invalid_argument(fmt::format("option '{}' of map must be at least 1, not 0", option));
+// More than anybody means, and little enough to be multiplied.
+constexpr std::size_t kMost = 1'000'000'000;
+
+std::size_t checked(const char* option, std::size_t value) {
+  if (value == 0 || value > kMost) {
+    throw std::invalid_argument(fmt::format("option '{}' of map must be 1 to {}, not {}", option, kMost, value));
+  }
   return value;
 }
 
 }  // namespace
 
 MapOptions& MapOptions::window(std::size_t items) & {
-  window_ = at_least_one("window", items);
+  window_ = checked("window", items);
   return *this;
 }
 
 MapOptions& MapOptions::chunk(std::size_t items) & {
-  chunk_ = at_least_one("chunk", items);
+  chunk_ = checked("chunk", items);
   return *this;
 }
 
@@ -92,7 +97,8 @@ MapLimits map_limits(const MapOptions& options, const TaskOptions& task, bool on
     limits.tasks = std::max<std::size_t>(
         limits.tasks, limits.fixed_chunk == 1 ? std::min(limits.window, max_pending / 2) : std::size_t{1});
   } else {
-    limits.window = limits.tasks * (limits.fixed_chunk != 0 ? limits.fixed_chunk : kLargestChunk);
+    // Twice what is under way: so there is room for a whole chunk when one is over, and its results are not taken yet.
+    limits.window = 2 * limits.tasks * (limits.fixed_chunk != 0 ? limits.fixed_chunk : kLargestChunk);
   }
   return limits;
 }
@@ -124,6 +130,8 @@ std::exception_ptr remote_item_error(std::span<const std::byte> bytes, const std
   } catch (const SerializationError& failure) {
     return std::make_exception_ptr(SerializationError(SerializationError::Part::exception, failure.type_name(),
                                                       failure.reason(), context(task, executor)));
+  } catch (...) {
+    return std::current_exception();  // what makes an exception of the user's anew
   }
 }
 

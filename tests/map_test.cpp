@@ -12,8 +12,13 @@
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
+#include <boost/asio/error.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/this_coro.hpp>
 #include <boost/asio/thread_pool.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/system/system_error.hpp>
 
 #include <atomic>
 #include <chrono>
@@ -426,6 +431,40 @@ TEST_CASE("a map that is cancelled cancels its tasks, takes no more, and is over
   bulkhead::test::let_go(type);
 }
 
+TEST_CASE("a map that is never idle is cancelled all the same, and leaves its caller's cancellation as it was",
+          "[map]") {
+  const auto type = GENERATE(as<std::string>{}, "local", "thread", "inline");
+  CAPTURE(type);
+  asio::io_context context;
+  const auto executor = make(type, context);
+  // Whether the second cancellation is noticed, which comes when the first has been dealt with.
+  const auto twice_cancelled = [](bulkhead::BaseExecutor& used, bool& map_over) -> asio::awaitable<bool> {
+    const bool throws_before = co_await asio::this_coro::throw_if_cancelled();
+    bool cancelled = false;
+    try {
+      co_await used.map(twice, std::views::iota(0));  // has no end
+    } catch (const boost::system::system_error& error) {
+      cancelled = error.code() == asio::error::operation_aborted;
+    }
+    const auto state = co_await asio::this_coro::cancellation_state;
+    const bool known = state.cancelled() != asio::cancellation_type::none;
+    const bool throws_after = co_await asio::this_coro::throw_if_cancelled();
+    map_over = true;
+    co_return cancelled&& known&& throws_before&& throws_after;
+  };
+  bool map_over = false;
+  Waiting<bool> waiting;
+  asio::cancellation_signal signal;
+  waiting.start(context, twice_cancelled(*executor, map_over), signal.slot());
+  REQUIRE(run_until(context, [&] { return executor->metrics().completed > 20; }));
+  signal.emit(asio::cancellation_type::terminal);
+  REQUIRE(run_until(context, [&] { return waiting.over; }));
+  CHECK(map_over);
+  REQUIRE(waiting.value);
+  CHECK(*waiting.value);
+  CHECK(executor->metrics().pending + executor->metrics().running == 0);
+}
+
 TEST_CASE("a stream that is destroyed cancels what has not ended", "[map]") {
   asio::io_context context;
   reset_board();
@@ -620,4 +659,156 @@ TEST_CASE("maps of several threads do not disturb each other", "[map]") {
   threads_of_loop.join();
   CHECK(over == 8);
   CHECK(right == 8);
+}
+
+namespace {
+
+// As a function may be whose captures are copied: at some time that fails.
+struct ThrowsWhenCopied {
+  explicit ThrowsWhenCopied(int most) : copies_left(std::make_shared<int>(most)) {}
+  ThrowsWhenCopied(const ThrowsWhenCopied& other) : copies_left(other.copies_left) {
+    if (--*copies_left < 0) throw std::runtime_error("it cannot be copied any more");
+  }
+  ThrowsWhenCopied(ThrowsWhenCopied&&) = default;
+  ThrowsWhenCopied& operator=(const ThrowsWhenCopied&) = delete;
+  int operator()(int value) const { return value; }
+
+  std::shared_ptr<int> copies_left;
+};
+
+// An item without a default, whose carriage and whose result may crash.
+struct Fragile {
+  explicit Fragile(int number) : value(number) {}
+  int value;
+};
+constexpr int kCrashWhenRead = 2;
+constexpr int kCrashWhenWritten = 3;
+Fragile pass_on(Fragile fragile) { return fragile; }
+
+}  // namespace
+
+template <>
+struct bulkhead::codec<Fragile> {
+  static void encode(Encoder& encoder, const Fragile& fragile) {
+    if (fragile.value == kCrashWhenWritten && this_task::is_running()) std::abort();
+    bulkhead::encode(encoder, fragile.value);
+  }
+  static Fragile decode(Decoder& decoder) {
+    const Fragile fragile(bulkhead::decode<int>(decoder));
+    if (fragile.value == kCrashWhenRead && this_task::is_running()) std::abort();
+    return fragile;
+  }
+};
+
+TEST_CASE("what a copy of the function throws fails the item, and the map ends", "[map]") {
+  asio::io_context context;
+  bulkhead::ThreadExecutor blocking(context.get_executor(), threads(1));
+  const auto error = failure(context, blocking.map(ThrowsWhenCopied(6), numbers(100)));
+  CHECK(message(error) == "it cannot be copied any more");
+  REQUIRE(run_until(context, [&] { return blocking.metrics().pending + blocking.metrics().running == 0; }));
+}
+
+TEST_CASE("retries hold for functions with captures and for coroutines, which get their item whole again", "[map]") {
+  asio::io_context context;
+  std::atomic<int> calls{0};
+  const TaskOptions twice_at_most = TaskOptions().retry(bulkhead::RetryPolicy(2));
+  const std::vector<std::string> items{"the item"};
+  bulkhead::ThreadExecutor blocking(context.get_executor(), threads(1));
+  const auto fail_once = [&calls](std::string item) {
+    if (++calls == 1) throw std::runtime_error("first fails");
+    return item;
+  };
+  CHECK(run(context, blocking.map(TaskOptions(twice_at_most), fail_once, items)) == items);
+  calls = 0;
+  bulkhead::IoExecutor io(context.get_executor());
+  const auto fail_once_there = [&calls](const std::string& item) -> asio::awaitable<std::string> {
+    co_await asio::post(asio::use_awaitable);
+    if (++calls == 1) throw std::runtime_error("first fails");
+    co_return item;
+  };
+  CHECK(run(context, io.map(TaskOptions(twice_at_most), fail_once_there, items)) == items);
+  CHECK(calls == 2);
+}
+
+TEST_CASE("a refusal that a function throws is its item's error, and nothing is run twice or left out for it",
+          "[map]") {
+  const auto chunk = GENERATE(as<std::size_t>{}, 1, 2);
+  asio::io_context context;
+  bulkhead::ThreadExecutor blocking(context.get_executor(), threads(2));
+  std::atomic<int> calls{0};
+  const auto refused_elsewhere = [&calls](int value) {
+    ++calls;
+    if (value == 1) throw bulkhead::ExecutorOverloadError(1, bulkhead::ErrorContext());
+    if (value == 2) throw bulkhead::WorkerStartError("of another executor", 1);
+    if (value == 3) throw bulkhead::ExecutorNotRunningError(bulkhead::ErrorContext());
+    return value;
+  };
+  const MapOptions options = MapOptions().chunk(chunk);
+  auto stream = blocking.map_stream(refused_elsewhere, numbers(100), options);
+  int values = 0;
+  for (int i = 0; i < 100; ++i) {
+    const auto item = run(context, stream.next());
+    REQUIRE(item);
+    if (item->value) ++values;
+  }
+  CHECK(values == 97);
+  CHECK(calls == 100);
+}
+
+TEST_CASE("chunks stay as large as they are to be when results are taken one by one", "[map]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  const MapOptions options = MapOptions().chunk(10);
+  auto stream = pool.map_stream(twice, numbers(10'000), options);
+  for (int i = 0; i < 10'000; ++i) REQUIRE(run(context, stream.next()));
+  // The last may be smaller.
+  CHECK(pool.metrics().submitted <= 1001);
+}
+
+TEST_CASE("a crash while an item is read or its result written is that item's, too", "[map]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  std::vector<Fragile> items;
+  for (int i = 0; i < 6; ++i) items.emplace_back(i);
+  const MapOptions options = MapOptions().chunk(6);
+  auto stream = pool.map_stream(pass_on, items, options);
+  for (int i = 0; i < 6; ++i) {
+    CAPTURE(i);
+    const auto item = run(context, stream.next());
+    REQUIRE(item);
+    CHECK(holds<WorkerCrashedError>(item->error) == (i == kCrashWhenRead || i == kCrashWhenWritten));
+  }
+  CHECK(pool.metrics().workers_crashed == 2);
+}
+
+TEST_CASE("items without a default go through executors that carry nothing", "[map]") {
+  asio::io_context context;
+  bulkhead::ThreadExecutor blocking(context.get_executor(), threads(1));
+  std::vector<Fragile> items;
+  for (int i = 0; i < 6; ++i) items.emplace_back(i);
+  CHECK(run(context, blocking.map(pass_on, std::move(items))).back().value == 5);
+}
+
+TEST_CASE("a window and a chunk that nobody can mean are refused", "[map]") {
+  CHECK_THROWS_AS(MapOptions().chunk(std::size_t{1} << 59), std::invalid_argument);
+  CHECK_THROWS_AS(MapOptions().window(std::size_t{1} << 62), std::invalid_argument);
+}
+
+TEST_CASE("a map in a hybrid is as wide as before when others make room again", "[map]") {
+  asio::io_context context;
+  reset_board();
+  std::vector<std::shared_ptr<bulkhead::BaseExecutor>> members{make("thread", context, 2, limited(4))};
+  bulkhead::HybridExecutor hybrid(context.get_executor(), members);
+  // Three places are taken for the beginning.
+  std::vector<Outcome<>> others(2);
+  for (auto& other : others) members[0]->async_submit(bulkhead::call(wait_at_gate, 0), other.handler());
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 2; }));
+  const MapOptions options = MapOptions().chunk(1);
+  Waiting<std::vector<int>> waiting;
+  waiting.start(context, hybrid.map(bulkhead::test::overlap, numbers(200), options));
+  REQUIRE(run_until(context, [&] { return members[0]->metrics().rejected > 0; }));
+  board.gate.open = 1;
+  REQUIRE(run_until(context, [&] { return waiting.over; }));
+  REQUIRE(waiting.value);
+  CHECK(board.most_running == 2);
 }

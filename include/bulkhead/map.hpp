@@ -9,7 +9,12 @@
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/cancellation_state.hpp>
+#include <boost/asio/cancellation_type.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/error.hpp>
 #include <boost/asio/this_coro.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/system/system_error.hpp>
 
 #include <cstddef>
 #include <exception>
@@ -23,7 +28,7 @@
 namespace bulkhead {
 
 /// What `map_stream` gives: the results of a function for the items of a range, each as it comes. Move-only; used by
-/// one coroutine at a time. Destroying it cancels what has not ended.
+/// one coroutine at a time. Destroying it cancels what has not ended. It must not outlive the executor's Asio context.
 template <class R>
 class MapStream {
  public:
@@ -63,36 +68,43 @@ using map_range_t = kept_t<Range>;
 template <class Range>
 inline constexpr bool is_map_range = std::ranges::input_range<map_range_t<Range>>;
 
-// All results of a map in the order of the range, or its first error.
-template <class R, class F, class Range>
-asio::awaitable<std::conditional_t<std::is_void_v<R>, void, std::vector<value_or_monostate<R>>>> map_all(
-    std::shared_ptr<ExecutorCore> core, TaskOptions task, F function, Range range, MapOptions options) {
+template <class R>
+using map_results_t = std::conditional_t<std::is_void_v<R>, void, std::vector<value_or_monostate<R>>>;
+
+// Takes a stream to its end, also when it is cancelled. A coroutine of its own, since it goes on then.
+template <class R>
+asio::awaitable<map_results_t<R>> gather(std::shared_ptr<MapState<R>> state, OnError on_error) {
   using Value = value_or_monostate<R>;
   co_await asio::this_coro::throw_if_cancelled(false);
-  MapStream<R> stream(start_map<R>(std::move(core), std::move(task), std::move(function), std::move(range),
-                                   options.order(MapOrder::as_completed)));
+  MapStream<R> stream(std::move(state));
   std::vector<std::optional<Value>> results;
   std::exception_ptr first_error;
+  bool stopped = false;
   for (;;) {
     std::optional<typename MapStream<R>::Item> item;
-    bool stopped = false;
+    std::exception_ptr aborted;
     try {
       auto next = stream.next();
       item = co_await std::move(next);
     } catch (...) {
-      if (!first_error) first_error = std::current_exception();
-      stopped = true;
+      aborted = std::current_exception();
     }
-    if (stopped) {
+    // It may also be asked while there is no need to wait.
+    const auto asked = co_await asio::this_coro::cancellation_state;
+    if (!aborted && asked.cancelled() != asio::cancellation_type::none) {
+      aborted = std::make_exception_ptr(boost::system::system_error(asio::error::operation_aborted));
+    }
+    if (aborted) {
       // Over when its tasks are.
-      stream.cancel();
       co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
-      continue;
+      if (!first_error) first_error = aborted;
+      if (!std::exchange(stopped, true)) stream.cancel();
+      if (!item) continue;
     }
     if (!item) break;
     if (item->error) {
       if (!first_error) first_error = item->error;
-      if (options.on_error() == OnError::cancel_rest) stream.cancel();
+      if (on_error == OnError::cancel_rest && !std::exchange(stopped, true)) stream.cancel();
     } else if constexpr (!std::is_void_v<R>) {
       if (item->index >= results.size()) results.resize(item->index + 1);
       results[item->index] = std::move(item->value);
@@ -104,6 +116,22 @@ asio::awaitable<std::conditional_t<std::is_void_v<R>, void, std::vector<value_or
     values.reserve(results.size());
     for (auto& result : results) values.push_back(std::move(*result));
     co_return values;
+  }
+}
+
+// All results of a map in the order of the range, or its first error.
+template <class R, class F, class Range>
+asio::awaitable<map_results_t<R>> map_all(std::shared_ptr<ExecutorCore> core, TaskOptions task, F function, Range range,
+                                          MapOptions options) {
+  auto state = start_map<R>(std::move(core), std::move(task), std::move(function), std::move(range),
+                            options.order(MapOrder::as_completed));
+  const auto executor = co_await asio::this_coro::executor;
+  // What it makes of cancellation is not to be the caller's.
+  auto gathered = asio::co_spawn(executor, gather<R>(std::move(state), options.on_error()), asio::use_awaitable);
+  if constexpr (std::is_void_v<R>) {
+    co_await std::move(gathered);
+  } else {
+    co_return co_await std::move(gathered);
   }
 }
 

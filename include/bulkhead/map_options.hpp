@@ -19,12 +19,12 @@ enum class MapOrder {
 /// check their argument and throw `std::invalid_argument`.
 class BULKHEAD_EXPORT MapOptions {
  public:
-  /// The most items that may be taken from the range and not be given to the caller yet, at least 1. What lies beyond
-  /// is not even asked for. Default: as many as keep every CPU busy, with chunks of up to 64 items.
+  /// The most items that may be taken from the range and not be given to the caller yet, 1 to 1,000,000,000. What lies
+  /// beyond is not even asked for. Default: twice as many as keep every CPU busy, with chunks of up to 64 items.
   MapOptions& window(std::size_t items) &;
   MapOptions&& window(std::size_t items) && { return std::move(window(items)); }
-  /// How many items go into one task, at least 1. Default: as many as take 50 µs together, as measured; 1 for those
-  /// that take longer.
+  /// How many items go into one task, as far as the window has room; 1 to 1,000,000,000. Default: as many as take 50 µs
+  /// together, as measured; 1 for those that take longer.
   MapOptions& chunk(std::size_t items) &;
   MapOptions&& chunk(std::size_t items) && { return std::move(chunk(items)); }
   /// Default: as_given. `map` always gives its results in the order of the range.

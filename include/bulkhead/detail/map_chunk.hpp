@@ -4,6 +4,7 @@
 #include <bulkhead/call.hpp>
 #include <bulkhead/detail/remote_call.hpp>
 #include <bulkhead/detail/task_context.hpp>
+#include <bulkhead/detail/task_impl.hpp>
 #include <bulkhead/exceptions.hpp>
 #include <bulkhead/serialization.hpp>
 #include <bulkhead/this_task.hpp>
@@ -29,7 +30,11 @@ namespace bulkhead::detail {
 // Items that the caller keeps, too: those of a chunk whose worker crashes are needed again.
 template <class T>
 struct MapItems {
-  std::shared_ptr<std::vector<T>> values;
+  struct Shared {
+    std::vector<T> values;
+    bool began = false;  // in this process
+  };
+  std::shared_ptr<Shared> shared;
 };
 
 // What the items of a chunk gave, in their order.
@@ -47,26 +52,45 @@ struct ChunkResult {
 
 // Calls the function with the only item.
 template <class F>
-struct MapOne {
-  [[no_unique_address]] F function;
+class MapOne {
+ public:
+  // `runs_again`: the item is needed for further runs.
+  explicit MapOne(F mapped, bool runs_again = false) : function(std::move(mapped)), runs_again_(runs_again) {}
 
   // A coroutine may go on to refer to the item, which lies beside it.
   template <class T>
   auto operator()(const MapItems<T>& items) -> std::invoke_result_t<F&, T> {
-    return std::invoke(function, static_cast<T&&>(items.values->front()));
+    items.shared->began = true;
+    if constexpr (is_surely_copyable<T>) {
+      if (runs_again_) {
+        auto copy = std::make_shared<std::vector<T>>(1, items.shared->values.front());
+        kept_ = copy;
+        return std::invoke(function, static_cast<T&&>(copy->front()));
+      }
+    }
+    return std::invoke(function, static_cast<T&&>(items.shared->values.front()));
   }
+
+  F function;
+
+ private:
+  bool runs_again_;
+  std::shared_ptr<void> kept_;
 };
 
 // Calls the function with one item after the other.
 template <class F>
-struct MapChunk {
-  [[no_unique_address]] F function;
+class MapChunk {
+ public:
+  explicit MapChunk(F mapped, bool = false) : function(std::move(mapped)) {}
 
   template <class T>
   auto operator()(const MapItems<T>& items) -> ChunkResult<std::decay_t<std::invoke_result_t<F&, T>>> {
     using Result = ChunkResult<std::decay_t<std::invoke_result_t<F&, T>>>;
+    items.shared->began = true;
+    std::vector<T>& values = items.shared->values;
     Result result;
-    result.entries.resize(items.values->size());
+    result.entries.resize(values.size());
     const auto begin = std::chrono::steady_clock::now();
     for (std::size_t i = 0; i < result.entries.size(); ++i) {
       note_item(static_cast<std::uint32_t>(i));
@@ -74,10 +98,10 @@ struct MapChunk {
       typename Result::Entry& entry = result.entries[i];
       try {
         if constexpr (std::is_void_v<std::invoke_result_t<F&, T>>) {
-          std::invoke(function, static_cast<T&&>((*items.values)[i]));
+          std::invoke(function, static_cast<T&&>(values[i]));
           entry.value.emplace();
         } else {
-          entry.value.emplace(std::invoke(function, static_cast<T&&>((*items.values)[i])));
+          entry.value.emplace(std::invoke(function, static_cast<T&&>(values[i])));
         }
       } catch (const abi::__forced_unwind&) {
         throw;  // pthread_exit: not an exception that anybody may swallow
@@ -90,7 +114,15 @@ struct MapChunk {
     result.time = std::chrono::steady_clock::now() - begin;
     return result;
   }
+
+  F function;
 };
+
+// Each run has a copy of the item where it can.
+template <class F>
+inline constexpr bool is_surely_copyable<MapOne<F>> = is_surely_copyable<F>;
+template <class T>
+inline constexpr bool is_surely_copyable<MapItems<T>> = is_surely_copyable<T>;
 
 // What a task is named after is the function that it calls.
 template <class F>
@@ -110,7 +142,7 @@ template <class F>
 requires detail::SendableCallable<F>
 struct codec<detail::MapOne<F>> {
   static void encode(Encoder& encoder, const detail::MapOne<F>& one) { detail::encode_callable(one.function, encoder); }
-  static detail::MapOne<F> decode(Decoder& decoder) { return {detail::decode_callable<F>(decoder)}; }
+  static detail::MapOne<F> decode(Decoder& decoder) { return detail::MapOne<F>(detail::decode_callable<F>(decoder)); }
 };
 
 template <class F>
@@ -119,15 +151,28 @@ struct codec<detail::MapChunk<F>> {
   static void encode(Encoder& encoder, const detail::MapChunk<F>& chunk) {
     detail::encode_callable(chunk.function, encoder);
   }
-  static detail::MapChunk<F> decode(Decoder& decoder) { return {detail::decode_callable<F>(decoder)}; }
+  static detail::MapChunk<F> decode(Decoder& decoder) {
+    return detail::MapChunk<F>(detail::decode_callable<F>(decoder));
+  }
 };
 
 template <class T>
 requires Serializable<T>
 struct codec<detail::MapItems<T>> {
-  static void encode(Encoder& encoder, const detail::MapItems<T>& items) { bulkhead::encode(encoder, *items.values); }
+  static void encode(Encoder& encoder, const detail::MapItems<T>& items) {
+    encoder.write_size(items.shared->values.size());
+    for (const auto& value : items.shared->values) bulkhead::encode(encoder, static_cast<const T&>(value));
+  }
   static detail::MapItems<T> decode(Decoder& decoder) {
-    return {std::make_shared<std::vector<T>>(bulkhead::decode<std::vector<T>>(decoder))};
+    detail::MapItems<T> items{std::make_shared<typename detail::MapItems<T>::Shared>()};
+    const std::size_t count = decoder.read_count(0);
+    decoder.claim(count, sizeof(T));
+    items.shared->values.reserve(count);
+    for (std::size_t i = 0; i < count; ++i) {
+      detail::note_item(static_cast<std::uint32_t>(i));  // it may crash a codec of the user's
+      items.shared->values.push_back(bulkhead::decode<T>(decoder));
+    }
+    return items;
   }
 };
 
@@ -139,7 +184,9 @@ struct codec<detail::ChunkResult<R>> {
   static void encode(Encoder& encoder, const Result& result) {
     encoder.write_value(static_cast<std::int64_t>(result.time.count()));
     encoder.write_size(result.entries.size());
-    for (const auto& entry : result.entries) {
+    for (std::size_t i = 0; i < result.entries.size(); ++i) {
+      const auto& entry = result.entries[i];
+      detail::note_item(static_cast<std::uint32_t>(i));
       encoder.write_value(static_cast<std::uint8_t>(entry.value ? 1 : 0));
       if (!entry.value) {
         encode_error(encoder, entry.error);

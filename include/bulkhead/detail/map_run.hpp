@@ -118,7 +118,8 @@ class MapState : public std::enable_shared_from_this<MapState<R>> {
       item = std::move(ready_.front());
       ready_.pop_front();
       ++given_;
-      if (!std::exchange(wants_room_, false)) return item;
+      if (given_ < go_on_at_) return item;
+      go_on_at_ = kNever;
     }
     go_on(waiter());
     return item;
@@ -161,15 +162,19 @@ class MapState : public std::enable_shared_from_this<MapState<R>> {
     if (waiter.waiting) std::exchange(waiter.waiting, nullptr)(nullptr);
   }
 
-  // How many items may be taken from the range, of which so many have been taken; if none, `go_on` follows.
-  std::size_t room(std::size_t window, std::size_t taken) {
+  // How many items may be taken from the range, of which so many have been taken. 0: there is less room than wanted,
+  // and `go_on` follows when there is that much.
+  std::size_t room(std::size_t window, std::size_t taken, std::size_t wanted) {
     const std::lock_guard lock(mutex_);
     const std::size_t room = window - (taken - given_);
-    if (room == 0) wants_room_ = true;
-    return room;
+    if (room >= wanted) return room;
+    go_on_at_ = given_ + (wanted - room);
+    return 0;
   }
 
  private:
+  static constexpr std::size_t kNever = static_cast<std::size_t>(-1);
+
   bool available() const { return !ready_.empty() && ready_.front().has_value(); }
 
   void stop_waiting() {
@@ -185,7 +190,7 @@ class MapState : public std::enable_shared_from_this<MapState<R>> {
   std::mutex mutex_;
   std::deque<std::optional<Item>> ready_;  // in the order of the range: from the first that has not been taken
   std::size_t given_ = 0;
-  bool wants_room_ = false;
+  std::size_t go_on_at_ = kNever;  // when so many have been given
   bool over_ = false;
   std::weak_ptr<Waiter> waiter_;
 };
@@ -228,14 +233,18 @@ class MapRun final : public MapState<R> {
 
  private:
   struct Chunk {
+    Chunk() { items.shared = std::make_shared<typename MapItems<T>::Shared>(); }
+
     std::vector<std::size_t> indices;
+    std::size_t given = 0;  // so many of them have been given
     MapItems<T> items;
     asio::cancellation_signal signal;
   };
   using Chunks = std::list<Chunk>;
 
   std::shared_ptr<MapRun> self() { return std::static_pointer_cast<MapRun>(this->shared_from_this()); }
-  asio::any_io_executor executor() const override { return strand_; }
+  // Not on the strand: whoever waits goes on there, and is not to keep the tasks waiting.
+  asio::any_io_executor executor() const override { return core_->io; }
 
   void go_on(std::shared_ptr<Waiter> waiter) override {
     asio::post(strand_, [self = self(), waiter = std::move(waiter)] { self->pump(waiter); });
@@ -247,7 +256,12 @@ class MapRun final : public MapState<R> {
       if (again_.empty()) take_chunk(*waiter);
       if (again_.empty()) break;
       under_way_.splice(under_way_.end(), again_, again_.begin());
-      submit(std::prev(under_way_.end()), waiter);
+      const auto chunk = std::prev(under_way_.end());
+      try {
+        submit(chunk, waiter);
+      } catch (...) {
+        give_error(chunk, std::current_exception(), *waiter);  // a copy of the function's, say
+      }
     }
     if (under_way_.empty() && again_.empty() && (stopped_ || exhausted_)) this->end(*waiter);
   }
@@ -273,26 +287,29 @@ class MapRun final : public MapState<R> {
   // Puts the range's next items into `again_`.
   void take_chunk(Waiter& waiter) {
     if (stopped_ || exhausted_) return;
-    const std::size_t room = this->room(limits_.window, taken_);
+    // Not a few items as soon as there is room for a few: the next chunk would be as small, and so on. It comes to that
+    // much when what is over has been taken.
+    const std::size_t wanted = std::min(planner_.next(), std::max<std::size_t>(1, limits_.window / 2));
+    const std::size_t room = this->room(limits_.window, taken_, wanted);
     if (room == 0) return;
     const std::size_t size = std::min(room, planner_.next());
     again_.emplace_back();
     Chunk& chunk = again_.back();
-    chunk.items.values = std::make_shared<std::vector<T>>();
+    std::vector<T>& values = chunk.items.shared->values;
     try {
       if (!next_) next_.emplace(std::ranges::begin(range_));
       while (chunk.indices.size() < size && !(exhausted_ = *next_ == std::ranges::end(range_))) {
         if constexpr (std::ranges::view<Range>) {
-          chunk.items.values->push_back(static_cast<T>(**next_));
+          values.push_back(static_cast<T>(**next_));
         } else {
-          chunk.items.values->push_back(static_cast<T>(std::ranges::iter_move(*next_)));  // the range is ours
+          values.push_back(static_cast<T>(std::ranges::iter_move(*next_)));  // the range is ours
         }
         chunk.indices.push_back(taken_++);
         ++*next_;
       }
     } catch (...) {
       exhausted_ = true;
-      chunk.items.values->resize(chunk.indices.size());
+      while (values.size() > chunk.indices.size()) values.pop_back();
       this->give(Item{taken_++, std::current_exception(), std::nullopt}, waiter);
     }
     if (chunk.indices.empty()) again_.pop_back();
@@ -312,13 +329,20 @@ class MapRun final : public MapState<R> {
   void submit_as(typename Chunks::iterator chunk, const std::shared_ptr<Waiter>& waiter) {
     using C = Call<Callable, MapItems<T>>;
     auto done = [self = self(), chunk, waiter](std::exception_ptr error, auto... result) {
-      self->done(chunk, std::move(error), *waiter, std::move(result)...);
+      try {
+        self->done(chunk, std::move(error), *waiter, std::move(result)...);
+      } catch (...) {
+        self->give_error(chunk, std::current_exception(), *waiter);  // the move of a result or of an item
+      }
       self->pump(waiter);
     };
     InitiateSubmit submit(core_);
     submit.waits_for_room = true;  // a map waits, which is what its window is for
+    chunk->items.shared->began = false;
+    C call(std::in_place, Callable(function_, task_.retry() != nullptr), chunk->items);
+    TaskOptions task(task_);
     std::move(submit)(asio::bind_cancellation_slot(chunk->signal.slot(), asio::bind_executor(strand_, std::move(done))),
-                      TaskOptions(task_), C(std::in_place, Callable{function_}, chunk->items));
+                      std::move(task), std::move(call));
   }
 
   // A chunk is over.
@@ -327,11 +351,25 @@ class MapRun final : public MapState<R> {
     if (result.entries.size() != chunk->indices.size()) {
       return failed(chunk, wrong_item_count(chunk->indices.size(), result.entries.size(), name(), core_->name), waiter);
     }
+    succeeded();
     planner_.ran(result.entries.size(), result.time);
-    for (std::size_t i = 0; i < result.entries.size(); ++i) {
-      auto& entry = result.entries[i];
+    for (auto& entry : result.entries) {
       if (!entry.value && !entry.error) entry.error = remote_item_error(entry.remote_error, name(), core_->name);
-      this->give(Item{chunk->indices[i], std::move(entry.error), std::move(entry.value)}, waiter);
+      this->give(Item{chunk->indices[chunk->given], std::move(entry.error), std::move(entry.value)}, waiter);
+      ++chunk->given;
+    }
+    retire(chunk);
+  }
+
+  // Where there was too little room, there may be more.
+  void succeeded() noexcept {
+    if (tasks_with_room_ < limits_.tasks) ++tasks_with_room_;
+  }
+
+  // All of the chunk's that has not been given fails with this.
+  void give_error(typename Chunks::iterator chunk, const std::exception_ptr& error, Waiter& waiter) {
+    for (; chunk->given < chunk->indices.size(); ++chunk->given) {
+      this->give(Item{chunk->indices[chunk->given], error, std::nullopt}, waiter);
     }
     retire(chunk);
   }
@@ -340,6 +378,7 @@ class MapRun final : public MapState<R> {
   template <class... Result>
   void done(typename Chunks::iterator chunk, std::exception_ptr error, Waiter& waiter, Result... result) {
     if (error) return failed(chunk, std::move(error), waiter);
+    succeeded();
     Item item{chunk->indices.front(), nullptr, std::nullopt};
     if constexpr (sizeof...(Result) == 0) {
       item.value.emplace();
@@ -347,6 +386,7 @@ class MapRun final : public MapState<R> {
       (set(item, std::move(result)), ...);
     }
     this->give(std::move(item), waiter);
+    ++chunk->given;
     retire(chunk);
   }
   static void set(Item& item, value_or_monostate<R> value) { item.value.emplace(std::move(value)); }
@@ -354,7 +394,9 @@ class MapRun final : public MapState<R> {
 
   // All of a chunk has failed, or one item of it has crashed its worker.
   void failed(typename Chunks::iterator chunk, std::exception_ptr error, Waiter& waiter) {
-    if (!stopped_ && under_way_.size() > 1 && is_overload(error)) {
+    // What a function throws that ran here is its own, whatever it says.
+    const bool own = chunk->items.shared->began;
+    if (!own && !stopped_ && under_way_.size() > 1 && is_overload(error)) {
       // An executor that it was passed on to is full, of other tasks, too: again when one of these is over.
       tasks_with_room_ = under_way_.size() - 1;
       again_.splice(again_.begin(), under_way_, chunk);
@@ -362,29 +404,29 @@ class MapRun final : public MapState<R> {
     }
     if (chunk->indices.size() > 1 && is_too_large_together(error)) {
       // None of them has begun: each by itself.
-      while (!chunk->indices.empty()) {
-        again_.emplace_front();
-        again_.front().indices.push_back(chunk->indices.back());
-        again_.front().items.values = std::make_shared<std::vector<T>>();
-        again_.front().items.values->push_back(static_cast<T&&>(chunk->items.values->back()));
-        chunk->indices.pop_back();
-        chunk->items.values->pop_back();
+      Chunks singles;
+      for (std::size_t i = 0; i < chunk->indices.size(); ++i) {
+        singles.emplace_back();
+        singles.back().items.shared->values.push_back(static_cast<T&&>(chunk->items.shared->values[i]));
+        singles.back().indices.push_back(chunk->indices[i]);
       }
+      again_.splice(again_.begin(), singles);
+      chunk->given = chunk->indices.size();
       retire(chunk);
       return;
     }
-    if (ends_map(error)) stopped_ = true;
+    if (!own && ends_map(error)) stopped_ = true;
     const auto crashed = crashed_item(error);
     if (crashed && chunk->indices.size() > 1) {
       const std::size_t guilty = std::min(*crashed, chunk->indices.size() - 1);
       this->give(Item{chunk->indices[guilty], std::move(error), std::nullopt}, waiter);
       chunk->indices.erase(chunk->indices.begin() + static_cast<std::ptrdiff_t>(guilty));
-      chunk->items.values->erase(chunk->items.values->begin() + static_cast<std::ptrdiff_t>(guilty));
+      std::vector<T>& values = chunk->items.shared->values;
+      values.erase(values.begin() + static_cast<std::ptrdiff_t>(guilty));
       again_.splice(again_.begin(), under_way_, chunk);
       return;
     }
-    for (const std::size_t index : chunk->indices) this->give(Item{index, error, std::nullopt}, waiter);
-    retire(chunk);
+    give_error(chunk, error, waiter);
   }
 
   std::string name() const {

@@ -64,7 +64,7 @@ void Dispatcher::worker_removed(unsigned worker) {
 
 void Dispatcher::add_busy(unsigned worker) {
   workers_[worker].busy_place = busy_.size();
-  workers_[worker].progressed_at = requests_left_;
+  workers_[worker].progressed_at = now_;
   busy_.push_back(worker);
 }
 
@@ -81,11 +81,12 @@ bool Dispatcher::few_are_enough() const noexcept {
 
 std::optional<unsigned> Dispatcher::choose_worker() const {
   if (few_are_enough()) {
-    // Those that get on will come to it sooner than another would be awake.
+    // Those that get on will come to it sooner than another would be awake. Who has had as much time as a whole ring
+    // may take, and has ended nothing, is at something long.
     const Worker* least = nullptr;
     for (const unsigned index : busy_) {
       const Worker& worker = workers_[index];
-      if (!worker.ready || worker.stalled || worker.leaving || requests_left_ - worker.progressed_at > kRecent)
+      if (!worker.ready || worker.stalled || worker.leaving || now_ - worker.progressed_at > limits_.ring_budget)
         continue;
       if (least == nullptr || worker.load < least->load) least = &worker;
     }

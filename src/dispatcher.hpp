@@ -89,6 +89,8 @@ class Dispatcher {
   /// Workers that are there to stay.
   unsigned staying() const noexcept { return staying_; }
 
+  /// What time it is, for `choose_worker`.
+  void set_time(Time now) noexcept { now_ = std::max(now_, now); }
   /// Which worker should be given the first task of the queue, if any.
   std::optional<unsigned> choose_worker() const;
   /// A task was put into the worker's ring.
@@ -145,13 +147,10 @@ class Dispatcher {
     std::size_t load = 0;
     bool limited = false;  // leaves after some tasks
     std::uint64_t tasks_left = 0;
-    std::size_t busy_place = 0;       // in `busy_`, if it has a load
-    std::uint64_t progressed_at = 0;  // by `requests_left_`
+    std::size_t busy_place = 0;  // in `busy_`, if it has a load
+    Time progressed_at{0};       // when it ended a request, or got its first
     Time idle_since{0};
   };
-
-  // How many of the last requests must have been this worker's, so that it counts as one that gets on.
-  static constexpr std::uint64_t kRecent = 64;
 
   bool few_are_enough() const noexcept;
   void add_busy(unsigned worker);
@@ -169,8 +168,8 @@ class Dispatcher {
   unsigned staying_ = 0;
   unsigned loaded_ = 0;         // workers that have tasks, but for killed ones
   std::vector<unsigned> busy_;  // all that have requests
-  std::uint64_t requests_left_ = 0;
-  Duration average_run_{-1};  // negative: not known yet
+  Time now_{0};                 // the latest that was told
+  Duration average_run_{-1};    // negative: not known yet
   unsigned failures_ = 0;
   std::optional<Time> pause_until_;
   unsigned young_deaths_ = 0;
@@ -199,7 +198,8 @@ inline void Dispatcher::placed(unsigned worker) {
 
 inline void Dispatcher::left(unsigned worker, std::optional<Duration> run_time, Time now) {
   Worker& state = workers_[worker];
-  state.progressed_at = ++requests_left_;
+  now_ = std::max(now_, now);
+  state.progressed_at = now_;
   if (--state.load == 0) {
     if (!state.killed) --loaded_;
     state.idle_since = now;

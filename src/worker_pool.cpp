@@ -108,6 +108,7 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
     lock.unlock();
     return;
   }
+  dispatcher_.set_time(time_of(node->submitted_ns));
   // Usually nobody waits, and there is room: no need to queue first.
   Worker* const worker = dispatcher_.queued() == 0 ? worker_with_room() : nullptr;
   if (worker != nullptr) {

@@ -137,6 +137,7 @@ void Bypass::run(TaskNode* node) {
     if (!start_calls(reason)) throw WorkerStartError(reason, 1, core_->context_of(*node));
     BufferTransfer transfer(settings_.shared.get());
     const std::vector<std::byte> request = encode(*node);
+    transfer.passing = false;
     BufferSink sink(settings_.max_message_size);
     const std::uint64_t cpu_before = thread_cpu_ns();
     {

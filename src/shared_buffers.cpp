@@ -56,7 +56,7 @@ void codec<SharedBuffer>::encode(Encoder& encoder, const SharedBuffer& buffer) {
       if (transfer->area == nullptr || block->area.get() != transfer->area) {
         refuse("It was made by another executor, whose workers alone have its memory.");
       }
-      transfer->passed.push_back(buffer);
+      if (transfer->passing) transfer->passed.push_back(buffer);
     } else if (block->area != nullptr) {
       refuse("It can only be passed to a task of the executor that made it, and be returned by that.");
     }

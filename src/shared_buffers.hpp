@@ -51,6 +51,8 @@ class BufferTransfer {
 
   const process::SharedArea* const area;
   std::vector<SharedBuffer> passed;
+  // Whether buffers are being passed; later they are only given back.
+  bool passing = true;
 
  private:
   BufferTransfer* const outer_;

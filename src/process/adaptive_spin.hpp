@@ -29,6 +29,7 @@ class AdaptiveSpin {
 
   /// It did not come: now follows a sleep.
   void missed(std::uint32_t most) noexcept {
+    if (most == 0) return;  // nobody has looked
     ++vain_;
     if (vain_ < kVainTries) {
       looks_ = most;  // it may only have become slower

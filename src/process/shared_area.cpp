@@ -12,6 +12,9 @@ namespace {
 // blocks never share a cache line.
 constexpr std::size_t kPage = 4096;
 
+// Given back at once: some milliseconds' work, for which whoever wants a block may have to wait.
+constexpr std::size_t kPiece = std::size_t{64} << 20;
+
 std::span<std::byte> of_worker;
 
 }  // namespace
@@ -34,6 +37,7 @@ std::optional<std::size_t> SharedArea::allocate(std::size_t size) {
   const std::lock_guard lock(mutex_);
   const auto offset = heap_.allocate(whole_pages(size));
   if (offset) used_ += whole_pages(size);
+  used_since_ = true;
   return offset;
 }
 
@@ -41,7 +45,7 @@ void SharedArea::release(std::size_t offset, std::size_t size) {
   const std::lock_guard lock(mutex_);
   heap_.release(offset, whole_pages(size));
   used_ -= whole_pages(size);
-  if (used_ == 0 && on_unused_) on_unused_();
+  if (used_ == 0) tell_unused();
 }
 
 std::size_t SharedArea::used() const {
@@ -54,12 +58,27 @@ void SharedArea::on_unused(std::function<void()> handler) {
   on_unused_ = std::move(handler);
 }
 
+void SharedArea::tell_unused() {
+  if (told_ || !on_unused_) return;
+  told_ = true;
+  used_since_ = false;
+  on_unused_();
+}
+
 void SharedArea::give_back_unused() {
-  const std::lock_guard lock(mutex_);
-  if (used_ != 0) return;
-  // What cannot be given back is used again.
-  [[maybe_unused]] const int result = ::fallocate(descriptor_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
-                                                  static_cast<off_t>(mapping_.size()));
+  for (std::size_t offset = 0; offset < mapping_.size(); offset += kPiece) {
+    const std::lock_guard lock(mutex_);
+    told_ = false;
+    if (used_ != 0) return;
+    if (used_since_) {
+      tell_unused();
+      return;
+    }
+    // What cannot be given back is used again.
+    [[maybe_unused]] const int result =
+        ::fallocate(descriptor_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                    static_cast<off_t>(std::min(kPiece, mapping_.size() - offset)));
+  }
 }
 
 std::span<std::byte> shared_memory_of_worker() noexcept { return of_worker; }

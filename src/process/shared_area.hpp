@@ -32,18 +32,23 @@ class SharedArea {
 
   /// Bytes in blocks.
   std::size_t used() const;
-  /// Called whenever the last block has been given back; null: nobody wants to know.
+  /// Called when the last block has been given back, and then not again until `give_back_unused` was; null: nobody
+  /// wants to know.
   void on_unused(std::function<void()> handler);
-  /// Gives the memory back to the system, if there is no block.
+  /// Gives the memory back to the system, if there is no block and has been none since `on_unused` was called.
   void give_back_unused();
 
  private:
+  void tell_unused();
+
   mutable std::mutex mutex_;
   FileDescriptor descriptor_;
   Mapping mapping_;
   Heap heap_;
   std::size_t used_ = 0;
   std::function<void()> on_unused_;
+  bool told_ = false;
+  bool used_since_ = false;
 };
 
 /// What a block of so many bytes takes.

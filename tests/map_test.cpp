@@ -161,7 +161,7 @@ TEST_CASE("map gives the results of all items in the order of the range, in ever
   CHECK(right);
   CHECK(adds_up(*executor));
   // With sizes of one's own.
-  for (const std::size_t chunk : {1, 7, 1000}) {
+  for (const std::size_t chunk : {1U, 7U, 1000U}) {
     const MapOptions options = MapOptions().chunk(chunk).window(1000);
     CHECK(run(context, executor->map(twice, numbers(20), options)).size() == 20);
   }

@@ -28,8 +28,13 @@ std::atomic<long> allocations{0};
   if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
   throw std::bad_alloc();
 }
+[[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  ++allocations;
+  return std::malloc(size == 0 ? 1 : size);
+}
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
 
 namespace asio = boost::asio;
 using bulkhead::LocalExecutor;
@@ -45,6 +50,12 @@ namespace {
 constexpr int kTasks = 10'000;
 constexpr int kBefore = 2'000;
 constexpr long kNowAndThen = kTasks / 100;
+// Sanitizer builds tell Asio not to use frames again, so that a use after the end is seen.
+#ifdef BOOST_ASIO_DISABLE_AWAITABLE_FRAME_RECYCLING
+constexpr long kFrames = kTasks;
+#else
+constexpr long kFrames = 0;
+#endif
 
 LocalExecutorOptions one_worker() {
   LocalExecutorOptions options;
@@ -124,7 +135,7 @@ TEST_CASE("a task that is awaited allocates nothing in the long run: its corouti
   run(context, submit_each(pool, kTasks));
   const long made = allocations - before;
   CAPTURE(made);
-  CHECK(made < kNowAndThen);
+  CHECK(made < kFrames + kNowAndThen);
 }
 
 TEST_CASE("a task with a callback allocates nothing in the long run, if one is in flight or many are", "[cost]") {

@@ -31,13 +31,8 @@ class AdaptiveSpin {
   void missed(std::uint32_t most) noexcept {
     if (most == 0) return;  // nobody has looked
     ++vain_;
-    if (vain_ < kVainTries) {
-      looks_ = most;  // it may only have become slower
-    } else if (vain_ % kTryAgain == 0) {
-      looks_ = most;
-    } else {
-      looks_ = 0;
-    }
+    // At first it may only have become slower.
+    looks_ = vain_ < kVainTries || vain_ % kTryAgain == 0 ? most : 0;
   }
 
  private:

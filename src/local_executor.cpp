@@ -254,7 +254,19 @@ LocalExecutor::~LocalExecutor() {
   if (engine_->bypass) engine_->bypass->close();
 }
 
+namespace {
+
+void require_own(const detail::WorkerPool& pool, const std::string& name) {
+  if (!pool.is_forked_copy()) return;
+  ErrorContext context;
+  context.executor = name;
+  throw ExecutorNotRunningError(context, "the executor belongs to the process that made it, and this is a fork of it");
+}
+
+}  // namespace
+
 SharedBuffer LocalExecutor::make_buffer(std::size_t size) {
+  if (engine_->pool) require_own(*engine_->pool, name());  // the memory is not mapped in a copy
   if (size > options_.max_shared_memory) {
     throw std::invalid_argument(fmt::format(
         "a buffer of {} bytes was asked for, and option 'max_shared_memory' of executor '{}' is {}: raise it", size,
@@ -304,12 +316,7 @@ namespace {
 
 asio::awaitable<void> end_pool(std::shared_ptr<detail::ExecutorCore> core, std::shared_ptr<detail::WorkerPool> pool,
                                ShutdownOptions options) {
-  if (pool->is_forked_copy()) {
-    ErrorContext context;
-    context.executor = core->name;
-    throw ExecutorNotRunningError(context,
-                                  "the executor belongs to the process that made it, and this is a fork of it");
-  }
+  require_own(*pool, core->name);
   if (options.cancel_pending) {
     const std::string reason = "the executor was shut down";
     core->cancel_parked(reason);

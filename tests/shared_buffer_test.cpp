@@ -12,6 +12,8 @@
 #include <boost/asio/io_context.hpp>
 
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
@@ -256,6 +258,24 @@ TEST_CASE("buffers that can never be had are refused, and say which option to ch
   LocalExecutorOptions huge;
   huge.max_shared_memory = std::size_t{1} << 50;
   CHECK_THROWS_WITH(LocalExecutor(context.get_executor(), huge), ContainsSubstring("max_shared_memory"));
+}
+
+TEST_CASE("a forked copy of the program is refused buffers, whose memory it does not have", "[shared]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), shared(kMiB));
+  const pid_t copy = ::fork();
+  REQUIRE(copy >= 0);
+  if (copy == 0) {
+    try {
+      static_cast<void>(pool.make_buffer(1));
+      ::_exit(1);
+    } catch (const bulkhead::ExecutorNotRunningError&) {
+      ::_exit(0);
+    }
+  }
+  int status = -1;
+  REQUIRE(::waitpid(copy, &status, 0) == copy);
+  CHECK(status == 0);
 }
 
 TEST_CASE("a buffer outlives its executor and its event loop", "[shared]") {

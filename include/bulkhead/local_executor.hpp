@@ -185,7 +185,7 @@ class BULKHEAD_EXPORT LocalExecutor final : public BaseExecutor, public TaskInte
 
   /// A buffer of this size in the memory that this executor shares with its workers; its bytes are zero or what an
   /// earlier buffer has left. See SharedBuffer. Throws `ExecutorOverloadError` when `max_shared_memory` has no room for
-  /// it, `std::invalid_argument` when it never can have.
+  /// it, `std::invalid_argument` when it never can have, `ExecutorNotRunningError` in a fork of the process.
   SharedBuffer make_buffer(std::size_t size);
   /// Whether it runs in bypass mode.
   bool bypass() const noexcept;

@@ -187,8 +187,8 @@ class FamilyEpisode : public Workload {
   }
 
   void check_tasks() {
+    for (const auto& repeated : repeated_) check(repeated);
     const auto by_name = heard_->by_name();
-    for (const auto& repeated : repeated_) check(repeated, by_name);
     for (const auto& task : given_) {
       broken(Episode::check(*task));
       if (task->told == 0) continue;
@@ -230,17 +230,22 @@ class FamilyEpisode : public Workload {
     return told == in_events ? "" : wrong("ended as " + std::string(to_string(ends.last.front())));
   }
 
-  void check(const Repeated& repeated, const std::map<std::string, Heard::Ends>& by_name) {
-    const auto found = by_name.find(repeated.task->name());
-    const Heard::Ends ends = found == by_name.end() ? Heard::Ends() : found->second;
-    const auto bad = static_cast<std::uint64_t>(
-        std::count_if(ends.last.begin(), ends.last.end(), [](EventKind kind) { return kind != EventKind::succeeded; }));
+  void check(const Repeated& repeated) {
     const Schedule& schedule = repeated.schedule;
-    const std::uint64_t runs = ends.last.size() + ends.rejected;
-    const std::uint64_t failures = bad + ends.rejected;
-    // The last runs tell the schedule of their end when they have told everybody else.
-    const bool as_heard = loop_.until(
-        [&] { return schedule.runs() == runs && schedule.failures() == failures && *repeated.errors == failures; });
+    std::uint64_t runs = 0;
+    std::uint64_t failures = 0;
+    // A schedule is over when its last run is to begin, on another thread, say; and the last runs tell it of their end
+    // when they have told everybody else.
+    const bool as_heard = loop_.until([&] {
+      const auto by_name = heard_->by_name();
+      const auto found = by_name.find(repeated.task->name());
+      const Heard::Ends ends = found == by_name.end() ? Heard::Ends() : found->second;
+      const auto bad = std::count_if(ends.last.begin(), ends.last.end(),
+                                     [](EventKind kind) { return kind != EventKind::succeeded; });
+      runs = ends.last.size() + ends.rejected;
+      failures = static_cast<std::uint64_t>(bad) + ends.rejected;
+      return schedule.runs() == runs && schedule.failures() == failures && *repeated.errors == failures;
+    });
     const auto numbers = [](std::uint64_t number, std::uint64_t failed) {
       return std::to_string(number) + " runs, " + std::to_string(failed) + " of them failed";
     };

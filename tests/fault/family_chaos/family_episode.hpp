@@ -83,6 +83,7 @@ class FamilyEpisode : public Workload {
     options.wait = !chance(4);
     options.cancel_pending = way == cancel_pending;
     if (way == timeout) options.timeout = milliseconds(5);
+    members_follow_later_ = !options.wait;
     if (registry_ && chance(2)) {
       closing_ = true;
       harsh_ = harsh_ || way != drain;
@@ -349,8 +350,8 @@ class FamilyEpisode : public Workload {
       const bool nested = std::any_of(members_.begin(), members_.end(), [](const auto& other) {
         return dynamic_cast<const HybridExecutor*>(other.get()) != nullptr;
       });
-      // Who does not wait for the shutdown of all may come before that of one of them has begun.
-      const bool refused = members_go_too_ && !nested ? loop_.until(refuses) : refuses();
+      // Who does not wait for the shutdown of all may come before the hybrid's is over, which they follow.
+      const bool refused = members_follow_later_ && members_go_too_ && !nested ? loop_.until(refuses) : refuses();
       if (!nested && refused != members_go_too_) {
         broken(std::string("an executor of a hybrid ") + (refused ? "was shut down" : "was left running"));
       }
@@ -364,6 +365,7 @@ class FamilyEpisode : public Workload {
   }
 
   bool members_close_first_ = false;
+  bool members_follow_later_ = false;
   std::vector<std::shared_ptr<Caller>> shutdowns_;
   bool harsh_ = false;
 };

@@ -3,6 +3,8 @@
 
 #include "process/symbols.hpp"
 
+#include <bulkhead/detail/mutex.hpp>
+
 #include <boost/asio/post.hpp>
 
 #include <pthread.h>
@@ -26,6 +28,7 @@ std::shared_ptr<Background> Background::get() {
 }
 
 Background::Background() : prompt_("bulkhead"), slow_("bulkhead-report") {
+  boost::asio::post(slow_.context, Mutex::allow_bias);
   boost::asio::post(slow_.context, process::prepare_symbols);
 }
 

@@ -180,6 +180,7 @@ bool ExecutorCore::admit(TaskNode& node) {
 void ExecutorCore::submit(TaskNode* node) {
   Initiation initiation;
   Lock lock(mutex);
+  if (nodes_++ == 0) self_ = shared_from_this();
   node->submitted_ns = recent_now();
   if (node->id == 0) node->id = ++last_id;
   if (node->options.has_rare() && node->must_end_ns == 0) {
@@ -236,6 +237,13 @@ void ExecutorCore::submit(TaskNode* node) {
          lock);
 }
 
+// With the mutex: a task is to be handed over. Its executor may be gone, and this be its last task: keep what is given
+// until then. The event loop's own handlers keep the core themselves.
+std::shared_ptr<ExecutorCore> ExecutorCore::let_go_of_node(Delivery from) {
+  if (--nodes_ == 0) return std::move(self_);
+  return from == Delivery::on_io_executor ? nullptr : shared_from_this();
+}
+
 // With the mutex, which is given back.
 void ExecutorCore::refuse(TaskNode* node, std::exception_ptr error, Lock& lock, Outcome as) {
   ++rejected;
@@ -253,6 +261,7 @@ void ExecutorCore::refuse(TaskNode* node, std::exception_ptr error, Lock& lock, 
   const bool over = !context_alive || node->post_outcome();
   const std::optional<Work> work = take_work();  // until the handler has been handed over
   nothing_left();
+  const auto keep = let_go_of_node(Delivery::initiating);
   lock.unlock();
   if (grants) pass_grants_on();
   hand_over(node, !over, Delivery::initiating);
@@ -322,7 +331,7 @@ void ExecutorCore::start(const Admitted& admitted) {
   while (!nodes.empty()) {
     TaskNode* const node = nodes.front();
     nodes.pop_front();
-    const std::shared_ptr<ExecutorCore> core = node->core;
+    const std::shared_ptr<ExecutorCore> core = node->core->shared_from_this();
     Initiation initiation;  // Whoever starts a task is inside an initiating function, or has just settled another task.
     Lock lock(core->mutex);
     core->start_one(node, lock, initiation);
@@ -445,6 +454,7 @@ void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from, Lock& 
     nothing_left();
     if (outcomes_from_threads) work.reset();
   }
+  const auto keep = let_go_of_node(from);
   lock.unlock();
   if (grants) pass_grants_on();
   start(admitted);

@@ -131,6 +131,7 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
   TaskNode* never_admitted = nullptr;
   std::vector<Withdrawn> withdrawn;
   std::optional<Work> work;  // until the handler has been handed over
+  std::shared_ptr<ExecutorCore> keep;
   {
     Lock lock(mutex);
     const auto found = cancellable_.find(id);
@@ -155,6 +156,7 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
       work = take_work();
       nothing_left();
       never_admitted = &node;
+      keep = let_go_of_node(Delivery::initiating);
       release_instance(node);
     } else if (!static_cast<OpenLink&>(node).linked()) {
       node.cancel_asked = true;  // Its initiation is under way.
@@ -325,9 +327,11 @@ void ExecutorCore::context_gone() noexcept {
   }
   idle_waits_->context_gone();
   for (TaskNode* node : refused) {
+    std::shared_ptr<ExecutorCore> keep;
     {
       const Lock lock(mutex);
       release_instance(*node);
+      keep = let_go_of_node(Delivery::initiating);
     }
     node->destroy();
   }

@@ -215,7 +215,7 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
 class HybridExecutor::Engine::Forwarded final : public TaskNode {
  public:
   Forwarded(std::shared_ptr<Engine> engine, std::size_t index, TaskNode* outer, Refusals refusals)
-      : TaskNode(std::shared_ptr<ExecutorCore>(engine->members[index]), forwarded_options(outer->options)),
+      : TaskNode(*engine->members[index], forwarded_options(outer->options)),
         engine_(std::move(engine)),
         index_(index),
         outer_(outer),

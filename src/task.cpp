@@ -33,7 +33,7 @@ Task::~Task() {
 
 void Task::run() {
   TaskNode* const node = std::exchange(node_, nullptr);
-  const auto core = node->core;
+  const auto core = node->core->shared_from_this();
   Outcome outcome = Outcome::cancelled;
   detail::measure_cpu_time(*node);
   if (core->begin(*node)) {
@@ -58,7 +58,7 @@ std::size_t Task::encode(std::span<std::byte> buffer) {
 
 void Task::complete(std::span<const std::byte> answer) {
   TaskNode* const node = std::exchange(node_, nullptr);
-  const auto core = node->core;
+  const auto core = node->core->shared_from_this();
   const Outcome outcome = detail::decode_answer(*node, answer);
   if (node->runs_here) detail::note_run_end(*node);
   core->settle(node, outcome, Initiation::delivery());
@@ -66,7 +66,7 @@ void Task::complete(std::span<const std::byte> answer) {
 
 void Task::fail(std::exception_ptr error) {
   TaskNode* const node = std::exchange(node_, nullptr);
-  const auto core = node->core;
+  const auto core = node->core->shared_from_this();
   core->fail(node, std::move(error), Outcome::failed, Initiation::delivery());
 }
 

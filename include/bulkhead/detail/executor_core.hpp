@@ -212,6 +212,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   };
 
   // Submitting and settling.
+  std::shared_ptr<ExecutorCore> let_go_of_node(Delivery from);
   void refuse(TaskNode* node, std::exception_ptr error, Lock& lock, Outcome as = Outcome::failed);
   bool admit(TaskNode& node);
   void count_in(TaskNode& node);
@@ -261,6 +262,9 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   std::vector<TaskNode*> take_retries();
   std::vector<Withdrawn> end_retries();
 
+  // Keeps this for as long as there are nodes: a reference of each one's would cost it two locked instructions.
+  std::shared_ptr<ExecutorCore> self_;
+  std::size_t nodes_ = 0;
   std::unordered_map<std::uint64_t, TaskNode*> cancellable_;
   std::unordered_map<std::uint64_t, TaskNode*> parked_;  // admitted, and waiting for one of their instances
   std::vector<std::function<void()>> grants_;            // to be called without the mutex

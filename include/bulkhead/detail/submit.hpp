@@ -27,23 +27,42 @@
 
 namespace bulkhead::detail {
 
+// The core that a submit is for. The submit itself, which its executor outlives, needs no reference of its own, which
+// would cost it two locked instructions; what is moved away from there, into a coroutine, say, which may be awaited at
+// any time, has one.
+class CoreReference {
+ public:
+  explicit CoreReference(const std::shared_ptr<ExecutorCore>& core) noexcept : core_(core.get()) {}
+  CoreReference(const CoreReference& other) : core_(other.core_), own_(core_->shared_from_this()) {}
+  CoreReference(CoreReference&& other)
+      : core_(other.core_), own_(other.own_ ? std::move(other.own_) : core_->shared_from_this()) {}
+  CoreReference& operator=(const CoreReference&) = delete;
+
+  ExecutorCore& operator*() const noexcept { return *core_; }
+  ExecutorCore* operator->() const noexcept { return core_; }
+
+ private:
+  ExecutorCore* core_;
+  std::shared_ptr<ExecutorCore> own_;
+};
+
 // Creates the task and hands it to the executor; what a completion token starts.
 struct InitiateSubmit {
   using executor_type = asio::any_io_executor;
-  std::shared_ptr<ExecutorCore> core;
+  CoreReference core;
   std::shared_ptr<TaskRecord> record;
   std::shared_ptr<void> held;
   bool waits_for_room = false;
 
-  explicit InitiateSubmit(std::shared_ptr<ExecutorCore> executor, std::shared_ptr<TaskRecord> spawned = nullptr)
-      : core(std::move(executor)), record(std::move(spawned)) {}
+  explicit InitiateSubmit(const std::shared_ptr<ExecutorCore>& executor, std::shared_ptr<TaskRecord> spawned = nullptr)
+      : core(executor), record(std::move(spawned)) {}
   executor_type get_executor() const noexcept { return core->io; }
 
   template <class Handler, class C>
   void operator()(Handler&& handler, TaskOptions&& options, C&& call) && {
     using Node = TaskImpl<C, std::decay_t<Handler>>;
     ExecutorCore& executor = *core;
-    Node* node = Node::create(std::move(core), std::move(options), std::move(call), std::forward<Handler>(handler));
+    Node* node = Node::create(executor, std::move(options), std::move(call), std::forward<Handler>(handler));
     node->held = std::move(held);
     node->waits_for_room = waits_for_room;
     if (record) {
@@ -70,23 +89,24 @@ constexpr void require_invocable() {
 }
 
 template <class C, class CompletionToken>
-auto initiate_call(std::shared_ptr<ExecutorCore> core, TaskOptions&& options, C&& call, CompletionToken&& token) {
+auto initiate_call(const std::shared_ptr<ExecutorCore>& core, TaskOptions&& options, C&& call,
+                   CompletionToken&& token) {
   require_invocable<C>();
   using Signature = typename CompletionSignature<task_result_t<C>>::type;
-  return asio::async_initiate<CompletionToken, Signature>(InitiateSubmit(std::move(core)), token, std::move(options),
+  return asio::async_initiate<CompletionToken, Signature>(InitiateSubmit(core), token, std::move(options),
                                                           std::move(call));
 }
 
 struct InitiateWithOptional {
   using executor_type = asio::any_io_executor;
-  std::shared_ptr<ExecutorCore> core;
+  InitiateSubmit submit;
 
-  executor_type get_executor() const noexcept { return core->io; }
+  executor_type get_executor() const noexcept { return submit.get_executor(); }
 
   template <class Handler, class C>
   void operator()(Handler&& handler, TaskOptions&& options, C&& call) && {
-    InitiateSubmit(std::move(core))(OptionalHandler<std::decay_t<Handler>>{std::forward<Handler>(handler)},
-                                    std::move(options), std::move(call));
+    std::move(submit)(OptionalHandler<std::decay_t<Handler>>{std::forward<Handler>(handler)}, std::move(options),
+                      std::move(call));
   }
 };
 
@@ -97,18 +117,18 @@ asio::awaitable<R> unwrap(asio::awaitable<std::optional<R>> result) {
 }
 
 template <class C>
-auto await_call(std::shared_ptr<ExecutorCore> core, TaskOptions&& options, C&& call)
+auto await_call(const std::shared_ptr<ExecutorCore>& core, TaskOptions&& options, C&& call)
     -> asio::awaitable<task_result_t<C>> {
   using Result = task_result_t<C>;
   if constexpr (std::is_void_v<Result>) {
-    return initiate_call(std::move(core), std::move(options), std::move(call), asio::use_awaitable);
+    return initiate_call(core, std::move(options), std::move(call), asio::use_awaitable);
   } else if constexpr (std::is_nothrow_default_constructible_v<Result>) {
-    return initiate_call(std::move(core), std::move(options), std::move(call), asio::use_awaitable);
+    return initiate_call(core, std::move(options), std::move(call), asio::use_awaitable);
   } else {
     require_invocable<C>();
     auto token = asio::use_awaitable;
     return unwrap(asio::async_initiate<asio::use_awaitable_t<>, void(std::exception_ptr, std::optional<Result>)>(
-        InitiateWithOptional{std::move(core)}, token, std::move(options), std::move(call)));
+        InitiateWithOptional{InitiateSubmit(core)}, token, std::move(options), std::move(call)));
   }
 }
 

@@ -137,12 +137,12 @@ class TaskImpl final : public TaskNode {
 
  public:
   template <class H>
-  static TaskImpl* create(std::shared_ptr<ExecutorCore>&& core, TaskOptions&& options, C&& call, H&& handler) {
+  static TaskImpl* create(ExecutorCore& core, TaskOptions&& options, C&& call, H&& handler) {
     auto allocator = NodeAllocator(asio::get_associated_allocator(handler, asio::recycling_allocator<void>()));
     auto* memory = std::allocator_traits<decltype(allocator)>::allocate(allocator, 1);
     try {
       return ::new (static_cast<void*>(memory))
-          TaskImpl(std::move(core), std::move(options), std::move(call), std::forward<H>(handler));
+          TaskImpl(core, std::move(options), std::move(call), std::forward<H>(handler));
     } catch (...) {
       std::allocator_traits<decltype(allocator)>::deallocate(allocator, memory, 1);
       throw;
@@ -227,10 +227,10 @@ class TaskImpl final : public TaskNode {
     HandlerExecutor<Handler> executor = std::move(executor_);
     std::exception_ptr cause = std::move(error);
     Stored result = std::move(result_);
-    const std::shared_ptr<ExecutorCore> keep = std::move(core);
+    const asio::any_io_executor& io = core->io;
     const std::shared_ptr<ProgressRelay> relay = std::move(progress_relay);
     free_node();
-    hand_over(std::move(handler), std::move(executor), keep->io, std::move(cause), std::move(result), from, relay);
+    hand_over(std::move(handler), std::move(executor), io, std::move(cause), std::move(result), from, relay);
   }
 
   bool post_outcome() override {
@@ -272,8 +272,8 @@ class TaskImpl final : public TaskNode {
 
  private:
   template <class H>
-  TaskImpl(std::shared_ptr<ExecutorCore>&& executor_core, TaskOptions&& task_options, C&& call, H&& handler)
-      : TaskNode(std::move(executor_core), std::move(task_options)),
+  TaskImpl(ExecutorCore& executor_core, TaskOptions&& task_options, C&& call, H&& handler)
+      : TaskNode(executor_core, std::move(task_options)),
         call_(std::move(call)),
         allocator_(asio::get_associated_allocator(handler, asio::recycling_allocator<void>())),
         executor_(handler, core->io),

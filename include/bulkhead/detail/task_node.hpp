@@ -63,8 +63,7 @@ struct QueueLink : ListLink {};  // in one queue: of admission, or of a pool
 // while one party owns it: an executor that runs, encodes or decodes it.
 class TaskNode : public OpenLink, public QueuedTask {
  public:
-  TaskNode(std::shared_ptr<ExecutorCore>&& executor, TaskOptions&& task_options)
-      : core(std::move(executor)), options(std::move(task_options)) {}
+  TaskNode(ExecutorCore& executor, TaskOptions&& task_options) : core(&executor), options(std::move(task_options)) {}
   TaskNode(const TaskNode&) = delete;
   TaskNode& operator=(const TaskNode&) = delete;
 
@@ -79,7 +78,7 @@ class TaskNode : public OpenLink, public QueuedTask {
   virtual void encode(Encoder& encoder) = 0;
   // Reads what the call returned.
   virtual void decode_result(Decoder& decoder) = 0;
-  // Hands the outcome over and destroys the node.
+  // Hands the outcome over and destroys the node. Its caller keeps the core.
   virtual void deliver(Delivery from) = 0;
   // Posts the outcome, and keeps the node to be destroyed: this may be done with the mutex. False: not this one.
   virtual bool post_outcome() = 0;
@@ -117,7 +116,8 @@ class TaskNode : public OpenLink, public QueuedTask {
     return source.make(source.code);
   }
 
-  std::shared_ptr<ExecutorCore> core;
+  // Lives as long as the node does once that is submitted.
+  ExecutorCore* const core;
   TaskOptions options;
   std::exception_ptr error;
   std::uint64_t id = 0;

@@ -39,6 +39,20 @@ void Dispatcher::leave(unsigned worker) {
   begin_leaving(workers_[worker]);
 }
 
+bool Dispatcher::swell(unsigned worker, Time now) noexcept {
+  workers_[worker].swollen_at = now;
+  return !std::exchange(workers_[worker].swollen, true);
+}
+
+bool Dispatcher::is_to_be_replaced(const Worker& worker, Time now) const noexcept {
+  return worker.swollen && worker.ready && !worker.leaving && now >= worker.swollen_at + limits_.swollen_timeout;
+}
+
+void Dispatcher::look_at_memory(Time now) noexcept {
+  replacing_ = std::any_of(workers_.begin(), workers_.end(),
+                           [&](const Worker& worker) { return is_to_be_replaced(worker, now); });
+}
+
 void Dispatcher::taken_back(unsigned worker) {
   Worker& state = workers_[worker];
   if (!state.limited) return;
@@ -79,7 +93,7 @@ bool Dispatcher::few_are_enough() const noexcept {
   return loaded_ >= limits_.cpus && average_run_.count() >= 0 && average_run_ < limits_.wake_up;
 }
 
-std::optional<unsigned> Dispatcher::choose_worker() const {
+const Dispatcher::Worker* Dispatcher::chosen_worker() const noexcept {
   if (few_are_enough()) {
     // Those that get on will come to it sooner than another would be awake. Who has had as much time as a whole ring
     // may take, and has ended nothing, is at something long.
@@ -90,10 +104,7 @@ std::optional<unsigned> Dispatcher::choose_worker() const {
         continue;
       if (least == nullptr || worker.load < least->load) least = &worker;
     }
-    if (least != nullptr) {
-      if (!has_room(least->load)) return std::nullopt;
-      return static_cast<unsigned>(least - workers_.data());
-    }
+    if (least != nullptr) return has_room(least->load) ? least : nullptr;
   }
   // The first free one: the same few workers stay warm, and those that are allowed to spin come first.
   const bool another = loaded_ < limits_.max_workers;
@@ -109,14 +120,48 @@ std::optional<unsigned> Dispatcher::choose_worker() const {
     if (least == nullptr || worker.load < least->load) least = &worker;
     if (worker.load == 0) break;
   }
-  const Worker* const chosen = least != nullptr && has_room(least->load) ? least : starting;
-  if (chosen == nullptr) return std::nullopt;
-  return static_cast<unsigned>(chosen - workers_.data());
+  return least != nullptr && has_room(least->load) ? least : starting;
+}
+
+std::optional<unsigned> Dispatcher::overtaken_worker(int priority) {
+  // To take a ring's tasks back and to give them again costs about what they cost anyway: so often, it can at most
+  // double that.
+  if (average_run_.count() < 0 || now_ < may_overtake_) return std::nullopt;
+  const Worker* least = nullptr;
+  for (const unsigned index : busy_) {
+    const Worker& worker = workers_[index];
+    if (!worker.ready || worker.stalled || worker.leaving) continue;
+    if (least == nullptr || worker.load < least->load) least = &worker;
+  }
+  if (least == nullptr || least->last_priority <= priority) return std::nullopt;
+  // What it would wait for otherwise, beside the task that runs.
+  if (static_cast<Duration::rep>(least->load - 1) * average_run_ < limits_.wake_up) return std::nullopt;
+  may_overtake_ = now_ + limits_.ring_budget;
+  short_until_ = now_ + limits_.urgent_memory;
+  return static_cast<unsigned>(least - workers_.data());
+}
+
+std::optional<unsigned> Dispatcher::worker_to_relieve() const {
+  if (busy_.empty() || loaded_ >= limits_.max_workers || queue_.size() > 0 || few_are_enough()) return std::nullopt;
+  const Worker* most = nullptr;
+  for (const unsigned index : busy_) {
+    const Worker& worker = workers_[index];
+    if (!worker.ready || worker.killed) continue;
+    if (most == nullptr || worker.load > most->load) most = &worker;
+  }
+  // It has to be worth waking the other one.
+  if (most == nullptr || static_cast<Duration::rep>(most->load / 2) * average_run_ < limits_.wake_up) {
+    return std::nullopt;
+  }
+  const bool idle = std::any_of(workers_.begin(), workers_.end(), [](const Worker& worker) {
+    return worker.ready && worker.load == 0 && !worker.stalled && !worker.leaving;
+  });
+  return idle ? std::optional(static_cast<unsigned>(most - workers_.data())) : std::nullopt;
 }
 
 bool Dispatcher::has_backlog() const {
-  return std::any_of(workers_.begin(), workers_.end(),
-                     [](const Worker& worker) { return worker.load > (worker.ready ? 1 : 0); });
+  return std::any_of(busy_.begin(), busy_.end(),
+                     [this](unsigned index) { return workers_[index].load > (workers_[index].ready ? 1 : 0); });
 }
 
 std::vector<unsigned> Dispatcher::stalled_workers() {
@@ -136,7 +181,7 @@ unsigned Dispatcher::kept_workers() const noexcept {
 }
 
 // One for each task that has none, as far as that is allowed.
-unsigned Dispatcher::wanted_workers() const noexcept {
+unsigned Dispatcher::needed_workers() const noexcept {
   std::size_t tasks = loaded_ + queue_.size();
   if (starting_ > 0) {
     // What a worker was given that takes so long to start waits in the queue again, and is not to count twice.
@@ -147,6 +192,8 @@ unsigned Dispatcher::wanted_workers() const noexcept {
   const std::size_t needed = std::min<std::size_t>(limits_.max_workers, tasks);
   return std::max(kept_workers(), static_cast<unsigned>(needed) + limits_.spare_workers);
 }
+
+unsigned Dispatcher::wanted_workers() const noexcept { return needed_workers() + (replacing_ ? 1 : 0); }
 
 bool Dispatcher::lacks_workers() const noexcept { return !stopping_ && staying_ < wanted_workers(); }
 
@@ -162,25 +209,33 @@ std::optional<unsigned> Dispatcher::worker_to_start(Time now) const {
 }
 
 std::optional<unsigned> Dispatcher::worker_to_dismiss(Time now) const {
-  if (stopping_ || staying_ <= wanted_workers()) return std::nullopt;
+  if (stopping_) return std::nullopt;
+  const bool too_many = staying_ > wanted_workers();
+  const bool has_replacement = replacing_ && starting_ == 0 && staying_ > needed_workers();
   // From the back: those in front are the ones that are used first.
   for (unsigned i = static_cast<unsigned>(workers_.size()); i-- > 0;) {
     const Worker& worker = workers_[i];
-    if (worker.ready && !worker.leaving && worker.load == 0 && now >= worker.idle_since + limits_.idle_timeout) {
-      return i;
-    }
+    if (has_replacement && is_to_be_replaced(worker, now)) return i;
+    if (!worker.ready || worker.leaving || worker.load > 0) continue;
+    if (too_many && now >= worker.idle_since + limits_.idle_timeout) return i;
   }
   return std::nullopt;
 }
 
 std::optional<Dispatcher::Time> Dispatcher::next_dismissal(Time now) const {
-  if (stopping_ || staying_ <= kept_workers()) return std::nullopt;
+  if (stopping_) return std::nullopt;
+  std::optional<Time> next;
+  const auto not_later = [&](Time time) { next = std::min(next.value_or(time), time); };
   // Whoever falls idle from now on is not due sooner.
-  Time next = now + limits_.idle_timeout;
+  const bool some_may_leave = staying_ > kept_workers();
+  if (some_may_leave) not_later(now + limits_.idle_timeout);
   for (const Worker& worker : workers_) {
-    if (!worker.ready || worker.leaving || worker.load > 0) continue;
-    const Time end = worker.idle_since + limits_.idle_timeout;
-    if (end > now) next = std::min(next, end);
+    if (worker.present && worker.swollen && !worker.leaving) {
+      const Time end = worker.swollen_at + limits_.swollen_timeout;
+      not_later(end > now ? end : now + limits_.replacement_look);
+    }
+    if (!some_may_leave || !worker.ready || worker.leaving || worker.load > 0) continue;
+    if (const Time end = worker.idle_since + limits_.idle_timeout; end > now) not_later(end);
   }
   return next;
 }

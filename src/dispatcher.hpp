@@ -35,6 +35,10 @@ class Dispatcher {
     unsigned spare_workers = 0;
     /// How long a worker beyond `min_workers` may have nothing to do before it leaves.
     Duration idle_timeout = std::chrono::seconds(60);
+    /// How long after its last large request a worker that holds more memory than it should is replaced.
+    Duration swollen_timeout = std::chrono::seconds(10);
+    /// How often to look whether its replacement is ready: nobody waits for that.
+    Duration replacement_look = std::chrono::milliseconds(100);
     /// Requests that one worker's ring holds.
     unsigned ring_slots = 256;
     /// How much work may lie in one worker's ring. With more, a task could wait behind others although the queue
@@ -44,6 +48,9 @@ class Dispatcher {
     unsigned cpus = std::numeric_limits<unsigned>::max();
     /// What waking a worker costs, and a switch of a CPU to it.
     Duration wake_up = std::chrono::microseconds(10);
+    /// As long as urgent tasks come at least so often, rings hold no more than two wake-ups' worth of work, so that the
+    /// next one need not overtake much: five times what a ring holds otherwise.
+    Duration urgent_memory = std::chrono::milliseconds(1);
     /// Failed starts in a row after which waiting tasks fail: one failure may be a moment's lack of memory or
     /// descriptors, three with pauses between them are not.
     unsigned failures_before_error = 3;
@@ -78,7 +85,12 @@ class Dispatcher {
   void worker_ready(unsigned worker, Time now = Time(0));
   /// It gets no task any more and is replaced; what it has, it ends.
   void leave(unsigned worker);
-  /// The same for one that was killed: what it has does not count as running any more.
+  /// A request takes more of its memory than it should keep, which only its end gives back: some time after the last of
+  /// those it is replaced. One after the other, and each when its replacement is ready. Whether that was not known.
+  bool swell(unsigned worker, Time now) noexcept;
+  /// To be called before `worker_to_start`: whether one is to be started for a worker that holds too much memory.
+  void look_at_memory(Time now) noexcept;
+  /// The same as `leave` for one that was killed: what it has does not count as running any more.
   void worker_killed(unsigned worker);
   /// It is gone.
   void worker_removed(unsigned worker);
@@ -92,9 +104,27 @@ class Dispatcher {
   /// What time it is, for `choose_worker`.
   void set_time(Time now) noexcept { now_ = std::max(now_, now); }
   /// Which worker should be given the first task of the queue, if any.
-  std::optional<unsigned> choose_worker() const;
+  std::optional<unsigned> choose_worker() const {
+    const Worker* const chosen = chosen_worker();
+    if (chosen == nullptr) return std::nullopt;
+    return static_cast<unsigned>(chosen - workers_.data());
+  }
+  /// Whether the tasks are so short that those workers which have some will come to another one sooner than one more
+  /// would be awake, provided that they get on.
+  bool few_are_enough() const noexcept;
+  /// The worker has answered something, which is still to be read.
+  void gets_on(unsigned worker) noexcept { workers_[worker].progressed_at = now_; }
   /// A task was put into the worker's ring.
-  void placed(unsigned worker);
+  void placed(unsigned worker, int priority = 0);
+  /// The worker whose last tasks should be taken back for a task of this priority, if any: it is the one that would
+  /// come to the task first, and they are less urgent. Asked for a task that is to be placed; it is taken for done.
+  std::optional<unsigned> worker_to_overtake(int priority) {
+    if (priority >= least_urgent_) return std::nullopt;
+    if (now_ < short_until_) short_until_ = now_ + limits_.urgent_memory;
+    return overtaken_worker(priority);
+  }
+  /// The worker that should have the latter half of its tasks taken back since another has nothing to do, if any.
+  std::optional<unsigned> worker_to_relieve() const;
   /// A task that it was given was taken back: it does not count among its `most_tasks`.
   void taken_back(unsigned worker);
   /// A request left the worker's ring: its task ended (`run_time`), or it was taken back.
@@ -120,7 +150,7 @@ class Dispatcher {
   std::optional<unsigned> worker_to_start(Time now) const;
   /// A worker that has had nothing to do for so long that it should leave.
   std::optional<unsigned> worker_to_dismiss(Time now) const;
-  /// When to ask that again; empty while there are no more workers than are kept.
+  /// When to ask that again; empty while there are no more workers than are kept, and none holds too much memory.
   std::optional<Time> next_dismissal(Time now) const;
   /// When the pause after a failure is over; empty if there is none.
   std::optional<Time> next_start() const;
@@ -144,36 +174,46 @@ class Dispatcher {
     bool progressed = false;
     bool leaving = false;
     bool killed = false;
+    bool swollen = false;
     std::size_t load = 0;
-    bool limited = false;  // leaves after some tasks
+    int last_priority = 0;  // of the task that was put into its ring last
+    bool limited = false;   // leaves after some tasks
     std::uint64_t tasks_left = 0;
     std::size_t busy_place = 0;  // in `busy_`, if it has a load
     Time progressed_at{0};       // when it ended a request, or got its first
     Time idle_since{0};
+    Time swollen_at{0};
   };
 
-  bool few_are_enough() const noexcept;
+  const Worker* chosen_worker() const noexcept;
+  std::optional<unsigned> overtaken_worker(int priority);
   void add_busy(unsigned worker);
   void remove_busy(unsigned worker) noexcept;
   Duration pause_after(unsigned failures) const noexcept;
   std::optional<Time> pause_end() const noexcept;
   void begin_leaving(Worker& worker) noexcept;
   unsigned wanted_workers() const noexcept;
+  unsigned needed_workers() const noexcept;
   unsigned kept_workers() const noexcept;
+  bool is_to_be_replaced(const Worker& worker, Time now) const noexcept;
 
   Limits limits_;
   TaskQueue queue_;
   std::vector<Worker> workers_;
   unsigned starting_ = 0;
   unsigned staying_ = 0;
-  unsigned loaded_ = 0;         // workers that have tasks, but for killed ones
-  std::vector<unsigned> busy_;  // all that have requests
-  Time now_{0};                 // the latest that was told
-  Duration average_run_{-1};    // negative: not known yet
+  unsigned loaded_ = 0;                                 // workers that have tasks, but for killed ones
+  std::vector<unsigned> busy_;                          // all that have requests
+  Time now_{0};                                         // the latest that was told
+  Time may_overtake_{0};                                // not before
+  Time short_until_{0};                                 // rings are kept short
+  int least_urgent_ = std::numeric_limits<int>::min();  // priority of all tasks so far
+  Duration average_run_{-1};                            // negative: not known yet
   unsigned failures_ = 0;
   std::optional<Time> pause_until_;
   unsigned young_deaths_ = 0;
   std::optional<Time> last_young_death_;
+  bool replacing_ = false;  // a worker beyond those that are needed is started, to take the place of another
   bool stopping_ = false;
 };
 
@@ -183,11 +223,14 @@ inline bool Dispatcher::has_room(std::size_t load) const noexcept {
   if (load == 0) return true;
   if (average_run_.count() < 0 || load >= limits_.ring_slots) return false;
   // A multiplication, since this is asked for every task and a division would show.
-  return static_cast<Duration::rep>(load + 1) * std::max(average_run_, Duration(1)) <= limits_.ring_budget;
+  const Duration budget = now_ < short_until_ ? 2 * limits_.wake_up : limits_.ring_budget;
+  return static_cast<Duration::rep>(load + 1) * std::max(average_run_, Duration(1)) <= budget;
 }
 
-inline void Dispatcher::placed(unsigned worker) {
+inline void Dispatcher::placed(unsigned worker, int priority) {
   Worker& state = workers_[worker];
+  state.last_priority = priority;
+  least_urgent_ = std::max(least_urgent_, priority);
   if (state.load++ == 0) {
     ++loaded_;
     add_busy(worker);
@@ -208,8 +251,12 @@ inline void Dispatcher::left(unsigned worker, std::optional<Duration> run_time, 
   state.stalled = false;
   state.progressed = true;
   if (!run_time) return;
-  // An average that forgets: the last eight runs weigh two thirds.
-  average_run_ = average_run_.count() < 0 ? *run_time : average_run_ + (*run_time - average_run_) / 8;
+  // An average that forgets: the last eight runs weigh two thirds. A run that takes so much longer than the others was
+  // interrupted: a lost CPU is away for milliseconds, which says nothing of the next run. Where the runs have indeed
+  // become longer, the average nearly doubles with each.
+  constexpr Duration kLeast = std::chrono::microseconds(1);  // a whole ring of those is a ring's budget
+  const Duration most = 8 * std::max(average_run_, kLeast);
+  average_run_ = average_run_.count() < 0 ? *run_time : average_run_ + (std::min(*run_time, most) - average_run_) / 8;
 }
 
 }  // namespace bulkhead::detail

@@ -97,11 +97,13 @@ CommonOptions common(const LocalExecutorOptions& options) {
           .results = options.results};
 }
 
-// Workers of all pools of the process that may spin. One CPU is the host's, and nobody gets more than there are.
+// Workers of all pools of the process that may spin. One CPU is the host's, and nobody gets more than there are: of a
+// quota only whole ones, since who spins on the rest has it used up for those that work.
 std::atomic<unsigned> spinning_workers{0};
 
 unsigned take_spinning_workers(unsigned wanted) {
-  const unsigned spare = process::usable_cpus() - 1;
+  const auto whole = static_cast<unsigned>(process::cpu_share());
+  const unsigned spare = whole > 0 ? whole - 1 : 0;
   unsigned taken = spinning_workers.load();
   unsigned granted;
   do {
@@ -119,6 +121,7 @@ detail::WorkerPool::Settings pool_settings(const LocalExecutorOptions& options) 
   detail::WorkerPool::Settings settings;
   settings.max_workers = options.max_workers;
   settings.max_message_size = options.max_message_size;
+  settings.kept_message_memory = options.kept_message_memory;
   settings.min_workers = options.min_workers;
   settings.spare_workers = options.spare_workers;
   settings.idle_timeout = at_most_a_century(options.idle_timeout);
@@ -171,15 +174,15 @@ std::vector<std::byte> WorkerCall::encoded() const {
 bool LocalExecutorOptions::operator==(const LocalExecutorOptions& other) const {
   return name == other.name && max_workers == other.max_workers && max_pending == other.max_pending &&
          overload == other.overload && bypass == other.bypass && spin == other.spin &&
-         max_message_size == other.max_message_size && max_shared_memory == other.max_shared_memory &&
-         min_workers == other.min_workers && idle_timeout == other.idle_timeout &&
-         spare_workers == other.spare_workers && max_tasks_per_worker == other.max_tasks_per_worker &&
-         max_worker_memory == other.max_worker_memory && memory_limit == other.memory_limit &&
-         cancel_grace == other.cancel_grace && quarantine_after == other.quarantine_after &&
-         quarantine_time == other.quarantine_time && capture_output == other.capture_output &&
-         start_timeout == other.start_timeout && instances == other.instances && tasks == other.tasks &&
-         results == other.results && initializer.encoded() == other.initializer.encoded() &&
-         preload.encoded() == other.preload.encoded();
+         max_message_size == other.max_message_size && kept_message_memory == other.kept_message_memory &&
+         max_shared_memory == other.max_shared_memory && min_workers == other.min_workers &&
+         idle_timeout == other.idle_timeout && spare_workers == other.spare_workers &&
+         max_tasks_per_worker == other.max_tasks_per_worker && max_worker_memory == other.max_worker_memory &&
+         memory_limit == other.memory_limit && cancel_grace == other.cancel_grace &&
+         quarantine_after == other.quarantine_after && quarantine_time == other.quarantine_time &&
+         capture_output == other.capture_output && start_timeout == other.start_timeout &&
+         instances == other.instances && tasks == other.tasks && results == other.results &&
+         initializer.encoded() == other.initializer.encoded() && preload.encoded() == other.preload.encoded();
 }
 
 struct LocalExecutor::Engine {

@@ -266,7 +266,8 @@ const OptionTable<LocalExecutorOptions>& local_table() {
                                 .add("bypass", &O::bypass)
                                 .add("spin", &O::spin)
                                 .add("max_message_size", &O::max_message_size)
-                                .add("max_shared_memory", &O::max_shared_memory);
+                                .add("max_shared_memory", &O::max_shared_memory)
+                                .add("kept_message_memory", &O::kept_message_memory);
   return table;
 }
 

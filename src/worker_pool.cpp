@@ -110,7 +110,8 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
   }
   dispatcher_.set_time(time_of(node->submitted_ns));
   // Usually nobody waits, and there is room: no need to queue first.
-  Worker* const worker = dispatcher_.queued() == 0 ? worker_with_room() : nullptr;
+  Worker* worker = dispatcher_.queued() == 0 ? worker_with_room() : nullptr;
+  if ((worker == nullptr || dispatcher_.load(worker->index) > 0) && overtake(*node)) worker = nullptr;
   if (worker != nullptr) {
     dispatcher_.number(*node);
     place(*node, *worker, lock, keep);
@@ -128,6 +129,31 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
   }
   ask_for_workers();
   lock.unlock();
+}
+
+// Takes less urgent tasks back that lie in a ring, and have not begun. False: there are none for which that is worth
+// it.
+bool WorkerPool::overtake(const TaskNode& node) {
+  const auto index = dispatcher_.worker_to_overtake(node.options.priority());
+  if (!index) return false;
+  take_back_behind(*workers_[*index], workers_[*index]->collected);
+  return true;
+}
+
+// Gives a worker that has nothing to do what another would come to later.
+void WorkerPool::relieve() {
+  const auto index = dispatcher_.worker_to_relieve();
+  if (!index) return;
+  Worker& worker = *workers_[*index];
+  std::size_t number = dispatcher_.load(*index) / 2;
+  for (std::uint32_t sequence = worker.reserved; number > 0 && sequence != worker.collected + 1;) {
+    --sequence;
+    TaskNode* const node = worker.entry(sequence).node;
+    if (node == nullptr) continue;  // taken back before, or still being written
+    if (!take_back(worker, sequence)) return;
+    queue_again(*node);
+    --number;
+  }
 }
 
 void WorkerPool::enqueue(TaskNode& node) {
@@ -148,7 +174,16 @@ void WorkerPool::pump(Lock& lock, Keep& keep) {
 
 WorkerPool::Worker* WorkerPool::worker_with_room() {
   if (dispatcher_.starting() > 0) notice_ready_workers();
-  const auto index = dispatcher_.choose_worker();
+  auto index = dispatcher_.choose_worker();
+  if (index && dispatcher_.load(*index) == 0 && dispatcher_.few_are_enough()) {
+    // The others seem to be stuck, and we may only not have looked: we are at a long handler, say.
+    for (const WorkerPtr& worker : workers_) {
+      if (worker && dispatcher_.load(worker->index) > 0 && worker->channel.has_unread()) {
+        dispatcher_.gets_on(worker->index);
+      }
+    }
+    index = dispatcher_.choose_worker();
+  }
   if (!index) return nullptr;
   Worker& worker = *workers_[*index];
   return worker.channel.free_slots() > 0 ? &worker : nullptr;  // Answers may fill it that are being decoded.
@@ -171,7 +206,7 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
     decide(node, std::move(refusal), Outcome::failed);
     return true;
   }
-  dispatcher_.placed(worker.index);
+  dispatcher_.placed(worker.index, node.options.priority());
   const std::uint32_t sequence = worker.channel.reserve();
   worker.reserved = sequence + 1;
   ++in_rings_;
@@ -213,6 +248,9 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
       }
       if (!lock.owns_lock()) lock.lock();
       block = worker.channel.allocate(size);
+      if (block && worker.channel.is_beyond_kept(*block + size) && dispatcher_.swell(worker.index, time_now())) {
+        ask_maintenance();
+      }
       if (!keep_worker) keep_worker = workers_[worker.index];
       keep = shared_from_this();
       lock.unlock();
@@ -347,6 +385,8 @@ void WorkerPool::drain(Lock& lock) {
     if (ready_.empty()) {
       collect();
       pump(lock, keep);
+      relieve();
+      pump(lock, keep);
     }
     TaskNode* node = ready_.pop_front();
     if (node == nullptr) break;
@@ -371,6 +411,8 @@ void WorkerPool::drain(Lock& lock) {
     if (!std::exchange(slept_, false)) looking_.found(fruitless_rounds_);
     fruitless_rounds_ = 0;
   }
+  // Also while there is always something to deliver: a task may lie behind a long one all that time.
+  watch_backlog();
   if (drain_posted_) return;
   if (core_->open == 0 && core_->waiting.empty()) {
     fruitless_rounds_ = 0;
@@ -387,7 +429,9 @@ void WorkerPool::drain(Lock& lock) {
 }
 
 void WorkerPool::nothing_left() {
-  if (waiting_ && core_->context_alive && !closed_) doorbell_wait_->cancel();
+  if (!core_->context_alive || closed_) return;
+  if (waiting_) doorbell_wait_->cancel();
+  if (watching_backlog_) backlog_timer_->cancel();
 }
 
 void WorkerPool::wait_for_answers() {
@@ -440,7 +484,12 @@ void WorkerPool::watch_backlog() {
   backlog_timer_->async_wait([self = shared_from_this()](boost::system::error_code error) {
     Lock lock(self->core_->mutex);
     self->watching_backlog_ = false;
-    if (error || self->closed_ || self->is_forked_copy()) return;
+    if (self->closed_ || self->is_forked_copy()) return;
+    if (error) {
+      // When it was cancelled nothing was left; there may be again.
+      self->watch_backlog();
+      return;
+    }
     for (const unsigned index : self->dispatcher_.stalled_workers()) {
       // All that has no answer, but for what it runs.
       if (const WorkerPtr& worker = self->workers_[index]) self->take_back_behind(*worker, worker->collected - 1);

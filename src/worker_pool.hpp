@@ -60,6 +60,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     std::uint32_t spin_pauses = 0;
     std::uint32_t host_rounds = 0;
     std::size_t max_message_size = 0;
+    std::size_t kept_message_memory = 0;
     std::chrono::nanoseconds start_timeout{0};
     std::shared_ptr<process::SharedArea> shared;  // null: there is none
     std::vector<std::byte> preload;
@@ -199,6 +200,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void free_entry(Worker& worker, Entry& entry);
   bool take_back(Worker& worker, std::uint32_t sequence);
   bool take_back_behind(Worker& worker, std::uint32_t sequence);
+  bool overtake(const TaskNode& node);
+  void relieve();
   void queue_again(TaskNode& node);
   void decide(TaskNode& node, std::exception_ptr error, Outcome outcome);
   void watch_progress();
@@ -310,6 +313,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::unique_ptr<asio::steady_timer> deadline_timer_;
   std::unique_ptr<asio::steady_timer> shared_timer_;
   std::set<std::pair<std::uint64_t, TaskNode*>> deadlines_;
+  std::uint64_t deadline_timer_set_for_ = 0;  // 0: not set
   std::shared_ptr<WaitList> gone_;
   std::string shutdown_reason_;
 };

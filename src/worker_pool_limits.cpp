@@ -32,9 +32,6 @@ constexpr auto kTellPatience = std::chrono::milliseconds(2);
 // kernel.
 constexpr auto kKillPatience = std::chrono::seconds(5);
 
-// As long as a pause between bursts of work: memory that is used anew costs nine times as much as warm memory.
-constexpr auto kUnusedMemoryKept = std::chrono::seconds(10);
-
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -339,8 +336,10 @@ void WorkerPool::arm_deadline(TaskNode& node, std::uint64_t deadline) {
     disarm_deadline(node);
   }
   node.place.deadline = deadline;
-  const auto place = deadlines_.emplace(deadline, &node).first;
-  if (place != deadlines_.begin()) return;
+  deadlines_.emplace(deadline, &node);
+  // The timer stays set when a task ends, for the next one: they would wake the background thread each.
+  if (deadline_timer_set_for_ != 0 && deadline_timer_set_for_ <= deadline) return;
+  deadline_timer_set_for_ = deadline;
   asio::post(background_, in_background([](WorkerPool& self, Lock&) { self.deadlines_passed(); }));
 }
 
@@ -359,8 +358,9 @@ void WorkerPool::deadlines_passed() {
     const bool here = node.place.stage == TaskNode::Stage::queued || node.place.stage == TaskNode::Stage::in_ring;
     if (here) watch_limits(node);
   }
+  deadline_timer_set_for_ = deadlines_.empty() ? 0 : deadlines_.begin()->first;
   if (deadlines_.empty()) return;
-  deadline_timer_->expires_after(std::chrono::nanoseconds(deadlines_.begin()->first - now));
+  deadline_timer_->expires_after(std::chrono::nanoseconds(deadline_timer_set_for_ - now));
   deadline_timer_->async_wait(in_background([](WorkerPool& self, Lock&, boost::system::error_code error) {
     if (!error) self.deadlines_passed();
   }));
@@ -373,7 +373,7 @@ void WorkerPool::deadlines_passed() {
 void WorkerPool::watch_shared_memory() {
   if (!settings_.shared) return;
   auto unused = in_background([](WorkerPool& self, Lock&) {
-    self.shared_timer_->expires_after(kUnusedMemoryKept);
+    self.shared_timer_->expires_after(process::kUnusedMemoryKept);
     self.shared_timer_->async_wait(
         self.in_background([](WorkerPool& pool, Lock& lock, boost::system::error_code error) {
           if (error) return;

@@ -62,7 +62,7 @@ std::string describe(const process::ExitStatus& status) {
 // The background thread: birth.
 
 process::ArenaLayout WorkerPool::layout() const {
-  return {settings_.max_message_size + kHeapMargin, settings_.max_message_size};
+  return {settings_.max_message_size + kHeapMargin, settings_.max_message_size, settings_.kept_message_memory};
 }
 
 void WorkerPool::start_template(Lock&) {
@@ -276,6 +276,7 @@ void WorkerPool::maintain() {
   while (!closed_ && !stopping_ && !forsaken_) {
     notice_ready_workers();
     const auto now = time_now();
+    dispatcher_.look_at_memory(now);
     const auto index = dispatcher_.worker_to_start(now);
     if (!index) {
       if (const auto next = dispatcher_.next_start(); next && dispatcher_.lacks_workers()) {

@@ -75,6 +75,7 @@ using bulkhead::TaskOptions;
 using bulkhead::TaskTimeoutError;
 using bulkhead::WorkerStartError;
 using bulkhead::test::adds_up;
+using bulkhead::test::all_over;
 using bulkhead::test::cancelled_stage;
 using bulkhead::test::error_as;
 using bulkhead::test::failure;
@@ -130,6 +131,10 @@ std::vector<int> order() {
 int wait_at_gate(int value) {
   board.gate.wait();
   return value;
+}
+// Only the first one's value.
+void note_first(int value) {
+  if (board.written++ == 0) board.order[0] = value;
 }
 void note(int value) { board.order[board.written++ % board.order.size()] = value; }
 int twice(int value) { return 2 * value; }
@@ -1030,6 +1035,31 @@ TEST_CASE("A pool whose initializer failed some times works as soon as it succee
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Order and limits.
+
+TEST_CASE("A more urgent task runs before those that lie in a worker's ring already", "[local]") {
+  reset_board();
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.max_pending = 1000;
+  LocalExecutor pool(context.get_executor(), options);
+  // So that the worker is known to be quick, and given many tasks ahead.
+  std::vector<Outcome<void>> quick(500);
+  for (auto& outcome : quick) pool.async_submit(bulkhead::call(note, 0), outcome.handler());
+  REQUIRE(run_until(context, [&] { return all_over(quick); }));
+  reset_board();
+  Outcome<int> first;
+  pool.async_submit(bulkhead::call(wait_at_gate, 0), first.handler());
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+  std::vector<Outcome<void>> many(200);
+  for (auto& outcome : many) pool.async_submit(bulkhead::call(note_first, 1), outcome.handler());
+  Outcome<void> urgent;
+  pool.async_submit(TaskOptions().priority(-1), bulkhead::call(note_first, 2), urgent.handler());
+  board.gate.open = 1;
+  REQUIRE(run_until(context, [&] { return all_over(many) && urgent.calls == 1; }));
+  CHECK(board.order[0] == 2);
+  CHECK(board.written == many.size() + 1);
+  CHECK(adds_up(pool.metrics()));
+}
 
 TEST_CASE("The lower priority number runs first, equal ones in the order of their submission", "[local]") {
   reset_board();

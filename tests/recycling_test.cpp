@@ -28,6 +28,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace asio = boost::asio;
@@ -146,6 +147,24 @@ int print_line(char letter, std::size_t size) {
     done += static_cast<std::size_t>(written);
   }
   return 1;
+}
+
+std::size_t size_of(std::string_view text) { return text.size(); }
+std::string make_text(std::size_t size) { return std::string(size, 'x'); }
+
+// Memory of all message areas of this process, in bytes.
+std::size_t area_memory() {
+  std::istringstream maps(bulkhead::test::read_file("/proc/self/smaps"));
+  std::size_t kib = 0;
+  bool area = false;
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find("-") < line.find(" ")) {
+      area = line.find("memfd:bulkhead-re") != std::string::npos;
+    } else if (area && line.compare(0, 4, "Rss:") == 0) {
+      kib += std::stoul(line.substr(4));
+    }
+  }
+  return kib * 1024;
 }
 
 // While it lives, standard error is this pipe.
@@ -365,6 +384,35 @@ TEST_CASE("A memory_limit that a fresh worker exceeds is a WorkerStartError that
   pool.async_submit(bulkhead::call(pid_here), outcome.handler());
   REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
   CHECK_THAT(message(outcome.error), ContainsSubstring("memory_limit is 1000 bytes"));
+}
+
+TEST_CASE("What large messages have left with an idle worker goes back to the system after a while", "[recycling]") {
+  // One that was sent them is replaced, and one that answered with them is not.
+  asio::io_context context;
+  const std::size_t before = area_memory();
+  constexpr std::size_t kSize = std::size_t{8} << 20;
+  LocalExecutor taking(context.get_executor(), workers(1));
+  LocalExecutor giving(context.get_executor(), workers(1));
+  LocalExecutorOptions keeps_all = workers(1);
+  keeps_all.kept_message_memory = keeps_all.max_message_size;
+  LocalExecutor keeping(context.get_executor(), keeps_all);
+  const std::string large(kSize, 'x');
+  CHECK(run(context, taking.submit(size_of, large)) == kSize);
+  CHECK(run(context, giving.submit(make_text, kSize)) == large);
+  CHECK(run(context, keeping.submit(make_text, kSize)) == large);
+  CHECK(run(context, keeping.submit(size_of, large)) == kSize);
+  CHECK(area_memory() > before + 4 * kSize);
+  const int taker = run(context, taking.submit(pid_here));
+  const int giver = run(context, giving.submit(pid_here));
+  const int keeper = run(context, keeping.submit(pid_here));
+  CHECK(run_until(context, [&] { return area_memory() < before + 2 * kSize + kSize / 2; }));
+  CHECK(area_memory() > before + 2 * kSize);
+  CHECK(run(context, taking.submit(pid_here)) != taker);
+  CHECK(run(context, giving.submit(pid_here)) == giver);
+  CHECK(run(context, keeping.submit(pid_here)) == keeper);
+  // And it is there again when it is wanted.
+  CHECK(run(context, taking.submit(size_of, large)) == kSize);
+  CHECK(run(context, giving.submit(make_text, kSize)) == large);
 }
 
 TEST_CASE("Workers come with the load and leave when they were idle for idle_timeout", "[recycling]") {

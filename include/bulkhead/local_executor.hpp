@@ -132,6 +132,11 @@ struct LocalExecutorOptions {
   /// The largest encoded arguments or result, in bytes: 1 KiB to 16 GiB. Address space of this size is reserved twice
   /// per worker; memory is only used as messages need it.
   std::size_t max_message_size = std::size_t{256} << 20;
+  /// How much memory large arguments, and large results, may leave with a worker, in bytes. 10 s after the last of them
+  /// what results have left beyond that is given back when the worker has nothing to do. What arguments have left is
+  /// sealed against that: the worker is replaced then, when its replacement is ready, one worker after the other.
+  /// `max_message_size` or more: none is given back.
+  std::size_t kept_message_memory = std::size_t{1} << 20;
   /// How much memory `make_buffer` may hand out at once, in bytes, up to 1 TiB. All workers of the executor can reach
   /// it. Address space of this size is reserved in the host and in each worker; memory is only used where something is
   /// written, and given back when no buffer has been there for 10 s. 0: there are no buffers.

@@ -3,7 +3,9 @@
 
 #include "posix.hpp"
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -30,6 +32,9 @@ inline constexpr std::size_t kSlotSize = 256;
 
 /// The line size of x86-64 and of most AArch64 machines: words of different writers do not share one.
 inline constexpr std::size_t kCacheLine = 64;
+
+/// As long as a pause between bursts of work: memory that is used anew costs nine times as much as warm memory.
+inline constexpr std::chrono::seconds kUnusedMemoryKept{10};
 
 /// What a request asks for.
 enum class RequestKind : std::uint16_t { task = 0, stop = 1 };
@@ -179,6 +184,8 @@ struct ArenaLayout {
   std::size_t heap_size = 0;
   /// The largest answer that a worker may give; less than the heap, so that other answers have room beside it.
   std::size_t max_answer = heap_size;
+  /// Bytes of an area's heap that an idle worker may keep.
+  std::size_t kept = heap_size;
   std::size_t request_size() const { return sizeof(RequestHeader) + heap_size; }
   std::size_t response_size() const { return sizeof(ResponseHeader) + heap_size; }
 };
@@ -201,6 +208,7 @@ class Heap {
     for (auto block = free_.begin(); block != free_.end(); ++block) {
       if (block->second < size) continue;
       const std::size_t offset = block->first;
+      touched_ = std::max(touched_, offset + size);
       const std::size_t rest = block->second - size;
       free_.erase(block);
       if (rest > 0) free_.emplace(offset + size, rest);
@@ -208,6 +216,11 @@ class Heap {
     }
     return std::nullopt;
   }
+
+  /// All blocks have lain before this offset.
+  std::size_t touched() const noexcept { return touched_; }
+  /// The memory has been given back to the system.
+  void forget_touched() noexcept { touched_ = 0; }
 
   void release(std::size_t offset, std::size_t size) {
     size = rounded(size);
@@ -231,6 +244,7 @@ class Heap {
   static std::size_t rounded(std::size_t size) { return (size + kCacheLine - 1) / kCacheLine * kCacheLine; }
 
   std::size_t capacity_;
+  std::size_t touched_ = 0;
   std::map<std::size_t, std::size_t> free_;
 };
 

@@ -11,8 +11,11 @@
 #include <unistd.h>
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -24,8 +27,14 @@ namespace bulkhead::process {
 namespace {
 
 // Not the PRIVATE operations, and not std::atomic::wait, which uses them: they never wake another process.
-void futex_wait(const std::atomic<std::uint32_t>& word, std::uint32_t expected) noexcept {
-  ::syscall(SYS_futex, &word, FUTEX_WAIT, expected, nullptr, nullptr, 0);
+void futex_wait(const std::atomic<std::uint32_t>& word, std::uint32_t expected,
+                std::optional<std::chrono::nanoseconds> limit = std::nullopt) noexcept {
+  timespec time{};
+  if (limit) {
+    time.tv_sec = static_cast<std::time_t>(*limit / std::chrono::seconds(1));
+    time.tv_nsec = static_cast<long>((*limit % std::chrono::seconds(1)).count());
+  }
+  ::syscall(SYS_futex, &word, FUTEX_WAIT, expected, limit ? &time : nullptr, nullptr, 0);
 }
 
 void futex_wake(const std::atomic<std::uint32_t>& word) noexcept {
@@ -110,13 +119,19 @@ std::uint32_t HostChannel::committed() {
     throw ProtocolViolation("it claims to have answered " + std::to_string(committed - committed_) + " of " +
                             std::to_string(published_ - committed_) + " requests");
   }
+  // The first of them are wanted at once: then at least together.
+  const std::uint32_t first = std::min(committed - committed_, kResponsesAhead);
+  for (std::uint32_t i = 0; i < first; ++i) __builtin_prefetch(&response_area().slots[(committed_ + i) % kSlots]);
   committed_ = committed;
   return committed;
 }
 
 Response HostChannel::response(std::uint32_t sequence) const {
   const auto& slot = response_area().slots[sequence % kSlots];
-  __builtin_prefetch(&response_area().slots[(sequence + kSlotsAhead) % kSlots]);
+  // Not while the worker writes it.
+  if (committed_ - sequence > kResponsesAhead) {
+    __builtin_prefetch(&response_area().slots[(sequence + kResponsesAhead) % kSlots]);
+  }
   // A private copy: the worker may go on writing to the original.
   struct {
     std::uint32_t sequence;
@@ -257,10 +272,27 @@ bool WorkerChannel::spin() noexcept {
 }
 
 void WorkerChannel::sleep_for_request() noexcept {
+  std::optional<std::chrono::nanoseconds> limit;
+  if (heap_.touched() > layout_.kept) {
+    const std::chrono::nanoseconds unused(monotonic_ns() - large_ns_);
+    if (unused < kUnusedMemoryKept) {
+      limit = kUnusedMemoryKept - unused;
+    } else if (!give_back_memory()) {
+      limit = kUnusedMemoryKept;
+    }
+  }
   response().sleeping.store(static_cast<std::uint32_t>(Sleep::for_requests), std::memory_order_relaxed);
   full_barrier();
-  if (!has_request()) futex_wait(request().published, next_);
+  if (!has_request()) futex_wait(request().published, next_, limit);
   response().sleeping.store(static_cast<std::uint32_t>(Sleep::awake), std::memory_order_relaxed);
+}
+
+// Of answers, if the host has read them all.
+bool WorkerChannel::give_back_memory() noexcept {
+  if (request().consumed.load(std::memory_order_acquire) != next_) return false;
+  if (::madvise(response_.data() + sizeof(ResponseHeader), heap_.touched(), MADV_REMOVE) != 0) return false;
+  heap_.forget_touched();
+  return true;
 }
 
 bool WorkerChannel::take_up() noexcept {
@@ -340,6 +372,7 @@ std::optional<std::span<std::byte>> WorkerChannel::allocate_answer(std::size_t s
     release_consumed();
     if (const auto offset = heap_.allocate(size)) {
       blocks_[next_ % kSlots] = {*offset, size};
+      if (*offset + size > layout_.kept) large_ns_ = monotonic_ns();
       answer_in_block_ = true;
       return std::span(response_.data() + sizeof(ResponseHeader) + *offset, size);
     }

@@ -69,6 +69,8 @@ struct ProgressNote {
 /// A slot is fetched from the other side's cache so many slots before it is used: a fetch takes about as long as the
 /// host needs for one or two tiny tasks.
 inline constexpr std::uint32_t kSlotsAhead = 4;
+/// Answers are read one straight after the other, each in half that time.
+inline constexpr std::uint32_t kResponsesAhead = 8;
 
 /// The host's end of the rings between it and one worker. Not thread-safe: the pool's lock guards it, but for the
 /// contents of reserved slots and blocks, which belong to who reserved them.
@@ -105,6 +107,9 @@ class HostChannel {
     return {request_.data() + sizeof(RequestHeader) + offset, size};
   }
   void release(std::size_t offset, std::size_t size) { heap_.release(offset, size); }
+  /// Whether a block that ends there takes more memory than a worker may keep. Nothing gives it back but the worker's
+  /// end: the seal that keeps the worker from writing there keeps everybody from that, too.
+  bool is_beyond_kept(std::size_t end) const noexcept { return end > layout_.kept; }
   void fill(std::uint32_t sequence, const RequestHead& head) noexcept;
   /// Shows the worker all requests before `end`, and wakes it if it sleeps.
   void publish(std::uint32_t end) noexcept;
@@ -138,6 +143,8 @@ class HostChannel {
 
   /// Number of responses written so far. Throws ProtocolViolation.
   std::uint32_t committed();
+  /// Whether there are more than were there when `committed` was last asked. Not checked.
+  bool has_unread() const noexcept { return response_area().committed.load(std::memory_order_relaxed) != committed_; }
   /// The response to a request; it must have been committed. Throws ProtocolViolation.
   Response response(std::uint32_t sequence) const;
   /// Gives back the response slots and blocks before `end`.
@@ -223,6 +230,7 @@ class WorkerChannel {
   bool has_request() const noexcept { return request().published.load(std::memory_order_acquire) != next_; }
   bool spin() noexcept;
   void sleep_for_request() noexcept;
+  bool give_back_memory() noexcept;
   bool take_up() noexcept;
   WorkerRequest current() const noexcept;
   void finish(ResponseKind kind, std::size_t size) noexcept;
@@ -242,6 +250,7 @@ class WorkerChannel {
   std::array<Block, kSlots> blocks_{};
   std::uint32_t next_ = 0;      // the request that is being run, or will be next
   std::uint32_t released_ = 0;  // answers whose blocks have been taken back
+  std::uint64_t large_ns_ = 0;  // when there last was an answer beyond `ArenaLayout::kept`
   std::uint32_t rung_epoch_ = 0;
   AdaptiveSpin spin_;
   bool answer_in_block_ = false;

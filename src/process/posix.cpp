@@ -269,14 +269,16 @@ std::optional<double> cgroup_quota() {
 
 }  // namespace
 
-unsigned usable_cpus() {
-  unsigned cpus = 1;
+double cpu_share() {
+  double share = 1;
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (::sched_getaffinity(0, sizeof(set), &set) == 0) cpus = static_cast<unsigned>(CPU_COUNT(&set));
-  if (const auto quota = cgroup_quota()) cpus = std::min(cpus, static_cast<unsigned>(std::ceil(*quota)));
-  return std::max(cpus, 1U);
+  if (::sched_getaffinity(0, sizeof(set), &set) == 0) share = CPU_COUNT(&set);
+  if (const auto quota = cgroup_quota()) share = std::min(share, *quota);
+  return share;
 }
+
+unsigned usable_cpus() { return std::max(static_cast<unsigned>(std::ceil(cpu_share())), 1U); }
 
 namespace {
 

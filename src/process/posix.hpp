@@ -144,7 +144,9 @@ std::byte* create_fork_mark();
 /// Number of threads of this process.
 unsigned thread_count();
 
-/// CPUs that this process may use: by affinity mask and cgroup quota, at least 1.
+/// CPUs that this process may use, by affinity mask and cgroup quota, which may be a fraction.
+double cpu_share();
+/// The same rounded up.
 unsigned usable_cpus();
 
 /// CLOCK_MONOTONIC, the same in all processes of the machine, in nanoseconds.

@@ -46,8 +46,8 @@ planted_bug(
 planted_bug(
   no_recheck_before_sleep
   IN process/channel.cpp
-  RIGHT "if (!has_request()) futex_wait(request().published, next_)"
-  WRONG "futex_wait(request().published, request().published.load())"
+  RIGHT "if (!has_request()) futex_wait(request().published, next_, limit)"
+  WRONG "futex_wait(request().published, request().published.load(), limit)"
   FOUND_BY kill_step
   SAYING "the worker sleeps on")
 planted_bug(

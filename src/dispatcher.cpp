@@ -90,18 +90,16 @@ void Dispatcher::remove_busy(unsigned worker) noexcept {
 }
 
 bool Dispatcher::few_are_enough() const noexcept {
-  return loaded_ >= limits_.cpus && average_run_.count() >= 0 && average_run_ < limits_.wake_up;
+  return loaded_ >= limits_.cpus && average_run_.count() >= 0 && average_run_ < limits_.wake_up && !mixed_;
 }
 
 const Dispatcher::Worker* Dispatcher::chosen_worker() const noexcept {
   if (few_are_enough()) {
-    // Those that get on will come to it sooner than another would be awake. Who has had as much time as a whole ring
-    // may take, and has ended nothing, is at something long.
+    // Those that get on will come to it sooner than another would be awake.
     const Worker* least = nullptr;
     for (const unsigned index : busy_) {
       const Worker& worker = workers_[index];
-      if (!worker.ready || worker.stalled || worker.leaving || now_ - worker.progressed_at > limits_.ring_budget)
-        continue;
+      if (!worker.ready || worker.stalled || worker.leaving || is_overdue(worker)) continue;
       if (least == nullptr || worker.load < least->load) least = &worker;
     }
     if (least != nullptr) return has_room(least->load) ? least : nullptr;
@@ -112,7 +110,7 @@ const Dispatcher::Worker* Dispatcher::chosen_worker() const noexcept {
   const Worker* starting = nullptr;
   for (const Worker& worker : workers_) {
     if (!worker.present || worker.stalled || worker.leaving) continue;
-    if (worker.load == 0 && !another) continue;
+    if ((worker.load == 0 && !another) || is_overdue(worker)) continue;
     if (!worker.ready) {
       if (worker.load == 0 && starting == nullptr) starting = &worker;
       continue;

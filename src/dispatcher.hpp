@@ -4,6 +4,7 @@
 #include "task_queue.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -44,6 +45,9 @@ class Dispatcher {
     /// How much work may lie in one worker's ring. With more, a task could wait behind others although the queue
     /// would have known better; with less, tiny tasks would need a wake-up each (which costs 5 to 15 µs).
     Duration ring_budget = std::chrono::microseconds(200);
+    /// So many runs among the last 64 that use up a ring's budget alone, and tasks count as mixed, short and long: then
+    /// none is put behind another. One or two may have been interrupted, which says nothing of the next.
+    int long_runs_of_mixed_tasks = 3;
     /// CPUs of this process. More workers than that are not woken for tasks that are over sooner than that.
     unsigned cpus = std::numeric_limits<unsigned>::max();
     /// What waking a worker costs, and a switch of a CPU to it.
@@ -112,6 +116,9 @@ class Dispatcher {
   /// Whether the tasks are so short that those workers which have some will come to another one sooner than one more
   /// would be awake, provided that they get on.
   bool few_are_enough() const noexcept;
+  /// Whether the worker has ended nothing for as long as a whole ring may take: it is at something long, or its answers
+  /// have not been read. It gets no task then that it could get to late.
+  bool is_overdue(unsigned worker) const noexcept { return is_overdue(workers_[worker]); }
   /// The worker has answered something, which is still to be read.
   void gets_on(unsigned worker) noexcept { workers_[worker].progressed_at = now_; }
   /// A task was put into the worker's ring.
@@ -185,6 +192,9 @@ class Dispatcher {
     Time swollen_at{0};
   };
 
+  bool is_overdue(const Worker& worker) const noexcept {
+    return worker.load > 0 && now_ - worker.progressed_at > limits_.ring_budget;
+  }
   const Worker* chosen_worker() const noexcept;
   std::optional<unsigned> overtaken_worker(int priority);
   void add_busy(unsigned worker);
@@ -209,6 +219,8 @@ class Dispatcher {
   Time short_until_{0};                                 // rings are kept short
   int least_urgent_ = std::numeric_limits<int>::min();  // priority of all tasks so far
   Duration average_run_{-1};                            // negative: not known yet
+  std::uint64_t long_runs_ = 0;                         // of the last 64 runs, a bit each
+  bool mixed_ = false;                                  // there are so many of them that none is put behind another
   unsigned failures_ = 0;
   std::optional<Time> pause_until_;
   unsigned young_deaths_ = 0;
@@ -221,7 +233,7 @@ class Dispatcher {
 
 inline bool Dispatcher::has_room(std::size_t load) const noexcept {
   if (load == 0) return true;
-  if (average_run_.count() < 0 || load >= limits_.ring_slots) return false;
+  if (average_run_.count() < 0 || mixed_ || load >= limits_.ring_slots) return false;
   // A multiplication, since this is asked for every task and a division would show.
   const Duration budget = now_ < short_until_ ? 2 * limits_.wake_up : limits_.ring_budget;
   return static_cast<Duration::rep>(load + 1) * std::max(average_run_, Duration(1)) <= budget;
@@ -251,6 +263,8 @@ inline void Dispatcher::left(unsigned worker, std::optional<Duration> run_time, 
   state.stalled = false;
   state.progressed = true;
   if (!run_time) return;
+  long_runs_ = long_runs_ << 1 | (*run_time > limits_.ring_budget ? 1 : 0);
+  if (long_runs_ != 0 || mixed_) mixed_ = std::popcount(long_runs_) >= limits_.long_runs_of_mixed_tasks;
   // An average that forgets: the last eight runs weigh two thirds. A run that takes so much longer than the others was
   // interrupted: a lost CPU is away for milliseconds, which says nothing of the next run. Where the runs have indeed
   // become longer, the average nearly doubles with each.

@@ -175,14 +175,15 @@ void WorkerPool::pump(Lock& lock, Keep& keep) {
 WorkerPool::Worker* WorkerPool::worker_with_room() {
   if (dispatcher_.starting() > 0) notice_ready_workers();
   auto index = dispatcher_.choose_worker();
-  if (index && dispatcher_.load(*index) == 0 && dispatcher_.few_are_enough()) {
+  if (!index || (dispatcher_.load(*index) == 0 && dispatcher_.few_are_enough())) {
     // The others seem to be stuck, and we may only not have looked: we are at a long handler, say.
+    bool gets_on = false;
     for (const WorkerPtr& worker : workers_) {
-      if (worker && dispatcher_.load(worker->index) > 0 && worker->channel.has_unread()) {
-        dispatcher_.gets_on(worker->index);
-      }
+      if (!worker || !dispatcher_.is_overdue(worker->index) || !worker->channel.has_unread()) continue;
+      dispatcher_.gets_on(worker->index);
+      gets_on = true;
     }
-    index = dispatcher_.choose_worker();
+    if (gets_on) index = dispatcher_.choose_worker();
   }
   if (!index) return nullptr;
   Worker& worker = *workers_[*index];

@@ -295,6 +295,42 @@ TEST_CASE("a run that was interrupted is not taken for the usual one, and runs t
   CHECK(runs < 12);
 }
 
+TEST_CASE("where some tasks are long, no other is put behind one, until there have been none for a while",
+          "[dispatcher]") {
+  auto dispatcher = on_two_cpus(4, 1us);
+  const auto run = [&](std::chrono::nanoseconds time) {
+    dispatcher.placed(0);
+    dispatcher.left(0, time);
+  };
+  // As often as one in thirty: the average stays that of the short ones.
+  for (int i = 0; i < 200; ++i) run(i % 30 == 0 ? 50ms : 1us);
+  CHECK(depth(dispatcher) > 50);
+  for (int i = 0; i < 200; ++i) run(i % 10 == 0 ? 50ms : 1us);
+  CHECK(depth(dispatcher) == 1);
+  dispatcher.placed(0);
+  dispatcher.placed(1);
+  CHECK(dispatcher.choose_worker() == 2U);  // however few CPUs there are
+  for (int i = 0; i < 64; ++i) run(1us);
+  CHECK(depth(dispatcher) > 50);
+}
+
+TEST_CASE("a task waits in the queue and not behind one that is at something long", "[dispatcher]") {
+  auto dispatcher = with_ready_workers(2);
+  set_average(dispatcher, 0, 1us);
+  dispatcher.set_time(1s);
+  dispatcher.placed(0);
+  dispatcher.placed(1);
+  CHECK(dispatcher.choose_worker() == 0U);
+  dispatcher.set_time(1s + 201us);
+  CHECK(dispatcher.is_overdue(0));
+  CHECK(dispatcher.choose_worker() == std::nullopt);
+  dispatcher.gets_on(1);
+  CHECK(dispatcher.choose_worker() == 1U);
+  dispatcher.left(0, 201us);
+  CHECK_FALSE(dispatcher.is_overdue(0));
+  CHECK(dispatcher.choose_worker() == 0U);
+}
+
 TEST_CASE("a more urgent task overtakes what lies in the shortest ring if it would wait for long there",
           "[dispatcher]") {
   auto dispatcher = with_ready_workers(2);
@@ -805,6 +841,7 @@ class Model {
     bool ready = false;
     bool stalled = false;
     bool progressed = false;
+    Dispatcher::Time progressed_at{0};
     std::vector<Work*> ring;
   };
 
@@ -818,7 +855,10 @@ class Model {
   }
 
   std::optional<unsigned> chosen() const {
-    const auto usable = [&](unsigned i) { return workers_[i].present && !workers_[i].stalled; };
+    const auto usable = [&](unsigned i) {
+      const bool overdue = !workers_[i].ring.empty() && told_ - workers_[i].progressed_at > 200us;
+      return workers_[i].present && !workers_[i].stalled && !overdue;
+    };
     for (unsigned i = 0; i < kWorkers; ++i) {
       if (usable(i) && workers_[i].ready && workers_[i].ring.empty()) return i;
     }
@@ -862,6 +902,9 @@ class Model {
     Work& work = *alive_.emplace(id, std::make_unique<Work>(id, static_cast<int>(below(5)) - 2)).first->second;
     dispatcher_.enqueue(work);
     queue_[work.priority][work.order] = &work;
+    now_ += std::chrono::microseconds(below(50));
+    told_ = now_;
+    dispatcher_.set_time(now_);
   }
 
   void dispatch() {
@@ -871,6 +914,7 @@ class Model {
     dispatcher_.remove(*work);
     dispatcher_.placed(*worker);
     queue_[work->priority].erase(work->order);
+    if (workers_[*worker].ring.empty()) workers_[*worker].progressed_at = told_;
     workers_[*worker].ring.push_back(work);
   }
 
@@ -878,7 +922,9 @@ class Model {
     auto& ring = workers_[worker].ring;
     Work& work = *ring[place];
     ring.erase(ring.begin() + static_cast<std::ptrdiff_t>(place));
-    dispatcher_.left(worker, run_time);
+    dispatcher_.left(worker, run_time, now_);
+    told_ = now_;
+    workers_[worker].progressed_at = now_;
     workers_[worker].stalled = false;
     workers_[worker].progressed = true;
     if (run_time) {
@@ -899,7 +945,7 @@ class Model {
   void finish_one() {
     const unsigned i = below(kWorkers);
     if (!workers_[i].ready || workers_[i].ring.empty()) return;
-    leave(i, 0, std::chrono::nanoseconds(random_() % (below(4) == 0 ? 1'000'000 : 20'000)));
+    leave(i, 0, std::chrono::nanoseconds(random_() % (below(40) == 0 ? 1'000'000 : 20'000)));
   }
 
   void take_back() {
@@ -966,7 +1012,7 @@ class Model {
   }
 
   void start() {
-    now_ += std::chrono::milliseconds(below(50));
+    if (below(8) == 0) now_ += std::chrono::milliseconds(below(100));
     const auto worker = dispatcher_.worker_to_start(now_);
     if (!worker) return;
     dispatcher_.worker_added(*worker);
@@ -980,6 +1026,7 @@ class Model {
   std::map<int, std::map<std::uint64_t, Work*>> queue_;  // by priority, then by order
   Worker workers_[kWorkers];
   Dispatcher::Time now_{0};
+  Dispatcher::Time told_{0};  // the latest that the dispatcher knows of
   Dispatcher::Time pause_until_{0};
   unsigned failures_ = 0;
   std::size_t submitted_ = 0;

@@ -290,7 +290,8 @@ void WorkerChannel::sleep_for_request() noexcept {
 // Of answers, if the host has read them all.
 bool WorkerChannel::give_back_memory() noexcept {
   if (request().consumed.load(std::memory_order_acquire) != next_) return false;
-  if (::madvise(response_.data() + sizeof(ResponseHeader), heap_.touched(), MADV_REMOVE) != 0) return false;
+  // Where the system does not take it, it will not the next time either.
+  ::madvise(response_.data() + sizeof(ResponseHeader), heap_.touched(), MADV_REMOVE);
   heap_.forget_touched();
   return true;
 }

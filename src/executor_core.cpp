@@ -20,7 +20,6 @@
 
 #include <algorithm>
 #include <ctime>
-#include <deque>
 #include <stdexcept>
 #include <utility>
 
@@ -314,23 +313,20 @@ void ExecutorCore::start_one(TaskNode* node, Lock& lock, Initiation& initiation)
 
 namespace {
 // Tasks that this thread is to start: one that ends at once lets in the next, and so on, which must not be a recursion.
-thread_local std::deque<TaskNode*>* starting_here = nullptr;
+thread_local ExecutorCore::Admitted* starting_here = nullptr;
 }  // namespace
 
-void ExecutorCore::start(const Admitted& admitted) {
+void ExecutorCore::start(Admitted& admitted) {
   if (admitted.empty()) return;
   if (starting_here != nullptr) {
-    starting_here->insert(starting_here->end(), admitted.begin(), admitted.end());
+    while (TaskNode* const node = admitted.pop_front()) starting_here->push_back(*node);
     return;
   }
-  std::deque<TaskNode*> nodes(admitted.begin(), admitted.end());
   struct Here {
-    explicit Here(std::deque<TaskNode*>& list) { starting_here = &list; }
+    explicit Here(Admitted& list) { starting_here = &list; }
     ~Here() { starting_here = nullptr; }
-  } const here(nodes);
-  while (!nodes.empty()) {
-    TaskNode* const node = nodes.front();
-    nodes.pop_front();
+  } const here(admitted);
+  while (TaskNode* const node = admitted.pop_front()) {
     const std::shared_ptr<ExecutorCore> core = node->core->shared_from_this();
     Initiation initiation;  // Whoever starts a task is inside an initiating function, or has just settled another task.
     Lock lock(core->mutex);
@@ -404,7 +400,7 @@ void ExecutorCore::admit_waiting(Admitted& admitted) {
     unwatch(*node);
     node->waiting = false;
     count_in(*node);
-    admitted.push_back(node);
+    admitted.push_back(*node);
   }
 }
 

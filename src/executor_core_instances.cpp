@@ -70,7 +70,9 @@ void ExecutorCore::instance_granted(std::uint64_t id, const std::string& key) {
   node->instance_wait = 0;
   node->holds_instance = true;
   lock.unlock();
-  start({node});
+  Admitted granted;
+  granted.push_back(*node);
+  start(granted);
 }
 
 // With the mutex. True: the task waited for an instance, and does not any more.

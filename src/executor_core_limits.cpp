@@ -60,6 +60,9 @@ void ExecutorCore::watch_limits(TaskNode& node) {
   // A statement of its own: what is the first may change with it.
   const auto place = limits_->by_time.emplace(at, &node).first;
   if (place != limits_->by_time.begin()) return;
+  // The timer stays set when a task ends, for the next one: they would wake the background thread each.
+  if (limits_->set_for != 0 && limits_->set_for <= at) return;
+  limits_->set_for = at;
   asio::post(limits_->timer.get_executor(), [weak = weak_from_this()] {
     if (const auto self = weak.lock()) self->limits_passed();
   });
@@ -85,7 +88,7 @@ void ExecutorCore::limits_passed() {
       by_time.erase(by_time.begin());
       node.place.deadline = 0;
       if (node.waiting) {
-        static_cast<QueuedTask&>(node).unlink();
+        static_cast<AdmissionLink&>(node).unlink();
         node.waiting = false;
         --waiting_count;
         not_admitted.push_back(&node);
@@ -93,6 +96,7 @@ void ExecutorCore::limits_passed() {
         limit_passed(node, withdrawn);
       }
     }
+    limits_->set_for = by_time.empty() ? 0 : by_time.begin()->first;
     if (!by_time.empty()) {
       // A century is for ever, and can be added to any time of the clock.
       const std::uint64_t pause = by_time.begin()->first - time;

@@ -231,7 +231,7 @@ void ExecutorCore::retries_due() {
       retries_->remove(node);
       // What it waits from here on is its next run's wait.
       node.submitted_ns = time;
-      due.push_back(&node);
+      due.push_back(node);
     }
     if (!by_time.empty()) arm_retry_timer();
   }

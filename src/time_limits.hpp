@@ -9,6 +9,7 @@
 #include <boost/asio/steady_timer.hpp>
 
 #include <cstdint>
+#include <memory_resource>
 #include <set>
 #include <utility>
 
@@ -26,7 +27,9 @@ inline const char* not_run_reason(const TaskNode& node) noexcept {
 struct ExecutorCore::Limits {
   explicit Limits(Background& background) : timer(background.context()) {}
 
-  std::set<std::pair<std::uint64_t, TaskNode*>> by_time;
+  std::pmr::unsynchronized_pool_resource memory;
+  std::pmr::set<std::pair<std::uint64_t, TaskNode*>> by_time{&memory};
+  std::uint64_t set_for = 0;  // what the timer is set for, or is about to be; 0: it is not
   asio::steady_timer timer;
 };
 

@@ -27,6 +27,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <memory_resource>
 #include <optional>
 #include <set>
 #include <string>
@@ -312,7 +313,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::unique_ptr<asio::steady_timer> progress_timer_;
   std::unique_ptr<asio::steady_timer> deadline_timer_;
   std::unique_ptr<asio::steady_timer> shared_timer_;
-  std::set<std::pair<std::uint64_t, TaskNode*>> deadlines_;
+  std::pmr::unsynchronized_pool_resource deadlines_memory_;
+  std::pmr::set<std::pair<std::uint64_t, TaskNode*>> deadlines_{&deadlines_memory_};
   std::uint64_t deadline_timer_set_for_ = 0;  // 0: not set
   std::shared_ptr<WaitList> gone_;
   std::string shutdown_reason_;

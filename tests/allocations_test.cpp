@@ -8,12 +8,17 @@
 
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/bind_allocator.hpp>
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/io_context.hpp>
 
+#include <array>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdlib>
 #include <exception>
+#include <list>
 #include <memory>
 #include <new>
 #include <string>
@@ -32,11 +37,21 @@ std::atomic<long> allocations{0};
   ++allocations;
   return std::malloc(size == 0 ? 1 : size);
 }
+// std::pmr's resources use this one.
+[[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t alignment) {
+  ++allocations;
+  const auto least = static_cast<std::size_t>(alignment);
+  if (void* memory = std::aligned_alloc(least, (size + least - 1) / least * least)) return memory;
+  throw std::bad_alloc();
+}
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, const std::nothrow_t&) noexcept { std::free(memory); }
 
 namespace asio = boost::asio;
+using namespace std::chrono_literals;
 using bulkhead::LocalExecutor;
 using bulkhead::LocalExecutorOptions;
 using bulkhead::test::run;
@@ -62,30 +77,53 @@ asio::awaitable<void> submit_each(LocalExecutor& pool, int tasks) {
   for (int i = 0; i < tasks; ++i) co_await pool.submit(twice, i);
 }
 
+// Too long for a slot of a ring: it lies in a block of an area's heap, on both ways.
+using Long = std::array<int, 64>;
+Long same(Long value) { return value; }
+
+enum class Kind { plain, with_timeout, with_cancellation_slot, long_message };
+
 // So many tasks in flight until all have run.
 class Callbacks {
  public:
-  Callbacks(asio::io_context& context, LocalExecutor& pool) : context_(context), pool_(pool) {}
+  Callbacks(asio::io_context& context, LocalExecutor& pool, Kind kind = Kind::plain)
+      : context_(context), pool_(pool), kind_(kind) {}
 
   bool run(int tasks, int in_flight) {
     left_ = tasks;
     under_way_ = in_flight;
-    for (int i = 0; i < in_flight; ++i) next();
+    while (signals_.size() < static_cast<std::size_t>(in_flight)) signals_.emplace_back();
+    for (auto& signal : signals_) next(signal);
     return run_until(context_, [this] { return under_way_ == 0; });
   }
 
  private:
-  void next() {
+  void next(asio::cancellation_signal& signal) {
     if (left_ == 0) {
       --under_way_;
       return;
     }
     --left_;
-    pool_.async_submit(bulkhead::call(twice, 1), [this](std::exception_ptr, int) { next(); });
+    const auto go_on = [this, &signal](std::exception_ptr, auto&&) { next(signal); };
+    switch (kind_) {
+      case Kind::plain:
+        pool_.async_submit(bulkhead::call(twice, 1), go_on);
+        break;
+      case Kind::with_timeout:
+        pool_.async_submit(bulkhead::TaskOptions().timeout(1min).queue_timeout(1min), bulkhead::call(twice, 1), go_on);
+        break;
+      case Kind::with_cancellation_slot:
+        pool_.async_submit(bulkhead::call(twice, 1), asio::bind_cancellation_slot(signal.slot(), go_on));
+        break;
+      case Kind::long_message:
+        pool_.async_submit(bulkhead::call(same, Long{}), go_on);
+    }
   }
 
   asio::io_context& context_;
   LocalExecutor& pool_;
+  Kind kind_;
+  std::list<asio::cancellation_signal> signals_;  // one for each in flight
   int left_ = 0;
   int under_way_ = 0;
 };
@@ -145,6 +183,37 @@ TEST_CASE("a task with a callback allocates nothing in the long run, if one is i
   CAPTURE(made);
   // Asio keeps two blocks of a thread for the next handlers: what is started first and all together needs more.
   CHECK(made < kNowAndThen + 2 * in_flight);
+}
+
+TEST_CASE("a time limit, a cancellation slot and a message that fits no slot cost no allocation either", "[cost]") {
+  const auto kind = GENERATE(Kind::with_timeout, Kind::with_cancellation_slot, Kind::long_message);
+  CAPTURE(static_cast<int>(kind));
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), one_worker());
+  constexpr int kInFlight = 100;
+  Callbacks callbacks(context, pool, kind);
+  REQUIRE(callbacks.run(kBefore, kInFlight));
+  const long before = allocations;
+  REQUIRE(callbacks.run(kTasks, kInFlight));
+  const long made = allocations - before;
+  CAPTURE(made);
+  CHECK(made < kNowAndThen + 2 * kInFlight);
+}
+
+TEST_CASE("a task that waits since too many are in flight costs no allocation", "[cost]") {
+  asio::io_context context;
+  LocalExecutorOptions options = one_worker();
+  options.max_pending = 16;
+  options.overload = bulkhead::OverloadPolicy::wait;
+  LocalExecutor pool(context.get_executor(), options);
+  constexpr int kInFlight = 100;
+  Callbacks callbacks(context, pool);
+  REQUIRE(callbacks.run(kBefore, kInFlight));
+  const long before = allocations;
+  REQUIRE(callbacks.run(kTasks, kInFlight));
+  const long made = allocations - before;
+  CAPTURE(made);
+  CHECK(made < kNowAndThen + 2 * kInFlight);
 }
 
 TEST_CASE("a task's memory comes from its handler's allocator", "[cost]") {

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory_resource>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -245,7 +246,8 @@ class Heap {
 
   std::size_t capacity_;
   std::size_t touched_ = 0;
-  std::map<std::size_t, std::size_t> free_;
+  std::pmr::unsynchronized_pool_resource memory_;
+  std::pmr::map<std::size_t, std::size_t> free_{&memory_};
 };
 
 }  // namespace bulkhead::process

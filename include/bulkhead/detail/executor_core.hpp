@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <memory_resource>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -53,7 +54,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
  public:
   using Lock = std::unique_lock<Mutex>;
   // Tasks that a released slot let in: start them once the mutex is free.
-  using Admitted = std::vector<TaskNode*>;
+  using Admitted = IntrusiveList<TaskNode, AdmissionLink>;
 
   // While this thread is in a hook of the owner's without the mutex; the owner is not destroyed meanwhile by another.
   class BULKHEAD_EXPORT HookCall {
@@ -100,8 +101,8 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   bool would_retry(const TaskNode& node, RetryOn kind) const noexcept;
   // Why the task may not run now, if its key is in quarantine. With the mutex.
   std::exception_ptr quarantine_error(const TaskNode& node) const;
-  // Hands admitted tasks to the executor. Without the mutex.
-  void start(const Admitted& admitted);
+  // Hands admitted tasks to the executor, and leaves the list empty. Without the mutex.
+  void start(Admitted& admitted);
   // Counts the task as running; false if nobody wants it any more.
   bool begin(TaskNode& node);
 
@@ -197,7 +198,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   std::uint64_t total_run_ns = 0;
   std::uint64_t total_wait_ns = 0;
   IntrusiveList<TaskNode, OpenLink> open_tasks;
-  IntrusiveList<TaskNode, QueuedTask> waiting;
+  IntrusiveList<TaskNode, AdmissionLink> waiting;
 
  private:
   using Work = std::decay_t<
@@ -265,9 +266,12 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   // Keeps this for as long as there are nodes: a reference of each one's would cost it two locked instructions.
   std::shared_ptr<ExecutorCore> self_;
   std::size_t nodes_ = 0;
-  std::unordered_map<std::uint64_t, TaskNode*> cancellable_;
-  std::unordered_map<std::uint64_t, TaskNode*> parked_;  // admitted, and waiting for one of their instances
-  std::vector<std::function<void()>> grants_;            // to be called without the mutex
+  // For the tables of tasks: what one gives back is the next one's, and no task costs an allocation.
+  std::pmr::unsynchronized_pool_resource tables_memory_;
+  std::pmr::unordered_map<std::uint64_t, TaskNode*> cancellable_{&tables_memory_};
+  // Those that are admitted, and wait for one of their instances.
+  std::pmr::unordered_map<std::uint64_t, TaskNode*> parked_{&tables_memory_};
+  std::vector<std::function<void()>> grants_;  // to be called without the mutex
   std::shared_ptr<WaitList> idle_waits_;
   std::shared_ptr<Background> background_;  // once a time limit was needed; given back by `disown`
   std::unique_ptr<Limits> limits_;

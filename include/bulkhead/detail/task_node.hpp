@@ -56,12 +56,12 @@ class CoroutineRun {
   virtual void done(Outcome outcome) = 0;
 };
 
-struct OpenLink : ListLink {};   // among the tasks of an executor that have no outcome
-struct QueueLink : ListLink {};  // in one queue: of admission, or of a pool
+struct OpenLink : ListLink {};       // among the tasks of an executor that have no outcome
+struct AdmissionLink : ListLink {};  // among those that wait for admission, or were admitted and are to be started
 
 // One task, type-erased: callable, arguments, options, outcome, and who waits. Guarded by its executor's mutex, except
 // while one party owns it: an executor that runs, encodes or decodes it.
-class TaskNode : public OpenLink, public QueuedTask {
+class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
  public:
   TaskNode(ExecutorCore& executor, TaskOptions&& task_options) : core(&executor), options(std::move(task_options)) {}
   TaskNode(const TaskNode&) = delete;

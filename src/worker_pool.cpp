@@ -38,6 +38,10 @@ constexpr unsigned kPublishedTogether = 16;
 // which the worker is to get before it runs dry.
 constexpr unsigned kCollectedTogether = 64;
 
+// Memory that a worker's area may grow by while the event loop waits: the system gives a page in 0.5 to 1 µs, so it
+// waits a quarter of a millisecond, which is less than it takes to have another thread wait.
+constexpr std::size_t kGrowthAtOnce = 1024 * 1024;
+
 // How often a backlog is looked at: five times the work that may lie in a ring (Dispatcher::Limits::ring_budget), so
 // that a ring that works is never mistaken for one that is stuck.
 constexpr auto kBacklogInterval = std::chrono::milliseconds(1);
@@ -235,6 +239,7 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
   std::size_t size = 0;  // with the details
   std::optional<std::size_t> block;
   bool no_room = false;
+  bool grows = false;
   try {
     Encoder in_slot(slot);
     node.encode(in_slot);
@@ -248,7 +253,9 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
             fmt::format("they take {} bytes, and max_message_size allows {}", size, settings_.max_message_size));
       }
       if (!lock.owns_lock()) lock.lock();
+      const std::size_t warm = worker.channel.touched();
       block = worker.channel.allocate(size);
+      grows = block && *block + size > warm + kGrowthAtOnce;
       if (block && worker.channel.is_beyond_kept(*block + size) && dispatcher_.swell(worker.index, time_now())) {
         ask_maintenance();
       }
@@ -256,7 +263,7 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
       keep = shared_from_this();
       lock.unlock();
       no_room = !block;
-      if (block) {
+      if (block && !grows) {
         if (transfer) transfer->passed.clear();
         Encoder in_block(worker.channel.block(*block, size - details));
         node.encode(in_block);
@@ -278,8 +285,8 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
 
   if (!lock.owns_lock()) lock.lock();
   // What a worker that was killed is shown now it could still take up, and die with.
-  const bool usable =
-      worker.killed == Killed::no && !worker.buried && !error && !no_room && !node.place.cancel_requested && !closed_;
+  const bool usable = worker.killed == Killed::no && !worker.buried && !error && !no_room && !grows &&
+                      !node.place.cancel_requested && !closed_;
   if (!usable && block) worker.channel.release(*block, size);
   if (usable) {
     entry.node = &node;
@@ -326,11 +333,35 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
     decide(node, cancelled_error(node, TaskCancelledError::Stage::queued, shutdown_reason_), Outcome::cancelled);
   } else if (error) {
     decide(node, std::move(error), Outcome::failed);
+  } else if (grows) {
+    grow(node, std::move(keep_worker), *block, size);
   } else {
     enqueue(node);  // Its worker died meanwhile, or its heap is full.
     if (limited) watch_limits(node);
   }
   return !no_room;
+}
+
+// Has memory given to a worker's area, which takes milliseconds, without the event loop; then the task is placed anew.
+void WorkerPool::grow(TaskNode& node, WorkerPtr worker, std::size_t offset, std::size_t size) {
+  node.place.stage = TaskNode::Stage::encoding;
+  growing_.push_back(node);
+  asio::post(slow_, [weak = weak_from_this(), &node, worker = std::move(worker), offset, size] {
+    worker->channel.populate(offset, size);
+    const auto self = weak.lock();
+    if (!self) return;
+    const Lock lock(self->core_->mutex);
+    if (self->closed_) return;  // Which has seen to the task.
+    static_cast<QueuedTask&>(node).unlink();
+    if (node.place.cancel_requested) {
+      self->decide(node, self->cancelled_error(node, TaskCancelledError::Stage::queued, self->shutdown_reason_),
+                   Outcome::cancelled);
+    } else {
+      self->enqueue(node);
+      self->watch_limits(node);
+      self->schedule_drain();
+    }
+  });
 }
 
 // A worker that has something to do gets the new request with others, at the latest at the end of the drain: one look

@@ -183,6 +183,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   Worker* worker_with_room();
   void notice_ready_workers();
   bool place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep);
+  void grow(TaskNode& node, WorkerPtr worker, std::size_t offset, std::size_t size);
   void publish(Worker& worker);
   void publish_filled(Worker& worker);
   void drain(Lock& lock);
@@ -275,7 +276,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::size_t ready_count_ = 0;
   IntrusiveList<TaskNode, QueuedTask> reporting_;  // whose crash is being described
   std::size_t reporting_count_ = 0;
-  std::size_t in_rings_ = 0;  // requests without an answer
+  IntrusiveList<TaskNode, QueuedTask> growing_;  // which wait for memory to write their arguments into
+  std::size_t in_rings_ = 0;                     // requests without an answer
   bool drain_posted_ = false;
   bool waiting_ = false;  // for a doorbell
   bool watching_backlog_ = false;

@@ -173,6 +173,7 @@ void WorkerPool::close() {
       abandon(node, TaskCancelledError::Stage::queued);
     }
     while (TaskNode* node = reporting_.pop_front()) abandon(*node, TaskCancelledError::Stage::running);
+    while (TaskNode* node = growing_.pop_front()) abandon(*node, TaskCancelledError::Stage::queued);
     for (WorkerPtr& worker : workers_) {
       if (!worker) continue;
       process::kill_process(worker->pidfd);

@@ -21,6 +21,7 @@
 
 #include <dlfcn.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <algorithm>
@@ -654,6 +655,53 @@ TEST_CASE("64 MiB go to a worker and come back", "[local]") {
   }
   CHECK(run(context, pool.submit(size_of, bytes)) == bytes.size());
   CHECK(run(context, pool.submit(sized, bytes.size())).size() == bytes.size());
+}
+
+namespace {
+
+// Pages that the system has given to this thread so far.
+long faults_of_this_thread() {
+  rusage usage{};
+  REQUIRE(::getrusage(RUSAGE_THREAD, &usage) == 0);
+  return usage.ru_minflt;
+}
+
+std::size_t size_of_span(std::span<const std::uint8_t> bytes) { return bytes.size(); }
+
+}  // namespace
+
+TEST_CASE("The event loop does not wait for the memory that the first large message needs", "[local]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  std::vector<std::uint8_t> bytes(std::size_t{32} << 20, std::uint8_t{1});
+  CHECK(run(context, pool.submit(size_of_span, std::vector<std::uint8_t>(1))) == 1);
+  const long before = faults_of_this_thread();
+  CHECK(run(context, pool.submit(size_of_span, std::move(bytes))) == std::size_t{32} << 20);
+  const long faults = faults_of_this_thread() - before;
+  CAPTURE(faults);
+  CHECK(faults < (32 << 20) / 4096 / 4);
+}
+
+TEST_CASE("A task is cancelled, or its executor destroyed, while memory for its arguments is being had", "[local]") {
+  const bool destroy = GENERATE(false, true);
+  CAPTURE(destroy);
+  asio::io_context context;
+  auto pool = std::make_unique<LocalExecutor>(context.get_executor(), workers(1));
+  CHECK(run(context, pool->submit(size_of_span, std::vector<std::uint8_t>(1))) == 1);
+  asio::cancellation_signal signal;
+  Outcome<std::size_t> outcome;
+  pool->async_submit(bulkhead::call(size_of_span, std::vector<std::uint8_t>(std::size_t{64} << 20)),
+                     asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
+  if (destroy) {
+    pool.reset();
+  } else {
+    signal.emit(asio::cancellation_type::total);
+  }
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  const auto error = bulkhead::test::error_as<bulkhead::TaskCancelledError>(outcome.error);
+  REQUIRE(error);
+  CHECK(error->stage() == bulkhead::TaskCancelledError::Stage::queued);
+  if (!destroy) CHECK(run(context, pool->submit(size_of_span, std::vector<std::uint8_t>(1))) == 1);
 }
 
 TEST_CASE("Sizes around those of a slot and of a page come back unharmed", "[local]") {

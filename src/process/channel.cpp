@@ -22,6 +22,9 @@
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010  // linux/fcntl.h, since Linux 5.1
 #endif
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23  // linux/mman.h, since Linux 5.14
+#endif
 
 namespace bulkhead::process {
 namespace {
@@ -45,6 +48,10 @@ void futex_wake(const std::atomic<std::uint32_t>& word) noexcept {
   std::fprintf(stderr, "bulkhead: process %d ends: %s\n", static_cast<int>(::getpid()), reason);
   ::_exit(kMisusedExitCode);
 }
+
+// The start of a range for madvise must be a multiple of the page size; no machine's is smaller, and where it is
+// larger, the areas begin on pages anyway and the call fails as on an old system.
+constexpr std::size_t kPageSize = 4096;
 
 // Store, then load what the other side stored before it loaded ours: needs a full barrier on every machine.
 void full_barrier() noexcept { std::atomic_thread_fence(std::memory_order_seq_cst); }
@@ -70,6 +77,13 @@ HostChannel::HostChannel(ArenaLayout layout)
 void HostChannel::close_areas() noexcept {
   request_fd_.reset();
   response_fd_.reset();
+}
+
+void HostChannel::populate(std::size_t offset, std::size_t size) const noexcept {
+  const std::size_t begin = (sizeof(RequestHeader) + offset) / kPageSize * kPageSize;
+  const std::size_t end = std::min(request_.size(), sizeof(RequestHeader) + offset + size);
+  // Linux has it since 5.14. Before, who writes first waits for the memory.
+  ::madvise(request_.data() + begin, end - begin, MADV_POPULATE_WRITE);
 }
 
 void HostChannel::fill(std::uint32_t sequence, const RequestHead& head) noexcept {

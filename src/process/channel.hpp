@@ -107,6 +107,12 @@ class HostChannel {
     return {request_.data() + sizeof(RequestHeader) + offset, size};
   }
   void release(std::size_t offset, std::size_t size) { heap_.release(offset, size); }
+  /// Bytes from the heap's start of which all blocks so far were made; what lies behind them is memory that the system
+  /// has still to give.
+  std::size_t touched() const noexcept { return heap_.touched(); }
+  /// Has the system give the memory of a block, as long as the channel is there; changes nothing of what is written
+  /// there. Thread-safe.
+  void populate(std::size_t offset, std::size_t size) const noexcept;
   /// Whether a block that ends there takes more memory than a worker may keep. Nothing gives it back but the worker's
   /// end: the seal that keeps the worker from writing there keeps everybody from that, too.
   bool is_beyond_kept(std::size_t end) const noexcept { return end > layout_.kept; }

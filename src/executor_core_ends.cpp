@@ -140,7 +140,7 @@ void ExecutorCore::cancel(std::uint64_t id, asio::cancellation_type type) {
     if (node.waiting) {
       node.outcome = Outcome::cancelled;
       node.error = cancelled_error(node, {});
-      static_cast<QueuedTask&>(node).unlink();
+      waiting.erase(node);
       node.waiting = false;
       --waiting_count;
       // It never became one of the tasks in flight, yet its caller gets an outcome: both sides of the sum count it.

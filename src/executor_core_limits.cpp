@@ -88,7 +88,7 @@ void ExecutorCore::limits_passed() {
       by_time.erase(by_time.begin());
       node.place.deadline = 0;
       if (node.waiting) {
-        static_cast<AdmissionLink&>(node).unlink();
+        waiting.erase(node);
         node.waiting = false;
         --waiting_count;
         not_admitted.push_back(&node);

@@ -39,7 +39,8 @@ void Mutex::lock_without_bias(std::uintptr_t self) noexcept {
     times_in_a_row_ = 0;
   } else if (++times_in_a_row_ == kTimesInARow) {
     times_in_a_row_ = 0;
-    if (bias_allowed.load(std::memory_order_relaxed)) bias_.store(self, std::memory_order_release);
+    if (favourite_ == 0 && bias_allowed.load(std::memory_order_relaxed)) favourite_ = self;
+    if (favourite_ == self) bias_.store(self, std::memory_order_release);
   }
 }
 

@@ -15,6 +15,9 @@ namespace bulkhead::detail {
 // into memory that a worker reads, that is long.) Another thread takes the bias away with membarrier(2): a memory
 // barrier on all CPUs that run this process, in place of the one that the biased thread leaves out.
 //
+// In its life it is biased towards one thread only. One that has looked at the bias, and lost its CPU before it could
+// write to `held_`, will write there whenever it goes on: by then no other thread may use that word.
+//
 // Known as biased locking, or a lock with an asymmetric Dekker handshake (Dice, Moir, Scherer: "Quickly Reacquirable
 // Locks", 2003). Without a bias it is the three-state mutex of Ulrich Drepper's "Futexes Are Tricky".
 //
@@ -80,6 +83,7 @@ class BULKHEAD_EXPORT Mutex {
   bool locked_by_bias_ = false;
   std::uint32_t times_in_a_row_ = 0;
   std::uintptr_t last_ = 0;
+  std::uintptr_t favourite_ = 0;  // the only thread that it is ever biased towards; 0: not decided yet
 };
 
 }  // namespace bulkhead::detail

@@ -49,8 +49,12 @@ bool Dispatcher::is_to_be_replaced(const Worker& worker, Time now) const noexcep
 }
 
 void Dispatcher::look_at_memory(Time now) noexcept {
-  replacing_ = std::any_of(workers_.begin(), workers_.end(),
-                           [&](const Worker& worker) { return is_to_be_replaced(worker, now); });
+  const bool some_are_to_go = std::any_of(workers_.begin(), workers_.end(),
+                                          [&](const Worker& worker) { return is_to_be_replaced(worker, now); });
+  // All places may be taken by workers that leave, and still end something.
+  const bool has_place =
+      std::any_of(workers_.begin(), workers_.end(), [](const Worker& worker) { return !worker.present; });
+  replacing_ = some_are_to_go && (has_place || staying_ > needed_workers());
 }
 
 void Dispatcher::taken_back(unsigned worker) {
@@ -158,8 +162,10 @@ std::optional<unsigned> Dispatcher::worker_to_relieve() const {
 }
 
 bool Dispatcher::has_backlog() const {
-  return std::any_of(busy_.begin(), busy_.end(),
-                     [this](unsigned index) { return workers_[index].load > (workers_[index].ready ? 1 : 0); });
+  return std::any_of(busy_.begin(), busy_.end(), [this](unsigned index) {
+    const Worker& worker = workers_[index];
+    return !worker.killed && worker.load > (worker.ready ? 1 : 0);
+  });
 }
 
 std::vector<unsigned> Dispatcher::stalled_workers() {

@@ -124,6 +124,10 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
     if (node->may_begin_too_late()) watch_limits(*node);
     pump(lock, keep);
   }
+  if (closed_) {
+    lock.unlock();
+    return;
+  }
   if (waiting_) {
     // No drain comes before an answer does, and this task may lie behind a long one.
     watch_backlog();
@@ -253,10 +257,12 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
             fmt::format("they take {} bytes, and max_message_size allows {}", size, settings_.max_message_size));
       }
       if (!lock.owns_lock()) lock.lock();
-      const std::size_t warm = worker.channel.touched();
       block = worker.channel.allocate(size);
-      grows = block && *block + size > warm + kGrowthAtOnce;
-      if (block && worker.channel.is_beyond_kept(*block + size) && dispatcher_.swell(worker.index, time_now())) {
+      grows = block && *block + size > worker.channel.populated() + kGrowthAtOnce;
+      if (block && !grows) worker.channel.set_populated(*block + size);
+      const bool there = worker.killed == Killed::no && !worker.buried;
+      if (there && block && worker.channel.is_beyond_kept(*block + size) &&
+          dispatcher_.swell(worker.index, time_now())) {
         ask_maintenance();
       }
       if (!keep_worker) keep_worker = workers_[worker.index];
@@ -302,6 +308,7 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
   }
   if (!worker.buried && !closed_) {
     // A slot without a task goes its way, too: the worker passes over it.
+    if (!usable) dispatcher_.taken_back(worker.index);
     process::RequestHead head;
     head.revoked = !usable;
     head.attempt = static_cast<std::uint16_t>(node.attempt());
@@ -351,8 +358,9 @@ void WorkerPool::grow(TaskNode& node, WorkerPtr worker, std::size_t offset, std:
     const auto self = weak.lock();
     if (!self) return;
     const Lock lock(self->core_->mutex);
+    worker->channel.set_populated(offset + size);
     if (self->closed_) return;  // Which has seen to the task.
-    static_cast<QueuedTask&>(node).unlink();
+    self->growing_.erase(node);
     if (node.place.cancel_requested) {
       self->decide(node, self->cancelled_error(node, TaskCancelledError::Stage::queued, self->shutdown_reason_),
                    Outcome::cancelled);
@@ -417,6 +425,7 @@ void WorkerPool::drain(Lock& lock) {
     if (ready_.empty()) {
       collect();
       pump(lock, keep);
+      if (closed_) break;
       relieve();
       pump(lock, keep);
     }
@@ -510,7 +519,7 @@ void WorkerPool::clear_doorbells() {
 
 // Looks after tasks that lie behind another one in a ring, for as long as there are any.
 void WorkerPool::watch_backlog() {
-  if (watching_backlog_ || !dispatcher_.has_backlog()) return;
+  if (watching_backlog_ || core_->open == 0 || !dispatcher_.has_backlog()) return;
   watching_backlog_ = true;
   backlog_timer_->expires_after(kBacklogInterval);
   backlog_timer_->async_wait([self = shared_from_this()](boost::system::error_code error) {

@@ -250,6 +250,20 @@ TEST_CASE("With max_tasks_per_worker = 1 every task has a worker of its own", "[
   CHECK(numbers.size() == 60);
 }
 
+TEST_CASE("With max_tasks_per_worker = 1 a task whose arguments need much new memory runs as any other",
+          "[recycling]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.max_tasks_per_worker = 1;
+  LocalExecutor pool(context.get_executor(), options);
+  for (int i = 0; i < 3; ++i) {
+    const std::vector<std::uint8_t> bytes(std::size_t{4} << 20, std::uint8_t{1});
+    CHECK(run(context, pool.submit([](const std::vector<std::uint8_t>& given) { return given.size(); }, bytes)) ==
+          bytes.size());
+  }
+  CHECK(pool.metrics().workers_started <= 5);
+}
+
 TEST_CASE("With max_tasks_per_worker = 1 no worker is started for nothing, however long a start takes", "[recycling]") {
   asio::io_context context;
   LocalExecutorOptions options = workers(1);

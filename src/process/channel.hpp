@@ -6,6 +6,7 @@
 #include "posix.hpp"
 #include "prefetch.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -107,9 +108,9 @@ class HostChannel {
     return {request_.data() + sizeof(RequestHeader) + offset, size};
   }
   void release(std::size_t offset, std::size_t size) { heap_.release(offset, size); }
-  /// Bytes from the heap's start of which all blocks so far were made; what lies behind them is memory that the system
-  /// has still to give.
-  std::size_t touched() const noexcept { return heap_.touched(); }
+  /// Bytes from the heap's start whose memory the system has given; for what lies behind them it is still to be asked.
+  std::size_t populated() const noexcept { return populated_; }
+  void set_populated(std::size_t end) noexcept { populated_ = std::max(populated_, end); }
   /// Has the system give the memory of a block, as long as the channel is there; changes nothing of what is written
   /// there. Thread-safe.
   void populate(std::size_t offset, std::size_t size) const noexcept;
@@ -181,6 +182,7 @@ class HostChannel {
   Mapping request_;
   Mapping response_;
   Heap heap_;
+  std::size_t populated_ = 0;
   std::uint32_t reserved_ = 0;
   std::uint32_t published_ = 0;
   std::uint32_t committed_ = 0;

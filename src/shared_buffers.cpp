@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "shared_buffers.hpp"
 
+#include <bulkhead/detail/shared_memory_count.hpp>
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -12,6 +14,7 @@ namespace detail {
 namespace {
 
 thread_local BufferTransfer* current_transfer = nullptr;
+thread_local SharedMemoryCount* current_count = nullptr;
 
 }  // namespace
 
@@ -20,6 +23,10 @@ BufferTransfer::BufferTransfer(const process::SharedArea* of_executor, std::vect
     : area(of_executor), passed(std::move(given)), outer_(std::exchange(current_transfer, this)) {}
 BufferTransfer::~BufferTransfer() { current_transfer = outer_; }
 BufferTransfer* BufferTransfer::current() noexcept { return current_transfer; }
+
+SharedMemoryCount::SharedMemoryCount() noexcept : outer_(std::exchange(current_count, this)) {}
+SharedMemoryCount::~SharedMemoryCount() { current_count = outer_; }
+SharedMemoryCount* SharedMemoryCount::current() noexcept { return current_count; }
 
 }  // namespace detail
 
@@ -52,7 +59,9 @@ struct Reference {
 void codec<SharedBuffer>::encode(Encoder& encoder, const SharedBuffer& buffer) {
   Reference reference;
   if (const auto& block = SharedBufferAccess::block_of(buffer)) {
-    if (BufferTransfer* const transfer = BufferTransfer::current()) {
+    if (auto* const count = detail::SharedMemoryCount::current()) {
+      count->bytes += block->capacity;
+    } else if (BufferTransfer* const transfer = BufferTransfer::current()) {
       if (transfer->area == nullptr || block->area.get() != transfer->area) {
         refuse("It was made by another executor, whose workers alone have its memory.");
       }

@@ -157,6 +157,52 @@ TEST_CASE("buffers travel in pairs, containers and results, and an empty one is 
   CHECK(mapped.at(1).data() == two.data());
 }
 
+TEST_CASE("a buffer that was moved from has no memory, whatever becomes of it", "[shared]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), shared(kMiB));
+  SharedBuffer buffer = pool.make_buffer(kMiB);
+  SharedBuffer moved = std::move(buffer);
+  CHECK(buffer.empty());            // NOLINT(bugprone-use-after-move): that is what it is about
+  CHECK(buffer.data() == nullptr);  // NOLINT(bugprone-use-after-move)
+  CHECK(buffer.capacity() == 0);    // NOLINT(bugprone-use-after-move)
+  CHECK(moved.size() == kMiB);
+  try {
+    moved = run(context, pool.submit(crash_with, std::move(moved)));
+  } catch (const WorkerCrashedError&) {
+  }
+  CHECK(moved.empty());  // NOLINT(bugprone-use-after-move)
+  // It was the only one, so there is room for another.
+  CHECK(pool.make_buffer(kMiB).size() == kMiB);
+}
+
+TEST_CASE("one buffer may be passed twice in a call, and with no bytes", "[shared]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), shared(kMiB));
+  SharedBuffer buffer = pool.make_buffer(100);
+  auto [first, second] = run(context, pool.submit(swap_them, buffer, buffer));
+  CHECK(first.data() == buffer.data());
+  CHECK(second.data() == buffer.data());
+  buffer.resize(0);
+  buffer = run(context, pool.submit(give_back, std::move(buffer)));
+  CHECK(buffer.empty());
+  buffer.resize(100);
+  CHECK(buffer.size() == 100);
+}
+
+TEST_CASE("spawned tasks take buffers and give them back, which count for the memory of the store", "[shared]") {
+  const bool bypass = GENERATE(false, true);
+  CAPTURE(bypass);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), shared(kMiB, bypass));
+  SharedBuffer buffer = pool.make_buffer(1000);
+  fill(buffer, 1);
+  auto handle = pool.spawn(add_one, buffer);
+  const SharedBuffer changed = run(context, handle.result());
+  CHECK(changed.size() == 1000);
+  CHECK(all_are(changed, 2));
+  CHECK(changed.data() == buffer.data());
+}
+
 TEST_CASE("memory is given back with the last copy of a buffer, and used again", "[shared]") {
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), shared(2 * kMiB));

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <memory>
 #include <span>
+#include <utility>
 
 namespace bulkhead {
 
@@ -22,9 +23,10 @@ struct SharedBufferAccess;
 /// Memory that an executor's host and workers have in common: it is filled where it lies, by a read from a socket, say,
 /// and passed to a task and returned by it without being copied, whatever its size.
 ///
-///     bulkhead::SharedBuffer image = pool.make_buffer(size);        // options.max_shared_memory says how much there
-///     is co_await asio::async_read(socket, asio::buffer(image.data(), image.size()), asio::use_awaitable); image =
-///     co_await pool.submit(rotate, std::move(image));       // SharedBuffer rotate(SharedBuffer image)
+///     // options.max_shared_memory says how much there is.
+///     bulkhead::SharedBuffer image = pool.make_buffer(size);
+///     co_await asio::async_read(socket, asio::buffer(image.data(), image.size()), asio::use_awaitable);
+///     image = co_await pool.submit(rotate, std::move(image));  // SharedBuffer rotate(SharedBuffer image)
 ///
 /// Copies share the memory. In the host the last of them gives it back, whatever has become of the worker: it is used
 /// again when no task can touch it any more. A function may return a buffer that it was passed and no other.
@@ -38,6 +40,20 @@ class BULKHEAD_EXPORT SharedBuffer {
  public:
   /// No memory.
   SharedBuffer() noexcept = default;
+  SharedBuffer(const SharedBuffer&) = default;
+  SharedBuffer& operator=(const SharedBuffer&) = default;
+  /// What was moved from has no memory.
+  SharedBuffer(SharedBuffer&& other) noexcept
+      : block_(std::move(other.block_)),
+        data_(std::exchange(other.data_, nullptr)),
+        size_(std::exchange(other.size_, 0)) {}
+  SharedBuffer& operator=(SharedBuffer&& other) noexcept {
+    block_ = std::move(other.block_);
+    data_ = std::exchange(other.data_, nullptr);
+    size_ = std::exchange(other.size_, 0);
+    return *this;
+  }
+  ~SharedBuffer() = default;
 
   std::byte* data() const noexcept { return data_; }
   std::size_t size() const noexcept { return size_; }

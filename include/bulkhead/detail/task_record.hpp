@@ -3,6 +3,7 @@
 
 #include <bulkhead/any_result.hpp>
 #include <bulkhead/detail/config.hpp>
+#include <bulkhead/detail/shared_memory_count.hpp>
 #include <bulkhead/errors.hpp>
 #include <bulkhead/serialization.hpp>
 #include <bulkhead/task_id.hpp>
@@ -106,8 +107,9 @@ template <class R>
 std::size_t stored_size(const R& value) {
   if constexpr (Serializable<R>) {
     Encoder counting{std::span<std::byte>()};
+    const SharedMemoryCount shared;
     bulkhead::encode(counting, value);
-    return sizeof(R) + counting.size();
+    return sizeof(R) + counting.size() + shared.bytes;
   } else {
     return sizeof(R);
   }

@@ -111,7 +111,8 @@ bool ends_map(const std::exception_ptr& error) noexcept {
 
 bool is_too_large_together(const std::exception_ptr& error) noexcept {
   const auto* const failure = as<SerializationError>(error);
-  return failure != nullptr && failure->part() == SerializationError::Part::argument;
+  return failure != nullptr &&
+         (failure->part() == SerializationError::Part::argument || failure->part() == SerializationError::Part::result);
 }
 
 std::optional<std::size_t> crashed_item(const std::exception_ptr& error) noexcept {

@@ -44,6 +44,11 @@ void note_item(std::uint32_t item) noexcept {
   if (context != nullptr && context->item != nullptr) context->item->store(item, std::memory_order_relaxed);
 }
 
+std::size_t most_result_bytes() noexcept {
+  const TaskContext* const context = current();
+  return context != nullptr ? context->max_result : 0;
+}
+
 }  // namespace detail
 
 namespace this_task {

@@ -101,6 +101,7 @@ void run_task(const process::WorkerRequest& request, process::WorkerChannel& cha
   };
   context.report_to = &channel;
   context.item = &channel.item();
+  context.max_result = channel.max_answer();
   const RunningTask running(context, RunningTask::Scope::process);
   ChannelSink sink(channel, configuration.max_worker_memory);
   run_encoded(request.call, sink);

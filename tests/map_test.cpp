@@ -103,6 +103,13 @@ int wait_if_zero(int value) { return value == 0 ? wait_at_gate(value) : value; }
 int wait_if_three(int value) { return value == 3 ? wait_at_gate(value) : value; }
 void count_only(int value) { count(value); }
 std::size_t length(std::string_view text) { return text.size(); }
+// Negative items take long: longer than a chunk may.
+std::uint64_t task_of(int value) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(value < 0 ? 300 : 0);
+  while (std::chrono::steady_clock::now() < end) {
+  }
+  return bulkhead::this_task::id();
+}
 bool is_even(int value) { return value % 2 == 0; }
 int unpack(std::unique_ptr<int> value) { return *value; }
 int in_worker(int) { return bulkhead::this_task::is_running() ? 1 : 0; }
@@ -610,6 +617,38 @@ TEST_CASE("items that are too large together are sent one by one", "[map]") {
     REQUIRE(item);
     CHECK(holds<SerializationError>(item->error) == (i == 2));
   }
+}
+
+TEST_CASE("results that are too large together are no error of the items, whoever has chosen the chunk", "[map]") {
+  const auto chunk = GENERATE(as<std::size_t>{}, 0, 8);
+  CAPTURE(chunk);
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.max_message_size = 4096;
+  LocalExecutor pool(context.get_executor(), options);
+  const MapOptions map = chunk == 0 ? MapOptions() : MapOptions().chunk(chunk);
+  const auto repeated = [](int value) { return std::string(600, static_cast<char>('a' + value % 26)); };
+  const std::vector<std::string> texts = run(context, pool.map(repeated, numbers(2000), map));
+  REQUIRE(texts.size() == 2000);
+  bool equal = true;
+  for (int i = 0; i < 2000; ++i) equal = equal && texts[static_cast<std::size_t>(i)] == repeated(i);
+  CHECK(equal);
+}
+
+TEST_CASE("a chunk that turns out to take long leaves its other items to further tasks", "[map]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  std::vector<int> items(5000, 1);
+  items.resize(items.size() + 64, -1);
+  const std::vector<std::uint64_t> tasks = run(context, pool.map(task_of, items));
+  REQUIRE(tasks.size() == items.size());
+  // The first ones are quick enough to share tasks.
+  CHECK(std::set<std::uint64_t>(tasks.begin(), tasks.begin() + 5000).size() < 4000);
+  CHECK(std::set<std::uint64_t>(tasks.begin() + 5000, tasks.end()).size() == 64);
+  // Where the caller has said how many, it is so many.
+  const MapOptions eight = MapOptions().chunk(8);
+  const std::vector<std::uint64_t> of_eight = run(context, pool.map(task_of, std::vector<int>(16, -1), eight));
+  CHECK(std::set<std::uint64_t>(of_eight.begin(), of_eight.end()).size() == 2);
 }
 
 TEST_CASE("options of a map that cannot be are refused, and say why", "[map]") {

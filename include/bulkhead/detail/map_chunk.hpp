@@ -37,7 +37,8 @@ struct MapItems {
   std::shared_ptr<Shared> shared;
 };
 
-// What the items of a chunk gave, in their order.
+// What the items of a chunk gave, in their order. Where the library has chosen the chunk's size, its last ones may be
+// missing: they have not begun.
 template <class R>
 struct ChunkResult {
   using Value = std::conditional_t<std::is_void_v<R>, std::monostate, R>;
@@ -78,21 +79,32 @@ class MapOne {
   std::shared_ptr<void> kept_;
 };
 
+// After so long a chunk leaves the rest of its items to other workers, if its size was not given: four times what it
+// was to take, so that a chunk which is a little slow is not cut, and far less than anybody has to wait for.
+inline constexpr std::chrono::nanoseconds kLongestChunkTime = std::chrono::microseconds(200);
+
 // Calls the function with one item after the other.
 template <class F>
 class MapChunk {
  public:
-  explicit MapChunk(F mapped, bool = false) : function(std::move(mapped)) {}
+  explicit MapChunk(F mapped, bool all_of_it = false) : function(std::move(mapped)), whole(all_of_it) {}
 
   template <class T>
   auto operator()(const MapItems<T>& items) -> ChunkResult<std::decay_t<std::invoke_result_t<F&, T>>> {
     using Result = ChunkResult<std::decay_t<std::invoke_result_t<F&, T>>>;
     items.shared->began = true;
     std::vector<T>& values = items.shared->values;
+    using Clock = std::chrono::steady_clock;
     Result result;
     result.entries.resize(values.size());
-    const auto begin = std::chrono::steady_clock::now();
+    const std::size_t most_bytes = most_result_bytes() / 2;  // the next result may be as large as all before it
+    std::size_t bytes = 0;
+    const auto begin = Clock::now();
     for (std::size_t i = 0; i < result.entries.size(); ++i) {
+      if (!whole && i > 0 && (Clock::now() - begin > kLongestChunkTime || bytes > most_bytes)) {
+        result.entries.resize(i);
+        break;
+      }
       note_item(static_cast<std::uint32_t>(i));
       this_task::throw_if_stop_requested();
       typename Result::Entry& entry = result.entries[i];
@@ -102,6 +114,7 @@ class MapChunk {
           entry.value.emplace();
         } else {
           entry.value.emplace(std::invoke(function, static_cast<T&&>(values[i])));
+          if (most_bytes > 0) bytes += encoded_size(*entry.value);
         }
       } catch (const abi::__forced_unwind&) {
         throw;  // pthread_exit: not an exception that anybody may swallow
@@ -111,11 +124,24 @@ class MapChunk {
         entry.error = std::current_exception();
       }
     }
-    result.time = std::chrono::steady_clock::now() - begin;
+    result.time = Clock::now() - begin;
     return result;
   }
 
   F function;
+  bool whole;  // whatever it takes
+
+ private:
+  template <class R>
+  static std::size_t encoded_size(const R& value) {
+    if constexpr (Serializable<R>) {
+      Encoder counting{std::span<std::byte>()};
+      bulkhead::encode(counting, value);
+      return counting.size();
+    } else {
+      return 0;
+    }
+  }
 };
 
 // Each run has a copy of the item where it can.
@@ -150,9 +176,11 @@ requires detail::SendableCallable<F>
 struct codec<detail::MapChunk<F>> {
   static void encode(Encoder& encoder, const detail::MapChunk<F>& chunk) {
     detail::encode_callable(chunk.function, encoder);
+    bulkhead::encode(encoder, chunk.whole);
   }
   static detail::MapChunk<F> decode(Decoder& decoder) {
-    return detail::MapChunk<F>(detail::decode_callable<F>(decoder));
+    F function = detail::decode_callable<F>(decoder);
+    return detail::MapChunk<F>(std::move(function), bulkhead::decode<bool>(decoder));
   }
 };
 

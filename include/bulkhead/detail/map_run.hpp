@@ -61,7 +61,7 @@ BULKHEAD_EXPORT bool ends_map(const std::exception_ptr& error) noexcept;
 BULKHEAD_EXPORT bool is_overload(const std::exception_ptr& error) noexcept;
 // Which of a chunk's items was at work when its worker crashed; empty if the task failed otherwise.
 BULKHEAD_EXPORT std::optional<std::size_t> crashed_item(const std::exception_ptr& error) noexcept;
-// Whether a chunk's items could not be sent, at least not together.
+// Whether a chunk's items could not be sent, or their results, at least not together.
 BULKHEAD_EXPORT bool is_too_large_together(const std::exception_ptr& error) noexcept;
 // What a worker said of an item that failed.
 BULKHEAD_EXPORT std::exception_ptr remote_item_error(std::span<const std::byte> bytes, const std::string& task,
@@ -317,16 +317,17 @@ class MapRun final : public MapState<R> {
 
   void submit(typename Chunks::iterator chunk, const std::shared_ptr<Waiter>& waiter) {
     if constexpr (one_by_one) {
-      submit_as<MapOne<F>>(chunk, waiter);
+      submit_as<MapOne<F>>(chunk, waiter, task_.retry() != nullptr);
     } else if (limits_.fixed_chunk == 1) {
-      submit_as<MapOne<F>>(chunk, waiter);
+      submit_as<MapOne<F>>(chunk, waiter, task_.retry() != nullptr);
     } else {
-      submit_as<MapChunk<F>>(chunk, waiter);
+      submit_as<MapChunk<F>>(chunk, waiter, limits_.fixed_chunk != 0);
     }
   }
 
+  // `flag`: the second argument of the callable's constructor.
   template <class Callable>
-  void submit_as(typename Chunks::iterator chunk, const std::shared_ptr<Waiter>& waiter) {
+  void submit_as(typename Chunks::iterator chunk, const std::shared_ptr<Waiter>& waiter, bool flag) {
     using C = Call<Callable, MapItems<T>>;
     auto done = [self = self(), chunk, waiter](std::exception_ptr error, auto... result) {
       try {
@@ -339,7 +340,7 @@ class MapRun final : public MapState<R> {
     InitiateSubmit submit(core_);
     submit.waits_for_room = true;  // a map waits, which is what its window is for
     chunk->items.shared->began = false;
-    C call(std::in_place, Callable(function_, task_.retry() != nullptr), chunk->items);
+    C call(std::in_place, Callable(function_, flag), chunk->items);
     TaskOptions task(task_);
     std::move(submit)(asio::bind_cancellation_slot(chunk->signal.slot(), asio::bind_executor(strand_, std::move(done))),
                       std::move(task), std::move(call));
@@ -348,17 +349,31 @@ class MapRun final : public MapState<R> {
   // A chunk is over.
   void done(typename Chunks::iterator chunk, std::exception_ptr error, Waiter& waiter, ChunkResult<R> result) {
     if (error) return failed(chunk, std::move(error), waiter);
-    if (result.entries.size() != chunk->indices.size()) {
-      return failed(chunk, wrong_item_count(chunk->indices.size(), result.entries.size(), name(), core_->name), waiter);
+    const std::size_t answered = result.entries.size();
+    const std::size_t least = limits_.fixed_chunk != 0 ? chunk->indices.size() : 1;
+    if (answered < least || answered > chunk->indices.size()) {
+      return give_error(chunk, wrong_item_count(chunk->indices.size(), answered, name(), core_->name), waiter);
     }
     succeeded();
-    planner_.ran(result.entries.size(), result.time);
+    planner_.ran(answered, result.time);
     for (auto& entry : result.entries) {
       if (!entry.value && !entry.error) entry.error = remote_item_error(entry.remote_error, name(), core_->name);
       this->give(Item{chunk->indices[chunk->given], std::move(entry.error), std::move(entry.value)}, waiter);
       ++chunk->given;
     }
+    again_in_chunks(chunk, planner_.next());
     retire(chunk);
+  }
+
+  // Those of a chunk that have not been given are to be submitted again, so many together.
+  void again_in_chunks(typename Chunks::iterator chunk, std::size_t size) {
+    Chunks chunks;
+    for (; chunk->given < chunk->indices.size(); ++chunk->given) {
+      if (chunks.empty() || chunks.back().indices.size() == size) chunks.emplace_back();
+      chunks.back().items.shared->values.push_back(static_cast<T&&>(chunk->items.shared->values[chunk->given]));
+      chunks.back().indices.push_back(chunk->indices[chunk->given]);
+    }
+    again_.splice(again_.begin(), chunks);
   }
 
   // Where there was too little room, there may be more.
@@ -403,15 +418,7 @@ class MapRun final : public MapState<R> {
       return;
     }
     if (chunk->indices.size() > 1 && is_too_large_together(error)) {
-      // None of them has begun: each by itself.
-      Chunks singles;
-      for (std::size_t i = 0; i < chunk->indices.size(); ++i) {
-        singles.emplace_back();
-        singles.back().items.shared->values.push_back(static_cast<T&&>(chunk->items.shared->values[i]));
-        singles.back().indices.push_back(chunk->indices[i]);
-      }
-      again_.splice(again_.begin(), singles);
-      chunk->given = chunk->indices.size();
+      again_in_chunks(chunk, 1);
       retire(chunk);
       return;
     }

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -26,6 +27,7 @@ struct TaskContext {
   void (*report)(void* to, std::uint64_t done, std::uint64_t total, std::string_view text) = nullptr;
   void* report_to = nullptr;
   std::atomic<std::uint32_t>* item = nullptr;  // which of a chunk's items runs, for who looks at it from outside
+  std::size_t max_result = 0;                  // bytes of its encoded result; 0: it is not encoded
 };
 
 // A limit of centuries is none, and must not wrap around.
@@ -59,6 +61,9 @@ BULKHEAD_EXPORT void note_function(std::string (*name)(const void* function), co
 
 // The running task goes on with this one of its items.
 BULKHEAD_EXPORT void note_item(std::uint32_t item) noexcept;
+
+// `TaskContext::max_result` of the running task.
+BULKHEAD_EXPORT std::size_t most_result_bytes() noexcept;
 
 // What `throw_if_stop_requested` throws on its way to `run_encoded` or `TaskNode::run`. Not a std::exception: who
 // handles those does not mean this.

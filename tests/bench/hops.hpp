@@ -155,7 +155,7 @@ class HopBench {
   }
 
   // Times of single round trips, in microseconds, one after the other; `busy`: while another handler takes half of the
-  // event loop's time.
+  // event loop's time. Of how much it was then, `busy_share` tells.
   std::vector<double> round_trips(Peer peer, std::size_t number, bool busy) {
     std::vector<double> us;
     us.reserve(number);
@@ -171,6 +171,8 @@ class HopBench {
     context_.run();  // until the other handler is over, too
     return us;
   }
+
+  double busy_share() const noexcept { return busy_share_; }
 
  private:
   // As many as fill a round; the runs that find it out warm everything up, too.
@@ -231,22 +233,33 @@ class HopBench {
     }
   }
 
+  // Takes as long as it has been away, however late its timer was.
   asio::awaitable<void> take_half() {
-    constexpr auto kSlice = std::chrono::microseconds(50);
+    constexpr Clock::duration kSlice = std::chrono::microseconds(50);
+    // When the whole machine was away nothing is to be made up for.
+    constexpr Clock::duration kMost = std::chrono::milliseconds(1);
     asio::steady_timer timer(context_);
+    Clock::duration busy{0};
+    const auto first = Clock::now();
+    auto away_since = first - kSlice;
     while (!over_) {
-      const auto end = Clock::now() + kSlice;
+      const auto begin = Clock::now();
+      const auto end = begin + std::min(begin - away_since, kMost);
       while (Clock::now() < end) {
       }
+      away_since = Clock::now();
+      busy += away_since - begin;
       timer.expires_after(kSlice);
       co_await timer.async_wait(asio::use_awaitable);
     }
+    busy_share_ = Seconds(busy) / (Clock::now() - first);
   }
 
   asio::io_context& context_;
   LocalExecutor& executor_;
   Effort effort_;
   bool over_ = false;
+  double busy_share_ = 0;
   asio::thread_pool pool_{1};
 };
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: BSL-1.0
 // How many instructions a task costs the host's thread and the worker, counted one by one under ptrace. Unlike times,
-// they are the same on every run and every machine: so they are compared with `instructions.baseline`, and a task that
+// they do not depend on who else uses the machine: so they are compared with `instructions.baseline`, and a task that
 // has become more than 5 % dearer fails. (callgrind, which would do the same, has no pidfd_open in valgrind 3.19.)
+//
+// Each side is stopped while the other is counted, so that nothing depends on which of them is quicker: the host has
+// all answers before it, delivers them, and submits as many tasks; the worker has all requests before it.
 //
 //   bench_instructions            compares
 //   bench_instructions --write    writes the baseline of this compiler and Boost
@@ -22,11 +25,14 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -41,6 +47,24 @@
 #include <system_error>
 #include <vector>
 
+namespace {
+
+// While it is set, time stands still for all threads: a step takes some ten thousand times as long as an instruction,
+// and the library would find that the worker does not get on.
+std::atomic<bool> time_stands_still{false};
+timespec time_then{};
+
+}  // namespace
+
+// In place of the C library's.
+extern "C" int clock_gettime(clockid_t clock, timespec* time) noexcept {
+  if (time_stands_still.load(std::memory_order_relaxed) && clock == CLOCK_MONOTONIC) {
+    *time = time_then;
+    return 0;
+  }
+  return static_cast<int>(::syscall(SYS_clock_gettime, clock, time));
+}
+
 namespace asio = boost::asio;
 using bulkhead::LocalExecutor;
 using bulkhead::LocalExecutorOptions;
@@ -51,12 +75,10 @@ namespace {
 constexpr std::size_t kInFlight = 64;
 // Enough for all paths to be warm: the average run time is known, and memory is in the recycling allocator.
 constexpr std::uint64_t kWarmUp = 20'000;
-// Of the host's tasks, in the middle of many: those in flight, once around. Of the worker's: so many as are surely in
-// its ring. Few, since a step takes 20 µs on a virtual machine, and a task of the host's a thousand steps.
-constexpr std::uint64_t kCountedInHost = kInFlight;
+// Few, since a step takes 20 µs on a virtual machine, and a task of the host's a thousand steps.
 constexpr std::uint64_t kCountedInWorker = kInFlight / 2;
-// So often; the fewest instructions count. A timer may expire in between, or a symbol be looked up for the first time.
-constexpr unsigned kTimes = 4;
+// So often; the fewest instructions count: a symbol may be looked up for the first time.
+constexpr unsigned kTimes = 2;
 // Some per cent are the compiler's mood after unrelated changes; more is something that somebody has added.
 constexpr double kTolerance = 0.05;
 // Beyond a minute something is stuck.
@@ -96,17 +118,11 @@ void stay_on_this_cpu(pid_t thread) {
 
 enum class Form { callback, coroutine };
 
-// Keeps so many tasks under way, and before the last ones tells with signals when one more window begins or ends.
+// Keeps so many tasks under way.
 class Load {
  public:
-  Load(asio::io_context& context, LocalExecutor& executor, Form form, unsigned windows)
-      : context_(context), executor_(executor), form_(form), windows_(windows) {}
-
-  void run(std::uint64_t tasks) {
-    left_ = tasks;
-    running_ = kInFlight;
-    context_.restart();
-    const auto work = asio::make_work_guard(context_);
+  Load(asio::io_context& context, LocalExecutor& executor, Form form)
+      : context_(context), executor_(executor), form_(form) {
     for (std::size_t i = 0; i < kInFlight; ++i) {
       if (form_ == Form::callback) {
         next();
@@ -116,36 +132,40 @@ class Load {
         });
       }
     }
+  }
+
+  // Until so many more have ended, each of which is followed by another.
+  void run(std::uint64_t tasks) {
+    const std::uint64_t end = over_ + tasks;
+    while (over_ < end) context_.run_one();
+  }
+  // No task is followed by another any more.
+  void end() {
+    going_on_ = false;
     context_.run();
   }
 
  private:
-  bool another() {
-    if (left_ == 0) {
-      if (--running_ == 0) context_.stop();
-      return false;
-    }
-    if (left_ % kCountedInHost == 0 && left_ / kCountedInHost <= windows_) ::raise(SIGUSR1);
-    --left_;
-    return true;
-  }
   void next() {
-    if (!another()) return;
+    if (!going_on_) return;
     executor_.async_submit(bulkhead::call(add_one, 1), [this](std::exception_ptr error, int) {
       if (error) std::rethrow_exception(error);
+      ++over_;
       next();
     });
   }
   asio::awaitable<void> loop() {
-    while (another()) co_await executor_.submit(add_one, 1);
+    while (going_on_) {
+      co_await executor_.submit(add_one, 1);
+      ++over_;
+    }
   }
 
   asio::io_context& context_;
   LocalExecutor& executor_;
   Form form_;
-  unsigned windows_;
-  std::uint64_t left_ = 0;
-  std::size_t running_ = 0;
+  bool going_on_ = true;
+  std::uint64_t over_ = 0;
 };
 
 enum class Side { host, worker };
@@ -155,25 +175,39 @@ void be_counted(Form form, Side side) {
   asio::io_context context(1);
   LocalExecutorOptions options;
   options.max_workers = 1;
-  options.spin = bulkhead::SpinPolicy::never;  // how often who looks depends on the time
+  options.spin = bulkhead::SpinPolicy::never;  // it is seen to be done when it sleeps
   LocalExecutor executor(context.get_executor(), options);
-  if (side == Side::host) stay_on_this_cpu(0);
-  Load(context, executor, form, side == Side::host ? kTimes + 1 : 0).run(kWarmUp);
-  if (side == Side::host) return;
+  Load load(context, executor, form);
+  load.run(kWarmUp);
   board->worker = executor.worker_pids().at(0);
-  // The worker is stopped in between, gets them all at once, and is stepped through them.
-  ::raise(SIGUSR1);
-  std::size_t over = 0;
-  for (std::size_t i = 0; i < kInFlight; ++i) {
-    executor.async_submit(bulkhead::call(add_one, 1), [&](std::exception_ptr error, int) {
-      if (error) std::rethrow_exception(error);
-      ++over;
-    });
+  if (side == Side::host) {
+    stay_on_this_cpu(0);
+    for (unsigned i = 0; i < kTimes; ++i) {
+      ::raise(SIGUSR1);  // until the worker has answered all, and is stopped
+      ::clock_gettime(CLOCK_MONOTONIC, &time_then);
+      time_stands_still = true;
+      load.run(kInFlight);
+      time_stands_still = false;
+      ::raise(SIGUSR2);
+    }
+  } else {
+    // The worker sleeps then; it is stopped, gets them all at once, and is stepped through them.
+    load.end();
+    std::size_t over = 0;
+    ::raise(SIGUSR1);
+    for (std::size_t i = 0; i < kInFlight; ++i) {
+      executor.async_submit(bulkhead::call(add_one, 1), [&](std::exception_ptr error, int) {
+        if (error) std::rethrow_exception(error);
+        ++over;
+      });
+    }
+    ::raise(SIGUSR2);
+    context.restart();
+    context.run();
+    if (over != kInFlight) throw std::runtime_error("a task was lost");
+    return;
   }
-  ::raise(SIGUSR2);
-  context.restart();
-  context.run();
-  if (over != kInFlight) throw std::runtime_error("a task was lost");
+  load.end();
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -207,19 +241,39 @@ void let_go(pid_t pid) {
   if (::ptrace(PTRACE_DETACH, pid, nullptr, nullptr) != 0) fail("cannot let go of a process");
 }
 
+// S: it sleeps; T: it is stopped.
+char state_of(pid_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string text;
+  std::getline(file, text);
+  const auto name_end = text.rfind(')');
+  if (name_end == std::string::npos || name_end + 2 >= text.size()) throw std::runtime_error("a worker has ended");
+  return text[name_end + 2];
+}
+// The time limit is that of the whole program.
+void wait_for_state(pid_t pid, char state) {
+  while (state_of(pid) != state) ::sched_yield();
+}
+
 double count_host(pid_t pid) {
-  run_until(pid, SIGUSR1);
   std::uint64_t fewest = UINT64_MAX;
   for (unsigned i = 0; i < kTimes; ++i) {
+    run_until(pid, SIGUSR1);
+    // It sleeps when it has answered all that it was sent.
+    const pid_t worker = board->worker;
+    wait_for_state(worker, 'S');
+    if (::kill(worker, SIGSTOP) != 0) fail("cannot stop a worker");
+    wait_for_state(worker, 'T');
     std::uint64_t steps = 0;
-    for (int signal = 0; signal != SIGUSR1; ++steps) {
+    for (int signal = 0; signal != SIGUSR2; ++steps) {
       step(pid);
       signal = wait_for_stop(pid);
     }
+    if (::kill(worker, SIGCONT) != 0) fail("cannot have a worker go on");
     fewest = std::min(fewest, steps);
   }
   let_go(pid);
-  return static_cast<double>(fewest) / static_cast<double>(kCountedInHost);
+  return static_cast<double>(fewest) / static_cast<double>(kInFlight);
 }
 
 double count_worker(pid_t host) {
@@ -343,10 +397,13 @@ int compare_or_write(bool write) {
   };
   std::cout << fmt::format("Instructions per task, {} in flight; {}\n", kInFlight, key());
   bool dearer = false;
+  bool missing = false;
   for (const auto& [what, number] : counted) {
     const auto found = known.find(what);
     std::string note = "no baseline";
-    if (found != known.end()) {
+    if (found == known.end()) {
+      if (!known.empty()) missing = true;
+    } else {
       const double change = number / found->second - 1;
       note = fmt::format("baseline {:.1f}, {:+.1f} %", found->second, 100 * change);
       if (change > kTolerance) {
@@ -367,7 +424,8 @@ int compare_or_write(bool write) {
     std::cout << "A task has become more than 5 % dearer. Find out what was added; if it is worth it, write a new "
                  "baseline: bench_instructions --write\n";
   }
-  return dearer ? 1 : 0;
+  if (missing) std::cout << "Something has no baseline yet: bench_instructions --write\n";
+  return dearer || missing ? 1 : 0;
 }
 
 }  // namespace

@@ -83,14 +83,19 @@ void measure_hops(asio::io_context& context, Report& report, const Effort& effor
   const auto busy_trips = effort.quick ? trips : trips / 20;  // of each round
   std::vector<double> ours_p99;
   std::vector<double> pools_p99;
+  std::vector<double> ours_share;
+  std::vector<double> pools_share;
   for (int i = 0; i < effort.rounds; ++i) {
     ours_p99.push_back(quantile(bench.round_trips(local_coroutine, busy_trips, true), 0.99));
+    ours_share.push_back(bench.busy_share());
     pools_p99.push_back(quantile(bench.round_trips(pool_coroutine, busy_trips, true), 0.99));
+    pools_share.push_back(bench.busy_share());
   }
   const double ours_busy = median(ours_p99);
   const double pools_busy = median(pools_p99);
   report.row("p99 of the round trip while the loop is half busy", ours_busy / pools_busy, Better::lower, 1, "×",
-             fmt::format("{:.0f} µs; thread_pool {:.0f} µs", ours_busy, pools_busy));
+             fmt::format("{:.0f} µs ({:.0f} % busy); thread_pool {:.0f} µs ({:.0f} %)", ours_busy,
+                         100 * median(ours_share), pools_busy, 100 * median(pools_share)));
 }
 
 void measure_without_spinning(asio::io_context& context, Report& report, const Effort& effort) {

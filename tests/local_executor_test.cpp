@@ -3,10 +3,12 @@
 #include <bulkhead/exceptions.hpp>
 #include <bulkhead/local_executor.hpp>
 
+#include "process/posix.hpp"
 #include "support/catch.hpp"
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
+#include "support/sanitizer.hpp"
 #include "support/shared.hpp"
 
 #include <boost/asio/awaitable.hpp>
@@ -21,6 +23,7 @@
 
 #include <dlfcn.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -49,6 +52,7 @@
 #include <optional>
 #include <regex>
 #include <span>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -534,6 +538,60 @@ TEST_CASE("Every spin policy runs tasks", "[local]") {
   LocalExecutor pool(context.get_executor(), options);
   for (int i = 0; i < 50; ++i) CHECK(run(context, pool.submit(twice, i)) == 2 * i);
 }
+
+#if !WITH_SANITIZER
+namespace {
+
+// How often it has gone to sleep.
+long sleeps_of(const std::string& task) {
+  std::istringstream status(bulkhead::test::read_file(task + "/status"));
+  const std::string key = "voluntary_ctxt_switches:";
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with(key)) return std::stol(line.substr(key.size()));
+  }
+  FAIL("cannot read the status of " << task);
+  return 0;
+}
+
+// Sleeps of the worker for each of many tasks, one after the other. The fewest of some rounds: others use the machine,
+// too.
+double sleeps_per_task(bulkhead::SpinPolicy spin) {
+  constexpr int kTasks = 500;
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.spin = spin;
+  LocalExecutor pool(context.get_executor(), options);
+  run(context, pool.submit(twice, 1));
+  const std::string worker = "/proc/" + std::to_string(pool.worker_pids().at(0));
+  double fewest = 1e9;
+  for (int round = 0; round < 10; ++round) {
+    const long before = sleeps_of(worker);
+    for (int i = 0; i < kTasks; ++i) run(context, pool.submit(twice, i));
+    fewest = std::min(fewest, static_cast<double>(sleeps_of(worker) - before) / kTasks);
+  }
+  return fewest;
+}
+
+}  // namespace
+
+TEST_CASE("A worker that may spin does not sleep between tasks that follow one another, and others do", "[local]") {
+  if (bulkhead::process::cpu_share() < 2) return;  // there is none to spare
+  CHECK(sleeps_per_task(bulkhead::SpinPolicy::automatic) < 0.5);
+  CHECK(sleeps_per_task(bulkhead::SpinPolicy::never) > 0.9);
+}
+
+TEST_CASE("Where the program may use one CPU no worker spins unless that is asked for", "[local]") {
+  cpu_set_t all;
+  REQUIRE(::sched_getaffinity(0, sizeof(all), &all) == 0);
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(static_cast<unsigned>(::sched_getcpu()), &one);
+  REQUIRE(::sched_setaffinity(0, sizeof(one), &one) == 0);
+  const double sleeps = sleeps_per_task(bulkhead::SpinPolicy::automatic);
+  REQUIRE(::sched_setaffinity(0, sizeof(all), &all) == 0);
+  CHECK(sleeps > 0.9);
+}
+#endif
 
 TEST_CASE("Tasks run in other processes than the host, and leave its memory alone", "[local]") {
   asio::io_context context;

@@ -117,10 +117,6 @@ class Report {
     curves_.push_back({plot, name, std::move(points)});
   }
 
-  bool all_met() const {
-    return std::all_of(rows_.begin(), rows_.end(), [](const Row& row) { return row.met; });
-  }
-
   void write_json(const std::string& path, const Machine& machine) const {
     std::string json = fmt::format("{{\n  \"machine\": {},\n  \"rows\": [\n", quoted(machine.text()));
     for (std::size_t i = 0; i < rows_.size(); ++i) {

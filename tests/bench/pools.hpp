@@ -16,13 +16,17 @@
 #include <unistd.h>
 #include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <new>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -168,6 +172,28 @@ inline Memory memory_of(const std::string& process) {
   return memory;
 }
 
+// This process, and all that have come from it.
+inline std::vector<std::string> family() {
+  std::multimap<std::string, std::string> children;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string pid = entry.path().filename().string();
+    std::ifstream file(entry.path() / "stat");
+    std::string text;
+    if (!std::isdigit(static_cast<unsigned char>(pid[0])) || !std::getline(file, text)) continue;
+    // proc(5): the name, which may have anything in it, is in parentheses; state and parent follow.
+    std::istringstream rest(text.substr(text.rfind(')') + 1));
+    std::string state;
+    std::string parent;
+    if (rest >> state >> parent) children.emplace(parent, pid);
+  }
+  std::vector<std::string> all{std::to_string(::getpid())};
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const auto [begin, end] = children.equal_range(all[i]);
+    for (auto child = begin; child != end; ++child) all.push_back(child->second);
+  }
+  return all;
+}
+
 inline void measure_memory(asio::io_context& context, Report& report) {
   constexpr unsigned kWorkers = 64;
   constexpr double kMiB = 1 << 20;
@@ -176,17 +202,14 @@ inline void measure_memory(asio::io_context& context, Report& report) {
   while (pool.worker_pids().size() < kWorkers) context.run_for(std::chrono::milliseconds(1));
   seconds_of(context, pool, 50 * kWorkers, 4 * kWorkers, use_cpu, 100);
   double own = 0;
-  Memory all = memory_of("self");
-  double together = all.pss;
-  for (const int pid : pool.worker_pids()) {
-    const Memory worker = memory_of(std::to_string(pid));
-    own += worker.own;
-    together += worker.pss;
-  }
+  for (const int pid : pool.worker_pids()) own += memory_of(std::to_string(pid)).own;
+  const Memory host = memory_of("self");
+  double together = 0;
+  for (const std::string& process : family()) together += memory_of(process).pss;
   report.row("memory of an idle worker's own", own / kWorkers / kMiB, Better::lower, 1, "MiB",
              "private pages, mean of 64");
   report.row("memory of a host with 64 idle workers", together / kMiB, Better::lower, 64, "MiB",
-             fmt::format("PSS; the host alone {:.1f} MiB", all.pss / kMiB));
+             fmt::format("PSS of all processes; the host alone {:.1f} MiB", host.pss / kMiB));
 }
 
 inline void measure_first_result(asio::io_context& context, Report& report, const Effort& effort) {

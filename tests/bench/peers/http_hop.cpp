@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSL-1.0
-// The benchmark's function behind an HTTP server of Boost.Beast in another process, over a Unix socket: microseconds
+// The benchmark's functions behind an HTTP server of Boost.Beast in another process, over a Unix socket: microseconds
 // per call.
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/connect_pair.hpp>
@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <chrono>
+#include <cstddef>
 #include <cstdio>
 #include <exception>
 #include <stdexcept>
@@ -23,31 +24,37 @@ namespace http = boost::beast::http;
 using Socket = asio::local::stream_protocol::socket;
 using Clock = std::chrono::steady_clock;
 
+constexpr std::size_t kLarge = std::size_t{1} << 20;
+
 int add_one(int x) { return x + 1; }
 
 void serve(Socket& socket) {
   beast::flat_buffer buffer;
   for (;;) {
-    http::request<http::string_body> request;
+    http::request_parser<http::string_body> parser;
+    parser.body_limit(kLarge);
     boost::system::error_code error;
-    http::read(socket, buffer, request, error);
+    http::read(socket, buffer, parser, error);
     if (error) return;  // the client has gone
+    const auto request = parser.release();
     http::response<http::string_body> response(http::status::ok, request.version());
-    response.body() = std::to_string(add_one(std::stoi(request.body())));
+    response.body() = request.target() == "/length" ? std::to_string(request.body().size())
+                                                    : std::to_string(add_one(std::stoi(request.body())));
     response.prepare_payload();
     http::write(socket, response);
   }
 }
 
-void call(Socket& socket, beast::flat_buffer& buffer) {
-  http::request<http::string_body> request(http::verb::post, "/add_one", 11);
+void call(Socket& socket, beast::flat_buffer& buffer, const char* target, const std::string& body,
+          const std::string& expected) {
+  http::request<http::string_body> request(http::verb::post, target, 11);
   request.set(http::field::host, "worker");
-  request.body() = "1";
+  request.body() = body;
   request.prepare_payload();
   http::write(socket, request);
   http::response<http::string_body> response;
   http::read(socket, buffer, response);
-  if (response.body() != "2") throw std::runtime_error("a result is wrong");
+  if (response.body() != expected) throw std::runtime_error("a result is wrong");
 }
 
 }  // namespace
@@ -66,12 +73,16 @@ int main() try {
   }
   server.close();
   beast::flat_buffer buffer;
-  constexpr int kCalls = 5000;
-  for (int i = 0; i < kCalls / 10; ++i) call(client, buffer);
-  const auto begin = Clock::now();
-  for (int i = 0; i < kCalls; ++i) call(client, buffer);
-  const std::chrono::duration<double, std::micro> taken = Clock::now() - begin;
-  std::printf("one in flight: %.1f µs\n", taken.count() / kCalls);
+  const auto microseconds = [&](int calls, const char* target, const std::string& body, const std::string& expected) {
+    for (int i = 0; i < calls / 10; ++i) call(client, buffer, target, body, expected);
+    const auto begin = Clock::now();
+    for (int i = 0; i < calls; ++i) call(client, buffer, target, body, expected);
+    const std::chrono::duration<double, std::micro> taken = Clock::now() - begin;
+    return taken.count() / calls;
+  };
+  std::printf("one in flight: %.1f µs\n", microseconds(5000, "/add_one", "1", "2"));
+  std::printf("1 MiB in, its length back: %.0f µs\n",
+              microseconds(200, "/length", std::string(kLarge, 'x'), std::to_string(kLarge)));
   client.close();
   ::waitpid(child, nullptr, 0);
   return 0;

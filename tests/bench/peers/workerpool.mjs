@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: BSL-1.0
-// The benchmark's function through Node's workerpool (npm install workerpool) with one worker process: microseconds
+// The benchmark's functions through Node's workerpool (npm install workerpool) with one worker process: microseconds
 // per call.
 import workerpool from "workerpool";
 
 function addOne(x) {
   return x + 1;
+}
+
+function length(data) {
+  return data.length;
 }
 
 async function microseconds(calls, work) {
@@ -26,6 +30,14 @@ const manyAtOnce = await microseconds(20 * 256, async () => {
     if (results.some((result) => result !== 2)) throw new Error("a result is wrong");
   }
 });
+// Between processes it goes as text.
+const data = "x".repeat(1 << 20);
+const large = await microseconds(100, async () => {
+  for (let i = 0; i < 100; ++i) {
+    if ((await pool.exec(length, [data])) !== data.length) throw new Error("a result is wrong");
+  }
+});
 console.log(`one in flight: ${oneByOne.toFixed(1)} µs`);
 console.log(`256 in flight: ${manyAtOnce.toFixed(1)} µs`);
+console.log(`1 MiB in, its length back: ${large.toFixed(0)} µs`);
 await pool.terminate();

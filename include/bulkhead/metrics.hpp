@@ -3,7 +3,7 @@
 
 #include <bulkhead/detail/config.hpp>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <chrono>
 #include <cstddef>

@@ -7,8 +7,8 @@
 #include <bitset>
 #include <chrono>
 #include <complex>
+#include <concepts>
 #include <deque>
-#include <filesystem>
 #include <forward_list>
 #include <functional>
 #include <iterator>
@@ -676,11 +676,20 @@ requires(is_bitwise<C>()) struct Standard<std::basic_string<C, Traits, A>> : Sta
   static X take(Decoder& decoder) { return Bulk::take<X>(decoder); }
 };
 
-template <>
-struct Standard<std::filesystem::path> : StandardBase<'p', 1> {
-  using X = std::filesystem::path;
+// std::filesystem::path, or one that is made like it. By what it has and not by its name, since <filesystem> alone
+// costs those who do not use it 5 % of all that including this library does.
+template <class X>
+concept Path = std::is_class_v<X> && requires(const X& path) {
+  typename X::string_type;
+  { path.native() } -> std::same_as<const typename X::string_type&>;
+  { path.root_path() } -> std::same_as<X>;
+  { path.lexically_normal() } -> std::same_as<X>;
+};
+
+template <Path X>
+struct Standard<X> : StandardBase<'p', 1> {
   static void put(Encoder& encoder, const X& value) { codec_detail::put(encoder, value.native()); }
-  static X take(Decoder& decoder) { return X(codec_detail::take<X::string_type>(decoder)); }
+  static X take(Decoder& decoder) { return X(codec_detail::take<typename X::string_type>(decoder)); }
 };
 
 template <class Rep, class Period>

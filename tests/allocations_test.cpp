@@ -128,6 +128,17 @@ class Callbacks {
   int under_way_ = 0;
 };
 
+// In the long run.
+void check_no_allocations(Callbacks& callbacks, int in_flight) {
+  REQUIRE(callbacks.run(kBefore, in_flight));
+  const long before = allocations;
+  REQUIRE(callbacks.run(kTasks, in_flight));
+  const long made = allocations - before;
+  CAPTURE(made);
+  // Asio keeps two blocks of a thread for the next handlers: what is started first and all together needs more.
+  CHECK(made < kNowAndThen + 2 * in_flight);
+}
+
 // As users have them: it counts.
 template <class T>
 struct CountingAllocator {
@@ -176,13 +187,7 @@ TEST_CASE("a task with a callback allocates nothing in the long run, if one is i
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), one_worker());
   Callbacks callbacks(context, pool);
-  REQUIRE(callbacks.run(kBefore, in_flight));
-  const long before = allocations;
-  REQUIRE(callbacks.run(kTasks, in_flight));
-  const long made = allocations - before;
-  CAPTURE(made);
-  // Asio keeps two blocks of a thread for the next handlers: what is started first and all together needs more.
-  CHECK(made < kNowAndThen + 2 * in_flight);
+  check_no_allocations(callbacks, in_flight);
 }
 
 TEST_CASE("a time limit, a cancellation slot and a message that fits no slot cost no allocation either", "[cost]") {
@@ -192,12 +197,7 @@ TEST_CASE("a time limit, a cancellation slot and a message that fits no slot cos
   LocalExecutor pool(context.get_executor(), one_worker());
   constexpr int kInFlight = 100;
   Callbacks callbacks(context, pool, kind);
-  REQUIRE(callbacks.run(kBefore, kInFlight));
-  const long before = allocations;
-  REQUIRE(callbacks.run(kTasks, kInFlight));
-  const long made = allocations - before;
-  CAPTURE(made);
-  CHECK(made < kNowAndThen + 2 * kInFlight);
+  check_no_allocations(callbacks, kInFlight);
 }
 
 TEST_CASE("a task that waits since too many are in flight costs no allocation", "[cost]") {
@@ -208,12 +208,7 @@ TEST_CASE("a task that waits since too many are in flight costs no allocation", 
   LocalExecutor pool(context.get_executor(), options);
   constexpr int kInFlight = 100;
   Callbacks callbacks(context, pool);
-  REQUIRE(callbacks.run(kBefore, kInFlight));
-  const long before = allocations;
-  REQUIRE(callbacks.run(kTasks, kInFlight));
-  const long made = allocations - before;
-  CAPTURE(made);
-  CHECK(made < kNowAndThen + 2 * kInFlight);
+  check_no_allocations(callbacks, kInFlight);
 }
 
 TEST_CASE("a task's memory comes from its handler's allocator", "[cost]") {

@@ -90,6 +90,7 @@ void ExecutorCore::limits_passed() {
       if (node.waiting) {
         waiting.erase(node);
         node.waiting = false;
+        node.waited_in_vain = true;
         --waiting_count;
         not_admitted.push_back(&node);
       } else {

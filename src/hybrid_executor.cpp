@@ -152,9 +152,19 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
   // Gives the task to this executor. Without any mutex.
   void submit(TaskNode* node, std::size_t index, Refusals refusals);
 
-  // `error` is what this executor, or the task, failed with; `refusals` is by those before it.
-  void ended(TaskNode* node, std::size_t index, Refusals refusals, std::exception_ptr error, Outcome outcome,
-             bool begun) {
+  // How an executor has ended its task.
+  struct Ending {
+    Ending(std::exception_ptr failure, Outcome as) : error(std::move(failure)), outcome(as) {}
+
+    std::exception_ptr error;
+    Outcome outcome;
+    bool begun = true;
+    // It was not refused at once: it waited for admission for as long as it may.
+    bool waited_in_vain = false;
+  };
+
+  // `refusals` is by the executors before this one.
+  void ended(TaskNode* node, std::size_t index, Refusals refusals, Ending ending) {
     bool cancelled = false;
     {
       const std::lock_guard lock(mutex);
@@ -165,30 +175,34 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
       // Or nobody wants it any more: whoever destroys the hybrid cannot find it in this moment.
       cancelled = node->place.cancel_requested || core->owner == nullptr;
     }
-    if (!begun && !cancelled && index < members.size()) {
-      const bool goes_on = may_go_on(error, options);
-      if (goes_on && node->must_end_ns != 0 && ExecutorCore::now() >= node->must_end_ns) {
+    if (!ending.begun && !cancelled && index < members.size()) {
+      const bool goes_on = may_go_on(ending.error, options);
+      if (goes_on && has_passed(node->must_end_ns)) {
         // Refused for that, or too late for the next.
-        error = std::make_exception_ptr(TaskTimeoutError(TaskTimeoutError::Which::total, *node->options.total_timeout(),
-                                                         core->context_of(*node), detail::not_run_reason(*node)));
-        outcome = Outcome::timed_out;
-      } else if (goes_on && index + 1 < members.size() && !too_late_to_begin(*node)) {
-        refusals.push_back(text_of(error));
-        submit(node, index + 1, std::move(refusals));
-        return;
+        ending.error =
+            std::make_exception_ptr(TaskTimeoutError(TaskTimeoutError::Which::total, *node->options.total_timeout(),
+                                                     core->context_of(*node), detail::not_run_reason(*node)));
+        ending.outcome = Outcome::timed_out;
+      } else if (goes_on && index + 1 < members.size() && !ending.waited_in_vain) {
+        refusals.push_back(text_of(ending.error));
+        if (!has_passed(node->must_begin_ns())) {
+          submit(node, index + 1, std::move(refusals));
+          return;
+        }
+        ending.error = std::make_exception_ptr(TaskTimeoutError(
+            TaskTimeoutError::Which::queue, *node->options.queue_timeout(), core->context_of(*node),
+            fmt::format("that passed before another executor was asked: {}", fmt::join(refusals, "; "))));
+        ending.outcome = Outcome::timed_out;
       } else {
-        error = with_earlier(std::move(refusals), error);
+        ending.error = with_earlier(std::move(refusals), ending.error);
       }
     }
-    node->error = std::move(error);
-    core->settle(node, outcome, Initiation::delivery());
+    node->error = std::move(ending.error);
+    core->settle(node, ending.outcome, Initiation::delivery());
   }
 
-  // Who refused it may have kept it waiting until its time was over.
-  static bool too_late_to_begin(const TaskNode& node) {
-    const std::uint64_t end = node.must_begin_ns();
-    return end != 0 && ExecutorCore::now() >= end;
-  }
+  // 0 never does.
+  static bool has_passed(std::uint64_t time) { return time != 0 && ExecutorCore::now() >= time; }
 
   std::vector<Place> all_places() const {
     const std::lock_guard lock(mutex);
@@ -286,11 +300,11 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
     TaskNode* const outer = outer_;
     const std::size_t index = index_;
     Refusals refusals = std::move(refusals_);
-    std::exception_ptr cause = std::move(error);
-    const Outcome ending = outcome;
-    const bool begun = began_ns != 0;
+    Ending ending(std::move(error), outcome);
+    ending.begun = began_ns != 0;
+    ending.waited_in_vain = waited_in_vain;
     delete this;
-    engine->ended(outer, index, std::move(refusals), std::move(cause), ending, begun);
+    engine->ended(outer, index, std::move(refusals), std::move(ending));
   }
   // The caller is told, and the task runs on.
   void deliver_early(std::exception_ptr cause, Delivery) override {
@@ -314,8 +328,8 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
     if (!told_early_) cause = std::make_exception_ptr(TaskAbandonedError(outer->core->context_of(*outer)));
     if (told_early_ && began_ns != 0) outer->ended_ns = ExecutorCore::now();
     delete this;
-    const Outcome ending = cause ? Outcome::failed : Outcome::completed;
-    engine->ended(outer, engine->members.size(), {}, std::move(cause), ending, true);
+    Ending ending(std::move(cause), cause ? Outcome::failed : Outcome::completed);
+    engine->ended(outer, engine->members.size(), {}, std::move(ending));
   }
 
  private:

@@ -981,6 +981,31 @@ TEST_CASE("the queue_timeout of a hybrid's task is one for all of its executors"
   full.make_room();
 }
 
+TEST_CASE("a task whose queue_timeout has passed when a hybrid's first executor refuses it at once has timed out",
+          "[hybrid]") {
+  reset_board();
+  asio::io_context context;
+  ThreadExecutorOptions one = threads(1);
+  one.max_pending = 1;
+  const auto first = std::make_shared<ThreadExecutor>(context.get_executor(), one);
+  const auto next = std::make_shared<InlineExecutor>(context.get_executor());
+  Outcome<> occupant;
+  first->async_submit(bulkhead::call(wait_at_gate, 1), occupant.handler());
+  REQUIRE(run_until(context, [] { return board.gate.waiting == 1; }));
+  HybridExecutor hybrid(context.get_executor(), std::vector<std::shared_ptr<bulkhead::BaseExecutor>>{first, next});
+  const auto late = failure(context, hybrid.submit(TaskOptions().queue_timeout(1ns), count, 1));
+  CAPTURE(message(late));
+  const auto timeout = error_as<TaskTimeoutError>(late);
+  CHECK(timeout);
+  if (timeout) CHECK(timeout->which() == TaskTimeoutError::Which::queue);
+  CHECK_THAT(message(late), ContainsSubstring("max_pending"));
+  CHECK(board.begun == 0);
+  CHECK(hybrid.metrics().timed_out == 1);
+  CHECK(adds_up(hybrid));
+  board.gate.open = 1;
+  REQUIRE(run_until(context, [&] { return occupant.calls == 1; }));
+}
+
 TEST_CASE("executors that only a hybrid owns are destroyed with it, while a function still runs on a thread",
           "[hybrid]") {
   reset_board();

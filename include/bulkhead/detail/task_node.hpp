@@ -152,6 +152,7 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
   // The number of its wait for one of `max_instances`; 0: it does not wait for that.
   std::uint64_t instance_wait = 0;
   bool waiting = false;         // for admission
+  bool waited_in_vain = false;  // for admission, until a time limit of its own had passed
   bool admitted = false;        // holds one of `max_pending` slots
   bool settled = false;         // has its outcome; nobody waits any more
   bool last_run = false;        // its caller has asked for its end: it is not run again

@@ -249,6 +249,7 @@ class HybridExecutor::Engine::Forwarded final : public TaskNode {
     return ending;
   }
   bool is_coroutine() const noexcept override { return outer_->is_coroutine(); }
+  std::atomic<std::size_t>* large_size() noexcept override { return outer_->large_size(); }
   void start_coroutine(const asio::any_io_executor& on, asio::cancellation_slot slot,
                        std::unique_ptr<detail::CoroutineRun> run) override {
     // So that a coroutine which is told to stop says so as the caller asked.

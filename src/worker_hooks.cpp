@@ -11,6 +11,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,22 @@ class ChannelSink final : public AnswerSink {
   void put(Write write, const void* value) override {
     // Before the answer, since the next task may follow it at once.
     if (most_memory_ != 0 && process::memory_since_birth() > most_memory_) channel_.set_over_memory();
+    // As many as the last large one of this type took, and some more: then it is encoded once.
+    static Write last_write = nullptr;
+    static std::size_t last_size = 0;
+    if (write == last_write) {
+      const std::size_t room = std::min(last_size + last_size / 4, channel_.max_answer());
+      channel_.answer_slot();  // gives back the block of an answer that has failed half-way
+      if (const auto block = channel_.allocate_answer(room)) {
+        Encoder encoder(*block);
+        write(encoder, value);
+        if (encoder.fits()) {
+          last_size = encoder.size();
+          channel_.commit(encoder.size());
+          return;
+        }
+      }
+    }
     Encoder in_slot(channel_.answer_slot());
     write(in_slot, value);
     if (in_slot.fits()) {
@@ -43,6 +60,8 @@ class ChannelSink final : public AnswerSink {
     if (in_block.size() != in_slot.size()) {
       throw SerializationError(SerializationError::Part::result, "", "its encoding differs from one time to the next");
     }
+    last_write = write;
+    last_size = in_block.size();
     channel_.commit(in_block.size());
   }
 

@@ -242,43 +242,66 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
   const std::size_t details = details_size(node);
   std::size_t size = 0;  // with the details
   std::optional<std::size_t> block;
+  std::size_t block_size = 0;
   bool no_room = false;
   bool grows = false;
+  const auto encode_in_block = [&](std::size_t room) {
+    if (!lock.owns_lock()) lock.lock();
+    block = worker.channel.allocate(room);
+    block_size = room;
+    grows = block && *block + room > worker.channel.populated() + kGrowthAtOnce;
+    if (block && !grows) worker.channel.set_populated(*block + room);
+    const bool there = worker.killed == Killed::no && !worker.buried;
+    if (there && block && worker.channel.is_beyond_kept(*block + room) && dispatcher_.swell(worker.index, time_now())) {
+      ask_maintenance();
+    }
+    if (!keep_worker) keep_worker = workers_[worker.index];
+    keep = shared_from_this();
+    lock.unlock();
+    if (!block || grows) return;
+    if (transfer) transfer->passed.clear();
+    Encoder in_block(worker.channel.block(*block, room - details));
+    node.encode(in_block);
+    size = in_block.size() + details;
+    if (in_block.fits()) write_details(node, worker.channel.block(*block + in_block.size(), details));
+  };
   try {
-    Encoder in_slot(slot);
-    node.encode(in_slot);
-    size = in_slot.size() + details;
-    if (size <= slot.size()) {
-      write_details(node, slot.subspan(size - details, details));
-    } else {
-      if (size > settings_.max_message_size) {
+    std::atomic<std::size_t>* const remembered = node.library_encoding ? nullptr : node.large_size();
+    const std::size_t last = remembered != nullptr ? remembered->load(std::memory_order_relaxed) : 0;
+    if (last > 0 && last + details <= settings_.max_message_size) {
+      // Some more, so that what grows a little each time is not encoded twice each time.
+      encode_in_block(std::min(last + last / 4 + details, settings_.max_message_size));
+      if (block && !grows && size > block_size) {
+        lock.lock();
+        worker.channel.release(*block, block_size);
+        lock.unlock();
+        block.reset();
+      }
+    }
+    if (!block) {
+      if (transfer) transfer->passed.clear();
+      Encoder in_slot(slot);
+      node.encode(in_slot);
+      size = in_slot.size() + details;
+      if (size <= slot.size()) {
+        write_details(node, slot.subspan(size - details, details));
+      } else if (size > settings_.max_message_size) {
         throw SerializationError(
             SerializationError::Part::argument, "",
             fmt::format("they take {} bytes, and max_message_size allows {}", size, settings_.max_message_size));
-      }
-      if (!lock.owns_lock()) lock.lock();
-      block = worker.channel.allocate(size);
-      grows = block && *block + size > worker.channel.populated() + kGrowthAtOnce;
-      if (block && !grows) worker.channel.set_populated(*block + size);
-      const bool there = worker.killed == Killed::no && !worker.buried;
-      if (there && block && worker.channel.is_beyond_kept(*block + size) &&
-          dispatcher_.swell(worker.index, time_now())) {
-        ask_maintenance();
-      }
-      if (!keep_worker) keep_worker = workers_[worker.index];
-      keep = shared_from_this();
-      lock.unlock();
-      no_room = !block;
-      if (block && !grows) {
-        if (transfer) transfer->passed.clear();
-        Encoder in_block(worker.channel.block(*block, size - details));
-        node.encode(in_block);
-        write_details(node, worker.channel.block(*block + size - details, details));
-        if (in_block.size() != size - details) {
+      } else {
+        const std::size_t counted = size;
+        encode_in_block(counted);
+        no_room = !block;
+        if (size != counted) {
           throw SerializationError(SerializationError::Part::argument, "",
                                    "their encoding differs from one time to the next");
         }
       }
+    }
+    if (remembered != nullptr) {
+      const std::size_t call = size > slot.size() ? size - details : 0;
+      if (call != last && !grows) remembered->store(call, std::memory_order_relaxed);
     }
   } catch (const SerializationError& failure) {
     error = std::make_exception_ptr(
@@ -293,13 +316,13 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
   // What a worker that was killed is shown now it could still take up, and die with.
   const bool usable = worker.killed == Killed::no && !worker.buried && !error && !no_room && !grows &&
                       !node.place.cancel_requested && !closed_;
-  if (!usable && block) worker.channel.release(*block, size);
+  if (!usable && block) worker.channel.release(*block, block_size);
   if (usable) {
     entry.node = &node;
     if (transfer) entry.buffers = std::move(transfer->passed);
     if (block) {
       entry.block_offset = *block;
-      entry.block_size = size;
+      entry.block_size = block_size;
     }
     node.place.stage = TaskNode::Stage::in_ring;
     if (node.progress_relay || node.wants_started) ++observed_;
@@ -341,7 +364,7 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
   } else if (error) {
     decide(node, std::move(error), Outcome::failed);
   } else if (grows) {
-    grow(node, std::move(keep_worker), *block, size);
+    grow(node, std::move(keep_worker), *block, block_size);
   } else {
     enqueue(node);  // Its worker died meanwhile, or its heap is full.
     if (limited) watch_limits(node);

@@ -768,6 +768,50 @@ TEST_CASE("A task is cancelled, or its executor destroyed, while memory for its 
   if (!destroy) CHECK(run(context, pool->submit(size_of_span, std::vector<std::uint8_t>(1))) == 1);
 }
 
+namespace {
+
+// Counts how often it is encoded.
+struct Counted {
+  std::vector<std::uint8_t> bytes;
+  static inline int encoded = 0;  // in this process
+};
+Counted same_counted(Counted value) { return value; }
+int encoded_there(int) { return Counted::encoded; }
+
+}  // namespace
+
+namespace bulkhead {
+template <>
+struct codec<Counted> {
+  static void encode(Encoder& encoder, const Counted& value) {
+    ++Counted::encoded;
+    bulkhead::encode(encoder, value.bytes);
+  }
+  static Counted decode(Decoder& decoder) { return {bulkhead::decode<std::vector<std::uint8_t>>(decoder)}; }
+};
+}  // namespace bulkhead
+
+TEST_CASE("What is too large for a slot is encoded once, when its like has been sent before", "[local]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  std::size_t size = 10'000;
+  Counted::encoded = 0;
+  CHECK(run(context, pool.submit(same_counted, Counted{std::vector<std::uint8_t>(size)})).bytes.size() == size);
+  int here = Counted::encoded;
+  int there = run(context, pool.submit(encoded_there, 0));
+  // Also when each is somewhat longer.
+  for (int i = 0; i < 10; ++i) {
+    size += size / 8;
+    CHECK(run(context, pool.submit(same_counted, Counted{std::vector<std::uint8_t>(size)})).bytes.size() == size);
+  }
+  CHECK(Counted::encoded - here == 10);
+  CHECK(run(context, pool.submit(encoded_there, 0)) - there == 10);
+  // When one is much longer it is encoded again, and when it is short it fits.
+  for (const std::size_t other : {10 * size, std::size_t{1}, size}) {
+    CHECK(run(context, pool.submit(same_counted, Counted{std::vector<std::uint8_t>(other)})).bytes.size() == other);
+  }
+}
+
 TEST_CASE("Sizes around those of a slot and of a page come back unharmed", "[local]") {
   const bool bypass = GENERATE(false, true);
   CAPTURE(bypass);

@@ -126,6 +126,10 @@ class HandlerExecutor {
   std::optional<Tracked> tracked_;
 };
 
+// See TaskNode::large_size.
+template <class C>
+inline std::atomic<std::size_t> large_call_size{0};
+
 template <class C, class Handler>
 class TaskImpl final : public TaskNode {
   using Result = task_result_t<C>;
@@ -207,6 +211,8 @@ class TaskImpl final : public TaskNode {
                                core->context_of(*this));
     }
   }
+
+  std::atomic<std::size_t>* large_size() noexcept override { return &large_call_size<C>; }
 
   void decode_result(Decoder& decoder) override {
     if constexpr (Sendable<C> && !gives_coroutine) {

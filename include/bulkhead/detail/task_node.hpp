@@ -76,6 +76,9 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
                                std::unique_ptr<CoroutineRun> run) = 0;
   // Writes the call for `run_encoded`. Throws SerializationError or FunctionUnavailableError.
   virtual void encode(Encoder& encoder) = 0;
+  // How many bytes the encoding of the last call of this type took, if they were too many for a slot: so many are got
+  // ready for the next, which then is encoded once. 0: it was none. Null: nobody remembers.
+  virtual std::atomic<std::size_t>* large_size() noexcept { return nullptr; }
   // Reads what the call returned.
   virtual void decode_result(Decoder& decoder) = 0;
   // Hands the outcome over and destroys the node. Its caller keeps the core.

@@ -596,6 +596,31 @@ TEST_CASE("Where the program may use one CPU no worker spins unless that is aske
 }
 #endif
 
+TEST_CASE("However many answers there are, other handlers of the event loop get their turn between them", "[local]") {
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.max_pending = 1000;
+  LocalExecutor pool(context.get_executor(), options);
+  for (int i = 0; i < 100; ++i) run(context, pool.submit(twice, i));  // so that its ring takes many
+  constexpr int kTasks = 200;
+  int over = 0;
+  for (int i = 0; i < kTasks; ++i) {
+    pool.async_submit(bulkhead::call(twice, i), [&](std::exception_ptr, int) { ++over; });
+  }
+  // They are there all together before the event loop goes on.
+  const std::string state = "/proc/" + std::to_string(pool.worker_pids().at(0)) + "/stat";
+  REQUIRE(bulkhead::test::poll_until([&] { return bulkhead::test::read_file(state).find(") S ") != std::string::npos; },
+                                     bulkhead::test::kDeadline));
+  int most_in_a_row = 0;
+  while (over < kTasks) {
+    const int before = over;
+    REQUIRE(context.run_one() == 1);
+    most_in_a_row = std::max(most_in_a_row, over - before);
+  }
+  CHECK(most_in_a_row > 1);
+  CHECK(most_in_a_row <= 64);
+}
+
 TEST_CASE("Tasks run in other processes than the host, and leave its memory alone", "[local]") {
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(2));

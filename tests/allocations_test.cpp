@@ -10,6 +10,8 @@
 #include <boost/asio/bind_allocator.hpp>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
 
 #include <array>
@@ -76,6 +78,8 @@ LocalExecutorOptions one_worker() {
 asio::awaitable<void> submit_each(LocalExecutor& pool, int tasks) {
   for (int i = 0; i < tasks; ++i) co_await pool.submit(twice, i);
 }
+
+long allocations_here(int) { return allocations; }
 
 // Too long for a slot of a ring: it lies in a block of an area's heap, on both ways.
 using Long = std::array<int, 64>;
@@ -179,6 +183,38 @@ TEST_CASE("a task that is awaited allocates nothing in the long run: its corouti
   const long made = allocations - before;
   CAPTURE(made);
   CHECK(made < kNowAndThen);
+}
+
+TEST_CASE("tasks that many coroutines await at once allocate nothing in the long run", "[cost]") {
+  const int in_flight = GENERATE(16, 256);
+  CAPTURE(in_flight);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), one_worker());
+  long before = 0;
+  long after = 0;
+  int warm = 0;
+  int over = 0;
+  const auto each = [&]() -> asio::awaitable<void> {
+    for (int i = 0; i < kBefore / in_flight + 10; ++i) co_await pool.submit(twice, i);
+    if (++warm == in_flight) before = allocations;
+    for (int i = 0; i < kTasks / in_flight; ++i) co_await pool.submit(twice, i);
+    // While all others are still at it: their ends are not to count.
+    if (over++ == 0) after = allocations;
+  };
+  for (int i = 0; i < in_flight; ++i) asio::co_spawn(context, each(), asio::detached);
+  REQUIRE(run_until(context, [&] { return over == in_flight; }));
+  const long made = after - before;
+  CAPTURE(made);
+  CHECK(made < kNowAndThen);
+}
+
+TEST_CASE("a worker allocates nothing for a task", "[cost]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), one_worker());
+  run(context, submit_each(pool, 100));
+  const long before = run(context, pool.submit(allocations_here, 0));
+  run(context, submit_each(pool, 1000));
+  CHECK(run(context, pool.submit(allocations_here, 0)) - before < 10);
 }
 
 TEST_CASE("a task with a callback allocates nothing in the long run, if one is in flight or many are", "[cost]") {

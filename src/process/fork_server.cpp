@@ -174,6 +174,9 @@ void serve_create_template(Received& received) {
   std::array<FileDescriptor, 2> kept{std::move(control), std::move(host)};
   keep_only(kept);
   set_process_name("bulkhead-fork");
+  // Somebody may have stopped this process when the host dies: then it is to wake, and see that. While the host is
+  // there the signal, which the end of one of its threads sends, too, does nothing.
+  ::prctl(PR_SET_PDEATHSIG, SIGCONT);
   // Without a PID namespace, too, whatever its descendants leave behind comes here, and ends here.
   ::prctl(PR_SET_CHILD_SUBREAPER, 1);
   // A worker's core would be large, would take seconds in which its slot is dead, and would hold other tasks' data.

@@ -96,6 +96,7 @@ using bulkhead::test::link_target;
 using bulkhead::test::message;
 using bulkhead::test::open_descriptors;
 using bulkhead::test::Outcome;
+using bulkhead::test::parent_of;
 using bulkhead::test::pid_in_host;
 using bulkhead::test::poll_until;
 using bulkhead::test::Process;
@@ -590,7 +591,7 @@ int host_to_be_killed(std::string_view state) {
     }
   };
   std::function<bool()> ready = [&] { return pool.metrics().completed > 100; };
-  if (state == "idle") {
+  if (state == "idle" || state == "fork_server" || state == "template") {
     asio::co_spawn(context, pool.submit(twice, 1), asio::detached);
     ready = [&] { return whole(pool) && pool.metrics().completed == 1; };
   } else if (state == "load") {
@@ -679,10 +680,22 @@ std::optional<std::chrono::steady_clock::duration> kill_and_wait(Program& host) 
   return std::chrono::steady_clock::now() - begin;
 }
 
+bool is_stopped(const Process& process) {
+  return read_file("/proc/" + std::to_string(process.pid()) + "/stat").find(") T ") != std::string::npos;
+}
+
+// The processes that the library itself runs the workers with.
+bool is_fork_server(const Process& process) {
+  return read_file("/proc/" + std::to_string(process.pid()) + "/comm") == "bulkhead-fork\n";
+}
+bool is_template(const Process& process) { return is_fork_server(Process(parent_of(process.pid()))); }
+
 }  // namespace
 
 TEST_CASE("44: a host killed by SIGKILL leaves no process and no shared memory, whatever it was doing", "[fault]") {
-  const std::string state = GENERATE("idle", "load", "spawn", "running", "shutdown", "stopped", "child", "daemon");
+  // With "fork_server" and "template" it is that process which somebody has stopped.
+  const std::string state =
+      GENERATE("idle", "load", "spawn", "running", "shutdown", "stopped", "child", "daemon", "fork_server", "template");
   const bool forbidden = GENERATE(false, true);
   CAPTURE(state, forbidden);
   const std::set<std::string> files = shared_memory_files();
@@ -694,6 +707,13 @@ TEST_CASE("44: a host killed by SIGKILL leaves no process and no shared memory, 
   if (forbidden) CHECK_FALSE(has_namespace);
   std::vector<Process> processes;
   for (const int pid : found) processes.emplace_back(pid);
+  if (state == "fork_server" || state == "template") {
+    const auto stopped =
+        std::find_if(processes.begin(), processes.end(), state == "template" ? is_template : is_fork_server);
+    REQUIRE(stopped != processes.end());
+    REQUIRE(stopped->signal(SIGSTOP));
+    REQUIRE(poll_until([&] { return is_stopped(*stopped); }, kGone));
+  }
 
   host.kill();
   if ((state == "child" || state == "daemon") && !has_namespace) {

@@ -317,17 +317,16 @@ class MapRun final : public MapState<R> {
 
   void submit(typename Chunks::iterator chunk, const std::shared_ptr<Waiter>& waiter) {
     if constexpr (one_by_one) {
-      submit_as<MapOne<F>>(chunk, waiter, task_.retry() != nullptr);
+      submit(chunk, waiter, MapOne<F>(function_, task_.retry() != nullptr));
     } else if (limits_.fixed_chunk == 1) {
-      submit_as<MapOne<F>>(chunk, waiter, task_.retry() != nullptr);
+      submit(chunk, waiter, MapOne<F>(function_, task_.retry() != nullptr));
     } else {
-      submit_as<MapChunk<F>>(chunk, waiter, limits_.fixed_chunk != 0);
+      submit(chunk, waiter, MapChunk<F>(function_, limits_.fixed_chunk != 0));
     }
   }
 
-  // `flag`: the second argument of the callable's constructor.
   template <class Callable>
-  void submit_as(typename Chunks::iterator chunk, const std::shared_ptr<Waiter>& waiter, bool flag) {
+  void submit(typename Chunks::iterator chunk, const std::shared_ptr<Waiter>& waiter, Callable callable) {
     using C = Call<Callable, MapItems<T>>;
     auto done = [self = self(), chunk, waiter](std::exception_ptr error, auto... result) {
       try {
@@ -340,7 +339,7 @@ class MapRun final : public MapState<R> {
     InitiateSubmit submit(core_);
     submit.waits_for_room = true;  // a map waits, which is what its window is for
     chunk->items.shared->began = false;
-    C call(std::in_place, Callable(function_, flag), chunk->items);
+    C call(std::in_place, std::move(callable), chunk->items);
     TaskOptions task(task_);
     std::move(submit)(asio::bind_cancellation_slot(chunk->signal.slot(), asio::bind_executor(strand_, std::move(done))),
                       std::move(task), std::move(call));

@@ -2,13 +2,13 @@
 #include "background.hpp"
 
 #include "process/symbols.hpp"
+#include "signal_mask.hpp"
 
 #include <bulkhead/detail/mutex.hpp>
 
 #include <boost/asio/post.hpp>
 
 #include <pthread.h>
-#include <csignal>
 #include <mutex>
 
 namespace bulkhead::detail {
@@ -32,19 +32,18 @@ Background::Background() : prompt_("bulkhead"), slow_("bulkhead-report") {
   boost::asio::post(slow_.context, process::prepare_symbols);
 }
 
-Background::~Background() = default;
+Background::~Background() {
+  if (made_here_.is_forked_copy()) return;
+  // Its end may have been noticed a moment ago, and the thread that waits for it not have begun.
+  if (const process::ForkServer* server = process::ForkServer::find()) server->reap();
+}
 
 Background::Thread::Thread(const char* name) {
-  // The program's signals are for the program's threads.
-  sigset_t all;
-  sigset_t before;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_BLOCK, &all, &before);
+  const SignalsBlocked blocked;
   thread = std::thread([this, name] {
     ::pthread_setname_np(::pthread_self(), name);
     context.run();
   });
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 Background::Thread::~Thread() {

@@ -274,6 +274,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::vector<WorkerPtr> workers_;
   IntrusiveList<TaskNode, QueuedTask> ready_;  // tasks with an answer or a decided outcome
   std::size_t ready_count_ = 0;
+  std::size_t unmapping_ = 0;                      // dead workers whose memory is being given back
   IntrusiveList<TaskNode, QueuedTask> reporting_;  // whose crash is being described
   std::size_t reporting_count_ = 0;
   IntrusiveList<TaskNode, QueuedTask> growing_;  // which wait for memory to write their arguments into

@@ -232,6 +232,9 @@ void WorkerPool::template_gone(const std::string& reason) {
     // The program has threads by now and cannot fork another.
     forsaken_ = true;
     last_start_error_ = "the fork server has ended; the program must be started anew";
+    asio::post(slow_, [] {
+      if (const process::ForkServer* server = process::ForkServer::find()) server->reap();
+    });
   } else if (!reason.empty()) {
     last_start_error_ = reason;
   } else if (was_ready) {
@@ -563,8 +566,17 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
     core_->tell_worker(EventKind::worker_exited, worker->pid, signal, exit_code);
   }
   workers_[worker->index].reset();
-  // Unmapping a large area takes tens of milliseconds, for which nobody is to wait for the mutex.
-  if (!stopping_) asio::post(slow_, [dead = std::move(worker)] {});
+  // Unmapping a large area takes tens of milliseconds, for which nobody is to wait for the mutex. A shutdown is over
+  // when that is.
+  ++unmapping_;
+  asio::post(slow_, [dead = std::move(worker), weak = weak_from_this()]() mutable {
+    dead.reset();
+    const auto self = weak.lock();
+    if (!self) return;
+    const Lock lock(self->core_->mutex);
+    --self->unmapping_;
+    self->all_gone_if_so();
+  });
   if (dispatcher_.queued() > 0 || ready_count_ > 0) schedule_drain();
   all_gone_if_so();
 }

@@ -68,6 +68,12 @@ void WorkerPool::kill_all(const std::string& reason) {
     }
     kill(*worker, Killed::shut_down, reason);
   }
+  dispatcher_.stop_starting();
+  // While preload runs there are no workers yet, and it may never end.
+  if (template_wait_ && !template_ready_) {
+    template_gone();
+    return;
+  }
   // A template that is stopped never makes the workers that it was asked for.
   const auto unborn = [](const WorkerPtr& worker) { return worker && !worker->pidfd; };
   if (stopping_ || std::none_of(workers_.begin(), workers_.end(), unborn)) return;
@@ -131,7 +137,7 @@ void WorkerPool::stop_workers() {
 }
 
 void WorkerPool::all_gone_if_so() {
-  if (!stopping_) return;
+  if (!stopping_ || unmapping_ > 0 || closed_) return;
   std::vector<int> stuck;
   for (const WorkerPtr& worker : workers_) {
     if (worker && !worker->stuck) return;
@@ -150,6 +156,7 @@ void WorkerPool::close() {
   // The memory may be needed for longer, and the background thread may not be there then.
   if (settings_.shared) settings_.shared->on_unused(nullptr);
   std::vector<TaskNode*> left;
+  std::vector<WorkerPtr> dead;
   {
     const Lock lock(core_->mutex);
     if (closed_) return;
@@ -190,7 +197,7 @@ void WorkerPool::close() {
         const bool begun = !worker->channel.take_back(sequence) && published;
         abandon(*node, begun ? TaskCancelledError::Stage::running : TaskCancelledError::Stage::queued);
       }
-      worker.reset();
+      dead.push_back(std::move(worker));
     }
     closed_ = true;
     // Whoever waits for the workers' end need not wait any longer.
@@ -208,6 +215,8 @@ void WorkerPool::close() {
     progress_timer_.reset();
     end_template();
   }
+  // As in `bury`: not on this thread, which is the event loop's.
+  if (!dead.empty()) asio::post(slow_, [dead = std::move(dead)] {});
   for (TaskNode* node : left) {
     if (!node->place.decided) decode(*node);
     node->place.area.reset();

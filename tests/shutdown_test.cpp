@@ -11,6 +11,7 @@
 #include "support/outcome.hpp"
 #include "support/processes.hpp"
 #include "support/run.hpp"
+#include "support/sanitizer.hpp"
 #include "support/shared.hpp"
 #include "support/tasks.hpp"
 
@@ -21,10 +22,13 @@
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -118,6 +122,48 @@ TEST_CASE("A shutdown goes on though nobody waits for it any more, or ever did",
   CHECK(run_until(context, [&] { return pool.worker_pids().empty(); }));
   board.gate.open = 1;
 }
+
+#if !WITH_SANITIZER
+namespace {
+
+// Threads that have given back memory of a worker's size.
+std::atomic<int> unmapped_here{0};
+std::atomic<int> unmapped_elsewhere{0};
+std::atomic<bool> watches_unmapping{false};
+const std::thread::id the_event_loop = std::this_thread::get_id();
+
+}  // namespace
+
+// In place of the C library's: it is a system call, and nothing else.
+extern "C" int munmap(void* address, std::size_t size) noexcept {
+  constexpr std::size_t kLarge = std::size_t{16} << 20U;
+  if (watches_unmapping && size >= kLarge) {
+    ++(std::this_thread::get_id() == the_event_loop ? unmapped_here : unmapped_elsewhere);
+  }
+  return static_cast<int>(::syscall(SYS_munmap, address, size));
+}
+
+TEST_CASE("Memory of workers is given back by another thread than the event loop's when their executor ends",
+          "[shutdown]") {
+  const bool shuts_down = GENERATE(false, true);
+  CAPTURE(shuts_down);
+  asio::io_context context;
+  // So that the threads of the library are there for longer than the executor.
+  const LocalExecutor another(context.get_executor(), workers(1));
+  std::optional<LocalExecutor> pool(std::in_place, context.get_executor(), workers(2));
+  for (int i = 0; i < 4; ++i) run(context, pool->submit(twice, 1));
+  unmapped_here = unmapped_elsewhere = 0;
+  watches_unmapping = true;
+  if (shuts_down) {
+    run(context, pool->shutdown());
+    CHECK(unmapped_elsewhere >= 2);  // request and response area
+  }
+  pool.reset();
+  CHECK(unmapped_here == 0);
+  CHECK(bulkhead::test::poll_until([] { return unmapped_elsewhere >= 2; }, bulkhead::test::kDeadline));
+  watches_unmapping = false;
+}
+#endif
 
 TEST_CASE("A shutdown reaches a task whose arguments are being written", "[shutdown]") {
   asio::io_context context;

@@ -114,7 +114,8 @@ struct StackFrame {
   /// The function, demangled, and how far into it the address lies; empty if the program has no name for it.
   std::string function;
   std::uintptr_t offset = 0;
-  /// Source file and line, where the program was compiled with debug information (`-g`); else empty and 0.
+  /// Source file and line, where the program was compiled with debug information (`-g`) that is not compressed (`-gz`);
+  /// else empty and 0.
   std::string file;
   unsigned line = 0;
   /// The program or library, and the address in it.
@@ -140,7 +141,8 @@ class BULKHEAD_EXPORT WorkerCrashedError : public ExecutorError {
     std::chrono::nanoseconds run_time{0};
     /// What could not be accessed (SIGSEGV, SIGBUS), or the instruction (SIGILL, SIGFPE).
     std::optional<std::uintptr_t> fault_address = {};
-    /// The calls that led to the crash or to `exit`, innermost first; empty if it was killed from outside.
+    /// The calls that led to the crash or to `exit`, innermost first; empty if it was killed from outside, or by a
+    /// stack overflow in a thread that the task had started.
     std::vector<StackFrame> backtrace = {};
     /// The last 4 KiB that the worker wrote to its standard error, also for tasks before this one.
     std::string error_output = {};
@@ -354,7 +356,8 @@ class BULKHEAD_EXPORT ResultNotFoundError : public ExecutorError {
   ~ResultNotFoundError() override;
 };
 
-/// An executor destroyed the task without running it, failing it, or sending it anywhere. A defect of that executor.
+/// The task was destroyed without an outcome: with its `io_context`, or by an executor that neither ran it, failed it
+/// nor sent it anywhere, which is a defect of that executor.
 class BULKHEAD_EXPORT TaskAbandonedError : public ExecutorError {
  public:
   explicit TaskAbandonedError(ErrorContext context);

@@ -46,6 +46,10 @@ class ForkServer {
   /// Whether it has ended.
   bool gone() const noexcept;
 
+  /// If it has ended: waits for that to be over, some seconds at most, and reaps it. No `wait` of the program's own sees
+  /// it, so it would be a zombie for as long as the program runs.
+  void reap() const noexcept;
+
   /// The code around this address, if it exists in all processes that the fork server makes: the library that holds it
   /// was loaded before the fork server started.
   std::optional<CodeRange> code_around(const void* address) const noexcept;

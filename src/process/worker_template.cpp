@@ -15,6 +15,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <system_error>
@@ -223,6 +224,13 @@ void template_main(FileDescriptor host, FileDescriptor configuration, FileDescri
     ::sigprocmask(SIG_SETMASK, &none, nullptr);
     Template self(std::move(all[0]), all[1], std::move(all[2]));
     all[1].reset();
+    // Before all handlers and destructors that the host registered: a preload that calls exit() ends this process only.
+    ::on_exit(
+        [](int code, void*) {
+          std::fflush(stdout);
+          leave(code);
+        },
+        nullptr);
     self.run();
   } catch (const abi::__forced_unwind&) {
     leave(kStartFailedExitCode);  // pthread_exit in preload: what comes next on this stack is the host's main

@@ -249,15 +249,16 @@ void measure_stall(asio::io_context& context, bool quick) {
   const auto begin = Clock::now();
   double constructor = 0;
   double started = 0;
-  const Times busy = run(context, lateness(context.get_executor(), [&] {
-                           if (!pool) {
-                             pool = std::make_unique<LocalExecutor>(context.get_executor(), options);
-                             constructor = since(begin);
-                           }
-                           const bool all = pool->worker_pids().size() == workers;
-                           if (all && started == 0) started = since(begin);
-                           return all;
-                         }));
+  Times busy = run(context, lateness(context.get_executor(), [&] {
+                     if (!pool) {
+                       pool = std::make_unique<LocalExecutor>(context.get_executor(), options);
+                       constructor = since(begin);
+                     }
+                     const bool all = pool->worker_pids().size() == workers;
+                     if (all && started == 0) started = since(begin);
+                     return all;
+                   }));
+  busy.push_back(constructor);  // nothing else of the loop runs meanwhile
   print_head(fmt::format("stall, {} MiB resident", resident >> 20));
   print_row("timer alone", quiet);
   print_row(fmt::format("while {} workers start", workers), busy, quantile(quiet, 0.5));

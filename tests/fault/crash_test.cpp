@@ -481,6 +481,11 @@ void leave_thread_at_start() {
   ::pthread_exit(nullptr);
 }
 
+void exit_at_start() {
+  ++board.starts;
+  std::exit(3);
+}
+
 void throw_at_start() {
   ++board.starts;
   throw std::runtime_error("no licence today");
@@ -530,15 +535,16 @@ TEST_CASE("11: an initializer that throws fails the tasks with its words", "[fau
   CHECK(message(outcome.error).find("no licence today") != std::string::npos);
 }
 
-TEST_CASE("an initializer or preload that calls pthread_exit is a failed start, and nothing of the host is unwound",
+TEST_CASE("an initializer or preload that calls exit or pthread_exit is a failed start, and nothing of the host ends",
           "[fault]") {
   const bool in_template = GENERATE(false, true);
-  CAPTURE(in_template);
+  const bool of_process = GENERATE(false, true);
+  CAPTURE(in_template, of_process);
   reset_board();
   const int ends = board.host_ends;
   asio::io_context context;
   LocalExecutorOptions options = workers(1);
-  (in_template ? options.preload : options.initializer) = leave_thread_at_start;
+  (in_template ? options.preload : options.initializer) = of_process ? exit_at_start : leave_thread_at_start;
   LocalExecutor pool(context.get_executor(), options);
   Outcome<> outcome;
   pool.async_submit(bulkhead::call(twice, 1), outcome.handler());
@@ -714,6 +720,8 @@ int fork_server_killed_idle() {
                   "it works or says why: " + message(later.error));
   }
   report.expect(adds_up(pool.metrics()), "the metrics add up");
+  report.expect(bulkhead::test::poll_until([] { return bulkhead::test::descendants().empty(); }, kGone),
+                "nothing of it is left, not even a zombie");
   try {
     bulkhead::start_fork_server();
     report.expect(false, "another start is refused");

@@ -452,10 +452,12 @@ ResultNotFoundError::ResultNotFoundError(const std::string& id, ErrorContext con
 ResultNotFoundError::~ResultNotFoundError() = default;
 
 TaskAbandonedError::TaskAbandonedError(ErrorContext context)
-    : ExecutorError(Errc::abandoned,
-                    fmt::format("{} was dropped by its executor without an outcome; this is a defect of the executor",
-                                subject(context)),
-                    context) {}
+    : ExecutorError(
+          Errc::abandoned,
+          fmt::format("{} was dropped without an outcome: its io_context was destroyed before it was over, or "
+                      "its executor has a defect",
+                      subject(context)),
+          context) {}
 TaskAbandonedError::~TaskAbandonedError() = default;
 
 RemoteTaskError::RemoteTaskError(ExceptionDescription thrown, std::vector<ExceptionDescription> causes,

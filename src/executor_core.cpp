@@ -208,6 +208,17 @@ void ExecutorCore::submit(TaskNode* node) {
            lock);
     return;
   }
+  if (node->options.has_rare() && node->options.retry() != nullptr && !node->repeatable()) {
+    refuse(
+        node,
+        std::make_exception_ptr(std::invalid_argument(
+            "TaskOptions::retry: this call would be used up by its first run, since nothing says that it can be "
+            "copied, "
+            "as of a lambda that captures more than plain values; wrap the callable in std::function, or pass what it "
+            "captures as arguments")),
+        lock);
+    return;
+  }
   if (accepting && quarantine && refused_by_quarantine(*node)) {
     refuse(node, std::exchange(node->error, nullptr), lock);
     return;

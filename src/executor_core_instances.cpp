@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: BSL-1.0
+#include "process/symbols.hpp"
+
 #include <bulkhead/base_executor.hpp>
 #include <bulkhead/detail/executor_core.hpp>
 #include <bulkhead/instance_group.hpp>
+
+#include <fmt/format.h>
 
 #include <utility>
 #include <vector>
@@ -14,7 +18,13 @@ namespace {
 
 std::string instance_key(const TaskNode& node) {
   const std::string& key = node.options.max_instances()->key;
-  return key.empty() ? node.name() : key;
+  if (!key.empty()) return key;
+  const NameSource source = node.name_source();
+  // In a program without symbols many functions have the name of their type.
+  if (node.options.name().empty() && source.code != nullptr && process::symbol_name(source.code).empty()) {
+    return fmt::format("{} at {}", node.name(), source.code);
+  }
+  return node.name();
 }
 
 void call_all(const std::vector<InstanceGroup::Grant>& grants) {

@@ -60,8 +60,8 @@ std::size_t InstanceGroup::waiting() const {
 bool InstanceGroup::try_acquire(const std::string& key, unsigned limit) {
   const std::lock_guard lock(state_->mutex);
   State::Key& counted = state_->keys[key];
-  // Those that wait came first.
-  if (counted.count >= limit || !counted.waits.empty()) return false;
+  // Those that wait could not go on now: else they would have.
+  if (counted.count >= limit) return false;
   ++counted.count;
   return true;
 }

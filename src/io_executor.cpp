@@ -229,6 +229,11 @@ void IoExecutor::add_metrics(Metrics& metrics) const {
   engine_->threads->add_metrics(metrics);
 }
 
+asio::awaitable<void> IoExecutor::stop(ShutdownOptions options) {
+  engine_->threads->end_idle_threads();
+  return stop_core(core(), options);
+}
+
 bool IoExecutor::withdraw(TaskNode& node) {
   if (!node.is_coroutine()) return engine_->threads->withdraw(node);
   if (!static_cast<detail::QueuedTask&>(node).linked()) return false;

@@ -31,6 +31,8 @@ class RunTimes {
   /// How many runs begin now: ask at `next()` and whenever a run has ended. They count as under way until `run_ended`.
   std::uint64_t runs_to_begin(Time now);
   void run_ended() noexcept { --under_way_; }
+  /// Whether a run's end may be what the next one waits for.
+  bool wait_for_each_other() const noexcept { return !rules_.overlap; }
   /// One that was to begin does not.
   void take_back_run() noexcept {
     --under_way_;

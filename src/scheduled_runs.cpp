@@ -150,7 +150,7 @@ bool RepeatedRuns::run_cancelled() {
 void RepeatedRuns::over() {
   const std::lock_guard lock(mutex_);
   times_.run_ended();
-  if (timer_) asio::post(io_, [self = shared_from_this()] { self->look(); });
+  if (timer_ && times_.wait_for_each_other()) asio::post(io_, [self = shared_from_this()] { self->look(); });
 }
 
 void RepeatedRuns::told(const std::exception_ptr& error) {

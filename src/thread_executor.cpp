@@ -49,6 +49,11 @@ void ThreadExecutor::add_metrics(Metrics& metrics) const {
   pool_->add_metrics(metrics);
 }
 
+asio::awaitable<void> ThreadExecutor::stop(ShutdownOptions options) {
+  pool_->end_idle_threads();
+  return stop_core(core(), options);
+}
+
 bool ThreadExecutor::withdraw(detail::TaskNode& node) { return pool_->withdraw(node); }
 
 }  // namespace bulkhead

@@ -2,6 +2,7 @@
 #include "thread_pool.hpp"
 
 #include "run_here.hpp"
+#include "signal_mask.hpp"
 
 #include <bulkhead/base_executor.hpp>
 #include <bulkhead/task.hpp>
@@ -10,6 +11,7 @@
 
 #include <pthread.h>
 #include <csignal>
+#include <optional>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
@@ -21,6 +23,9 @@ namespace {
 
 // Far more than blocking calls that a program has at once; beyond it memory for stacks and the kernel's limits run out.
 constexpr unsigned kMostThreads = 4096;
+
+// Of a thread of a pool: what the thread that started it had blocked.
+thread_local std::optional<sigset_t> mask_of_program;
 
 }  // namespace
 
@@ -89,18 +94,16 @@ void ThreadPool::add_metrics(Metrics& metrics) const {
 void ThreadPool::start_thread() {
   unsigned number = 1;
   while (numbers_.contains(number)) ++number;
-  // The program's signals are for the program's threads.
-  sigset_t all;
-  sigset_t before;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_BLOCK, &all, &before);
-  try {
-    std::thread([self = shared_from_this(), number] { self->work(number); }).detach();
-  } catch (...) {
-    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    throw;
-  }
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  // A process that a task forks, to start a program, is to have the program's mask.
+  static const int registered = ::pthread_atfork(nullptr, nullptr, [] {
+    if (mask_of_program) ::pthread_sigmask(SIG_SETMASK, &*mask_of_program, nullptr);
+  });
+  if (registered != 0) throw std::system_error(registered, std::system_category(), "cannot prepare for forks");
+  const SignalsBlocked blocked;
+  std::thread([self = shared_from_this(), number, mask = blocked.before()] {
+    mask_of_program = mask;
+    self->work(number);
+  }).detach();
   numbers_.insert(number);
   ++started_;
   core_->tell_worker(EventKind::worker_started, static_cast<int>(number));
@@ -120,10 +123,10 @@ void ThreadPool::work(unsigned number) {
     const auto end = std::chrono::steady_clock::now() + idle_timeout_;
     bool in_time = true;
     // Whoever is awake takes what there is, so that it may be woken for nothing.
-    while (queue_.size() == 0 && !closed_ && in_time) {
+    while (queue_.size() == 0 && !ends() && in_time) {
       self->woken = false;
       idle_.push_back(self);
-      in_time = self->changed.wait_until(lock, end, [&] { return self->woken || closed_; });
+      in_time = self->changed.wait_until(lock, end, [&] { return self->woken || ends(); });
       if (!self->woken) std::erase(idle_, self);
     }
     auto* const node = static_cast<TaskNode*>(queue_.front());
@@ -135,6 +138,14 @@ void ThreadPool::work(unsigned number) {
   }
   numbers_.erase(number);
   core_->tell_worker(EventKind::worker_exited, static_cast<int>(number));
+}
+
+// With the mutex. A task that waits for its next run gets another thread.
+bool ThreadPool::ends() const noexcept { return closed_ || !core_->accepting; }
+
+void ThreadPool::end_idle_threads() {
+  const Lock lock(core_->mutex);
+  for (const auto& thread : idle_) thread->changed.notify_one();
 }
 
 void ThreadPool::close() {

@@ -31,6 +31,8 @@ class ThreadPool : public std::enable_shared_from_this<ThreadPool> {
   bool withdraw(TaskNode& node);
   /// With the mutex.
   void add_metrics(Metrics& metrics) const;
+  /// The executor takes no more tasks: threads end when they have nothing to do.
+  void end_idle_threads();
   /// The executor is being destroyed: what has not begun is cancelled, what runs is left to itself.
   void close();
 
@@ -43,6 +45,7 @@ class ThreadPool : public std::enable_shared_from_this<ThreadPool> {
     bool woken = false;  // and taken out of `idle_`
   };
 
+  bool ends() const noexcept;
   void start_thread();
   void work(unsigned number);
   std::string thread_name(unsigned number) const;

@@ -796,7 +796,7 @@ std::vector<ErrorRow> all_errors() {
        true,
        false,
        {"may have had effects", "the executor was shut down"}},
-      {make<TaskAbandonedError>(c), Errc::abandoned, true, false, {"defect of the executor"}},
+      {make<TaskAbandonedError>(c), Errc::abandoned, true, false, {"io_context was destroyed"}},
       {make<RemoteTaskError>(ExceptionDescription{"app::Outer", "outer"},
                              std::vector<ExceptionDescription>{{"app::Inner", "inner"}, {"int", ""}}, c),
        Errc::remote_exception,

@@ -27,6 +27,8 @@
 #include <boost/asio/use_awaitable.hpp>
 
 #include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -35,6 +37,7 @@
 #include <ctime>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -298,6 +301,75 @@ TEST_CASE("the program's signals are for the program's threads", "[thread]") {
     return ::sigismember(&mask, SIGTERM) == 1 && ::sigismember(&mask, SIGINT) == 1;
   };
   CHECK(run(context, executor.submit(blocked)));
+}
+
+TEST_CASE("a fault on a thread of an executor is its own: the program's handler for it is called there", "[thread]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor());
+  auto blocked = [](int signal) {
+    sigset_t mask;
+    ::pthread_sigmask(SIG_BLOCK, nullptr, &mask);
+    return ::sigismember(&mask, signal) == 1;
+  };
+  for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT, SIGPROF}) {
+    CAPTURE(signal);
+    CHECK_FALSE(run(context, executor.submit(blocked, signal)));
+  }
+}
+
+TEST_CASE("a process that a task forks on a thread has the program's signal mask, and heeds SIGTERM", "[thread]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor());
+  auto end_child = [] {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      for (;;) ::pause();
+    }
+    ::kill(child, SIGTERM);
+    int status = 0;
+    const auto end = std::chrono::steady_clock::now() + bulkhead::test::kDeadline;
+    while (::waitpid(child, &status, WNOHANG) == 0) {
+      if (std::chrono::steady_clock::now() > end) {
+        ::kill(child, SIGKILL);
+        ::waitpid(child, &status, 0);
+        break;
+      }
+      std::this_thread::yield();
+    }
+    return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+  };
+  CHECK(run(context, executor.submit(end_child)) == SIGTERM);
+}
+
+TEST_CASE("the threads of an executor that was shut down end, though they may be idle for long", "[thread][io]") {
+  asio::io_context context;
+  ThreadExecutorOptions patient = threads(4);
+  patient.idle_timeout = std::chrono::hours(1);
+  ThreadExecutor executor(context.get_executor(), patient);
+  for (int i = 0; i < 4; ++i) run(context, executor.submit(twice, i));
+  CHECK(executor.metrics().workers > 0);
+  run(context, executor.shutdown());
+  CHECK(run_until(context, [&] { return executor.metrics().workers == 0; }));
+}
+
+TEST_CASE("a retry of a call that its first run would use up is refused, and one in a std::function is not",
+          "[thread]") {
+  asio::io_context context;
+  ThreadExecutor executor(context.get_executor());
+  const std::string text = "captured";
+  int runs = 0;
+  const auto fail_twice = [text, &runs] {
+    if (++runs < 3) throw std::runtime_error("flaky");
+    return text;
+  };
+  const auto retried = [] { return TaskOptions().retry(bulkhead::RetryPolicy(3)); };
+  const auto refused = failure(context, executor.submit(retried(), fail_twice));
+  CHECK(holds<std::invalid_argument>(refused));
+  CHECK_THAT(message(refused), ContainsSubstring("std::function"));
+  CHECK(runs == 0);
+  CHECK(run(context, executor.submit(retried(), std::function<std::string()>(fail_twice))) == text);
+  CHECK(runs == 3);
+  CHECK(adds_up(executor));
 }
 
 TEST_CASE("options out of range are refused, and say the range", "[thread][io][hybrid]") {

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSL-1.0
 // The defects G1 to G15 that were found in the executors which this library takes further, one test each that shows
-// that ours does not share it, over real worker processes.
+// that ours does not share it, over real worker processes. What G16 and G17 tell of older forms is tested by subject:
+// bounds and metrics in local_executor_test, the one instance in unified_executor_test, shutdown in shutdown_test,
+// results (no thread per waiter, bounded records, ids that are taken) in handles_test, cancellation in the executor
+// contract. There is no spool.
 //
 // A1 to A18 (asyncz) and F1 to F24 (flowrra), the defects of other executors that this family can stand in for, are
 // tested under their numbers where they belong by their subject. Without a counterpart here is F7, a consumer that dies

@@ -177,6 +177,25 @@ TEST_CASE("Of three tasks where two may be at once the third is refused, and the
   CHECK(told.count(EventKind::rejected) == 1);
 }
 
+TEST_CASE("Where tasks of one key have different limits, each is refused by its own, whoever waits", "[asyncz]") {
+  reset_board();
+  asio::io_context context;
+  const auto executor = make("thread", context, 4);
+  const auto limited = [](unsigned limit, OverloadPolicy policy) {
+    return TaskOptions().max_instances(limit, policy, "key");
+  };
+  std::array<Outcome<>, 3> outcomes;
+  executor->async_submit(limited(1, OverloadPolicy::reject), call(wait_at_gate, 7), outcomes[0].handler());
+  executor->async_submit(limited(1, OverloadPolicy::wait), call(wait_at_gate, 7), outcomes[1].handler());
+  executor->async_submit(limited(2, OverloadPolicy::reject), call(wait_at_gate, 7), outcomes[2].handler());
+  REQUIRE(run_until(context, [&] { return board.gate.waiting == 2; }));
+  CHECK(outcomes[2].calls == 0);
+  const auto refused = failure(context, executor->submit(limited(2, OverloadPolicy::reject), wait_at_gate, 7));
+  CHECK(holds<MaxInstancesError>(refused));
+  board.gate.open = 1;
+  REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+}
+
 TEST_CASE("Without retries a failure is the end, and with them a flaky task succeeds at its third run", "[flowrra]") {
   const auto type = GENERATE(as<std::string>{}, "local", "thread", "io", "hybrid", "inline", "bypass");
   CAPTURE(type);

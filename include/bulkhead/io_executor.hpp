@@ -64,6 +64,7 @@ class BULKHEAD_EXPORT IoExecutor final : public BaseExecutor {
  protected:
   void execute(Task task) override;
   void execute_locked(detail::TaskNode* node, detail::ExecutorCore::Lock& lock) override;
+  asio::awaitable<void> stop(ShutdownOptions options) override;
   void add_metrics(Metrics& metrics) const override;
   bool withdraw(detail::TaskNode& node) override;
   void stop_running(detail::TaskNode& node, asio::cancellation_type type) override;

@@ -60,9 +60,10 @@ class BULKHEAD_EXPORT TaskOptions {
   TaskOptions& cpu_timeout(Duration value) &;
   TaskOptions&& cpu_timeout(Duration value) && { return std::move(cpu_timeout(value)); }
   /// Runs the task again when it fails, as the policy says. What it was called with is then kept until it is over.
-  /// If it fails for good after more than one run, its error is a `RetryError` with all of them. In executors that run
-  /// tasks in the host itself, a call that can neither be copied for sure (trivially, or of strings, containers, shared
-  /// pointers) nor be carried to another process is used up by its first run, which then is the only one.
+  /// If it fails for good after more than one run, its error is a `RetryError` with all of them. A call that can
+  /// neither be copied for sure (trivially, or of strings, containers, shared pointers, `std::function`) nor be carried
+  /// to another process is refused with `std::invalid_argument`: its first run would use it up. A `std::function`
+  /// around a lambda says that the lambda can be copied.
   TaskOptions& retry(RetryPolicy policy) &;
   TaskOptions&& retry(RetryPolicy policy) && { return std::move(retry(std::move(policy))); }
   /// Called with what the task tells by `this_task::report_progress`: the latest, at most every 50 ms, and the last in

@@ -84,6 +84,7 @@ class BULKHEAD_EXPORT ThreadExecutor final : public BaseExecutor, public TaskInt
  protected:
   void execute(Task task) override;
   void execute_locked(detail::TaskNode* node, detail::ExecutorCore::Lock& lock) override;
+  asio::awaitable<void> stop(ShutdownOptions options) override;
   void add_metrics(Metrics& metrics) const override;
   bool withdraw(detail::TaskNode& node) override;
 

@@ -46,8 +46,8 @@ class ForkServer {
   /// Whether it has ended.
   bool gone() const noexcept;
 
-  /// If it has ended: waits for that to be over, some seconds at most, and reaps it. No `wait` of the program's own sees
-  /// it, so it would be a zombie for as long as the program runs.
+  /// If it has ended: waits for that to be over, some seconds at most, and reaps it. No `wait` of the program's own
+  /// sees it, so it would be a zombie for as long as the program runs.
   void reap() const noexcept;
 
   /// The code around this address, if it exists in all processes that the fork server makes: the library that holds it

@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -27,23 +28,31 @@ class ChannelSink final : public AnswerSink {
   void put(Write write, const void* value) override {
     // Before the answer, since the next task may follow it at once.
     if (most_memory_ != 0 && process::memory_since_birth() > most_memory_) channel_.set_over_memory();
-    // As many as the last large one of this type took, and some more: then it is encoded once.
+    // So that it is encoded once where the last one of this type was too large for a slot, too: into as much as that
+    // took, and some more, if there is room now. What is not written of that takes no memory.
     static Write last_write = nullptr;
     static std::size_t last_size = 0;
+    const std::span<std::byte> slot = channel_.answer_slot();  // gives back the block of one that has failed half-way
     if (write == last_write) {
-      const std::size_t room = std::min(last_size + last_size / 4, channel_.max_answer());
-      channel_.answer_slot();  // gives back the block of an answer that has failed half-way
-      if (const auto block = channel_.allocate_answer(room)) {
+      if (const auto block = channel_.try_allocate_answer(std::min(last_size + last_size / 4, channel_.max_answer()))) {
         Encoder encoder(*block);
         write(encoder, value);
-        if (encoder.fits()) {
+        if (encoder.fits() && encoder.size() > slot.size()) {
           last_size = encoder.size();
+          channel_.shrink_answer(last_size);
+          channel_.commit(last_size);
+          return;
+        }
+        channel_.answer_slot();
+        if (encoder.fits()) {
+          last_write = nullptr;
+          std::memcpy(slot.data(), block->data(), encoder.size());
           channel_.commit(encoder.size());
           return;
         }
       }
     }
-    Encoder in_slot(channel_.answer_slot());
+    Encoder in_slot(slot);
     write(in_slot, value);
     if (in_slot.fits()) {
       channel_.commit(in_slot.size());

@@ -245,63 +245,66 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
   std::size_t block_size = 0;
   bool no_room = false;
   bool grows = false;
-  const auto encode_in_block = [&](std::size_t room) {
-    if (!lock.owns_lock()) lock.lock();
-    block = worker.channel.allocate(room);
-    block_size = room;
-    grows = block && *block + room > worker.channel.populated() + kGrowthAtOnce;
-    if (block && !grows) worker.channel.set_populated(*block + room);
-    const bool there = worker.killed == Killed::no && !worker.buried;
-    if (there && block && worker.channel.is_beyond_kept(*block + room) && dispatcher_.swell(worker.index, time_now())) {
-      ask_maintenance();
-    }
-    if (!keep_worker) keep_worker = workers_[worker.index];
-    keep = shared_from_this();
-    lock.unlock();
-    if (!block || grows) return;
+  const auto encode_in_block = [&] {
     if (transfer) transfer->passed.clear();
-    Encoder in_block(worker.channel.block(*block, room - details));
+    Encoder in_block(worker.channel.block(*block, block_size - details));
     node.encode(in_block);
     size = in_block.size() + details;
     if (in_block.fits()) write_details(node, worker.channel.block(*block + in_block.size(), details));
   };
+  bool in_slot = false;
   try {
+    // Encoded once where the last one of its type was too large for a slot, too: into as much as that took, and some
+    // more, if there is room which need not be grown. What is not written of that takes no memory.
     std::atomic<std::size_t>* const remembered = node.library_encoding ? nullptr : node.large_size();
     const std::size_t last = remembered != nullptr ? remembered->load(std::memory_order_relaxed) : 0;
     if (last > 0 && last + details <= settings_.max_message_size) {
-      // Some more, so that what grows a little each time is not encoded twice each time.
-      encode_in_block(std::min(last + last / 4 + details, settings_.max_message_size));
-      if (block && !grows && size > block_size) {
+      block_size = std::min(last + last / 4 + details, settings_.max_message_size);
+      lock.lock();
+      block = worker.channel.allocate_before(worker.channel.populated() + kGrowthAtOnce, block_size);
+      lock.unlock();
+      if (block) encode_in_block();
+      in_slot = block && size <= slot.size();
+      if (in_slot) std::memcpy(slot.data(), worker.channel.block(*block, size).data(), size);
+      if (block && (in_slot || size > block_size)) {
         lock.lock();
         worker.channel.release(*block, block_size);
         lock.unlock();
         block.reset();
       }
     }
-    if (!block) {
+    if (!block && !in_slot) {
       if (transfer) transfer->passed.clear();
-      Encoder in_slot(slot);
-      node.encode(in_slot);
-      size = in_slot.size() + details;
-      if (size <= slot.size()) {
+      Encoder counting(slot);
+      node.encode(counting);
+      size = counting.size() + details;
+      in_slot = size <= slot.size();
+      if (in_slot) {
         write_details(node, slot.subspan(size - details, details));
       } else if (size > settings_.max_message_size) {
         throw SerializationError(
             SerializationError::Part::argument, "",
             fmt::format("they take {} bytes, and max_message_size allows {}", size, settings_.max_message_size));
       } else {
-        const std::size_t counted = size;
-        encode_in_block(counted);
+        if (!lock.owns_lock()) lock.lock();
+        block_size = size;
+        block = worker.channel.allocate(size);
+        grows = block && *block + size > worker.channel.populated() + kGrowthAtOnce;
+        if (block && !grows) worker.channel.set_populated(*block + size);
+        if (!keep_worker) keep_worker = workers_[worker.index];
+        keep = shared_from_this();
+        lock.unlock();
         no_room = !block;
-        if (size != counted) {
+        if (block && !grows) encode_in_block();
+        if (size != block_size) {
           throw SerializationError(SerializationError::Part::argument, "",
                                    "their encoding differs from one time to the next");
         }
       }
     }
     if (remembered != nullptr) {
-      const std::size_t call = size > slot.size() ? size - details : 0;
-      if (call != last && !grows) remembered->store(call, std::memory_order_relaxed);
+      const std::size_t call = in_slot ? 0 : size - details;
+      if (call != last) remembered->store(call, std::memory_order_relaxed);
     }
   } catch (const SerializationError& failure) {
     error = std::make_exception_ptr(
@@ -317,6 +320,12 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
   const bool usable = worker.killed == Killed::no && !worker.buried && !error && !no_room && !grows &&
                       !node.place.cancel_requested && !closed_;
   if (!usable && block) worker.channel.release(*block, block_size);
+  if (usable && block) {
+    worker.channel.shrink(*block, block_size, size);
+    block_size = size;
+    worker.channel.set_populated(*block + size);
+    if (worker.channel.is_beyond_kept(*block + size) && dispatcher_.swell(worker.index, time_now())) ask_maintenance();
+  }
   if (usable) {
     entry.node = &node;
     if (transfer) entry.buffers = std::move(transfer->passed);

@@ -835,6 +835,43 @@ TEST_CASE("What is too large for a slot is encoded once, when its like has been 
   for (const std::size_t other : {10 * size, std::size_t{1}, size}) {
     CHECK(run(context, pool.submit(same_counted, Counted{std::vector<std::uint8_t>(other)})).bytes.size() == other);
   }
+  // After one that was short all are that fit a slot.
+  CHECK(run(context, pool.submit(same_counted, Counted{std::vector<std::uint8_t>(10)})).bytes.size() == 10);
+  here = Counted::encoded;
+  there = run(context, pool.submit(encoded_there, 0));
+  for (int i = 0; i < 10; ++i) {
+    CHECK(run(context, pool.submit(same_counted, Counted{std::vector<std::uint8_t>(100)})).bytes.size() == 100);
+  }
+  CHECK(Counted::encoded - here == 10);
+  CHECK(run(context, pool.submit(encoded_there, 0)) - there == 10);
+}
+
+TEST_CASE("A small message takes no more memory for a large one of its type before it, in whatever pool", "[local]") {
+  const auto shared_memory = [] {
+    std::istringstream status(bulkhead::test::read_file("/proc/self/status"));
+    for (std::string line; std::getline(status, line);) {
+      if (line.starts_with("RssShmem:")) return std::stol(line.substr(std::strlen("RssShmem:")));  // kB
+    }
+    return 0L;
+  };
+  constexpr std::size_t kLarge = std::size_t{64} << 20;
+  constexpr long kOfIt = 4L << 10;  // a sixteenth of it, in kB
+  asio::io_context context;
+  {
+    LocalExecutor pool(context.get_executor(), workers(1));
+    CHECK(run(context, pool.submit(size_of_span, std::vector<std::uint8_t>(kLarge))) == kLarge);
+  }
+  LocalExecutor pool(context.get_executor(), workers(4));
+  const long before = shared_memory();
+  std::vector<Outcome<std::size_t>> outcomes(16);
+  for (auto& outcome : outcomes) {
+    pool.async_submit(bulkhead::call(size_of_span, std::vector<std::uint8_t>(10)), outcome.handler());
+  }
+  REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+  for (const auto& outcome : outcomes) CHECK(outcome.value == 10);
+  const long taken = shared_memory() - before;
+  CAPTURE(taken);
+  CHECK(taken < kOfIt);
 }
 
 TEST_CASE("Sizes around those of a slot and of a page come back unharmed", "[local]") {

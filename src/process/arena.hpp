@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory_resource>
 #include <optional>
@@ -203,12 +204,14 @@ class Heap {
   /// Whether an empty heap has room for it.
   bool can_hold(std::size_t size) const noexcept { return size <= capacity_; }
 
-  std::optional<std::size_t> allocate(std::size_t size) {
+  /// Nothing if there is no room for it before `end`.
+  std::optional<std::size_t> allocate(std::size_t size, std::size_t end = std::numeric_limits<std::size_t>::max()) {
     if (!can_hold(size)) return std::nullopt;
     size = rounded(size);
     for (auto block = free_.begin(); block != free_.end(); ++block) {
       if (block->second < size) continue;
       const std::size_t offset = block->first;
+      if (offset + size > end) return std::nullopt;
       touched_ = std::max(touched_, offset + size);
       const std::size_t rest = block->second - size;
       free_.erase(block);
@@ -222,6 +225,13 @@ class Heap {
   std::size_t touched() const noexcept { return touched_; }
   /// The memory has been given back to the system.
   void forget_touched() noexcept { touched_ = 0; }
+
+  /// Gives back what lies behind the first bytes of a block, as many as are used; at least one is.
+  void shrink(std::size_t offset, std::size_t size, std::size_t used) {
+    if (rounded(used) >= rounded(size)) return;
+    if (touched_ == offset + rounded(size)) touched_ = offset + rounded(used);
+    release(offset + rounded(used), rounded(size) - rounded(used));
+  }
 
   void release(std::size_t offset, std::size_t size) {
     size = rounded(size);

@@ -381,16 +381,20 @@ void WorkerChannel::release_consumed() {
   }
 }
 
+std::optional<std::span<std::byte>> WorkerChannel::try_allocate_answer(std::size_t size) {
+  if (size > layout_.max_answer) return std::nullopt;
+  release_consumed();
+  const auto offset = heap_.allocate(size);
+  if (!offset) return std::nullopt;
+  blocks_[next_ % kSlots] = {*offset, size};
+  answer_in_block_ = true;
+  return std::span(response_.data() + sizeof(ResponseHeader) + *offset, size);
+}
+
 std::optional<std::span<std::byte>> WorkerChannel::allocate_answer(std::size_t size) {
   if (size > layout_.max_answer || !heap_.can_hold(size)) return std::nullopt;
   for (;;) {
-    release_consumed();
-    if (const auto offset = heap_.allocate(size)) {
-      blocks_[next_ % kSlots] = {*offset, size};
-      if (*offset + size > layout_.kept) large_ns_ = monotonic_ns();
-      answer_in_block_ = true;
-      return std::span(response_.data() + sizeof(ResponseHeader) + *offset, size);
-    }
+    if (const auto block = try_allocate_answer(size)) return block;
     // Earlier answers still fill the heap. The host wakes us when it has read one.
     response().sleeping.store(static_cast<std::uint32_t>(Sleep::for_space), std::memory_order_relaxed);
     full_barrier();
@@ -399,7 +403,16 @@ std::optional<std::span<std::byte>> WorkerChannel::allocate_answer(std::size_t s
   }
 }
 
-void WorkerChannel::commit(std::size_t size) noexcept { finish(ResponseKind::outcome, size); }
+void WorkerChannel::shrink_answer(std::size_t used) noexcept {
+  Block& block = blocks_[next_ % kSlots];
+  heap_.shrink(block.offset, block.size, used);
+  block.size = used;
+}
+
+void WorkerChannel::commit(std::size_t size) noexcept {
+  if (answer_in_block_ && blocks_[next_ % kSlots].offset + size > layout_.kept) large_ns_ = monotonic_ns();
+  finish(ResponseKind::outcome, size);
+}
 
 void WorkerChannel::finish(ResponseKind kind, std::size_t size) noexcept {
   ResponseSlot& slot = response_slot(next_);

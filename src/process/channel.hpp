@@ -104,10 +104,14 @@ class HostChannel {
   }
   std::span<std::byte> slot_payload(std::uint32_t sequence) noexcept { return request_slot(sequence).payload; }
   std::optional<std::size_t> allocate(std::size_t size) { return heap_.allocate(size); }
+  /// Nothing if there is no room for it before this place.
+  std::optional<std::size_t> allocate_before(std::size_t end, std::size_t size) { return heap_.allocate(size, end); }
   std::span<std::byte> block(std::size_t offset, std::size_t size) noexcept {
     return {request_.data() + sizeof(RequestHeader) + offset, size};
   }
   void release(std::size_t offset, std::size_t size) { heap_.release(offset, size); }
+  /// Gives back what lies behind the first bytes of a block, as many as are used.
+  void shrink(std::size_t offset, std::size_t size, std::size_t used) { heap_.shrink(offset, size, used); }
   /// Bytes from the heap's start whose memory the system has given; for what lies behind them it is still to be asked.
   std::size_t populated() const noexcept { return populated_; }
   void set_populated(std::size_t end) noexcept { populated_ = std::max(populated_, end); }
@@ -216,6 +220,10 @@ class WorkerChannel {
   /// Memory for the answer: the slot if `size` fits into it, else a block. Empty: larger than the heap.
   std::span<std::byte> answer_slot() noexcept;
   std::optional<std::span<std::byte>> allocate_answer(std::size_t size);
+  /// The same, and nothing if that would have to wait for answers to be read.
+  std::optional<std::span<std::byte>> try_allocate_answer(std::size_t size);
+  /// Gives back what lies behind the first bytes of the block that was allocated last.
+  void shrink_answer(std::size_t used) noexcept;
   /// Shows the answer of `size` bytes, written into the slot or the block, to the host.
   void commit(std::size_t size) noexcept;
   std::size_t max_answer() const noexcept { return layout_.max_answer; }

@@ -838,6 +838,22 @@ TEST_CASE("an answer that is larger than the heap is refused at once", "[channel
   CHECK(both.host.response(0).payload.size() == kHeap);
 }
 
+TEST_CASE("a worker that asks for room without waiting gets none while earlier answers fill the heap", "[channel]") {
+  Channels both;
+  both.sender.send({});
+  both.sender.send({});
+  both.worker.next(kNothing);
+  REQUIRE(both.worker.try_allocate_answer(kHeap));
+  both.worker.shrink_answer(kHeap / 2);
+  both.worker.commit(kHeap / 2);
+  both.worker.next(kNothing);
+  CHECK_FALSE(both.worker.try_allocate_answer(kHeap / 2 + 64));
+  CHECK(both.worker.try_allocate_answer(kHeap / 4));  // of what was given back of the first
+  both.worker.answer_slot();
+  CHECK(both.worker.try_allocate_answer(kHeap / 2));
+  both.worker.commit(0);
+}
+
 TEST_CASE("an answer that no heap of this size can hold is refused, and not waited for", "[channel]") {
   // Sizes that are no multiple of a block's granularity, up to the last byte.
   const std::size_t heap_size = GENERATE(std::size_t{1000}, std::size_t{1024 + 1}, std::size_t{1024 + 63});

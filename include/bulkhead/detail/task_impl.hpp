@@ -22,6 +22,7 @@
 #include <boost/asio/prefer.hpp>
 #include <boost/asio/recycling_allocator.hpp>
 
+#include <atomic>
 #include <exception>
 #include <functional>
 #include <map>

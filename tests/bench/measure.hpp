@@ -101,14 +101,15 @@ enum class Better { higher, lower };
 /// The table of what is to be reached, a line for each measure, and curves for plots.
 class Report {
  public:
-  /// `figure` is to be at least, or at most, `target`. `beside`: what it was made of.
-  void row(const std::string& measure, double figure, Better better, double target, const std::string& unit,
+  /// `figure` is to be at least, or at most, `target`. `beside`: what it was made of. Whether it is.
+  bool row(const std::string& measure, double figure, Better better, double target, const std::string& unit,
            const std::string& beside) {
     const bool met = better == Better::higher ? figure >= target : figure <= target;
     rows_.push_back({measure, figure, better, target, unit, beside, met});
     fmt::print("{:<62} {:>9} {:>2} {:>8}  {:<6}  {}\n", measure, text(figure, unit),
                better == Better::higher ? "≥" : "≤", text(target, unit), met ? "met" : "MISSED", beside);
     std::fflush(stdout);
+    return met;
   }
   static void head() {
     fmt::print("{:<62} {:>9}    {:>8}  {:<6}  {}\n", "measure", "figure", "target", "", "measured");

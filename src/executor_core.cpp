@@ -213,9 +213,8 @@ void ExecutorCore::submit(TaskNode* node) {
         node,
         std::make_exception_ptr(std::invalid_argument(
             "TaskOptions::retry: this call would be used up by its first run, since nothing says that it can be "
-            "copied, "
-            "as of a lambda that captures more than plain values; wrap the callable in std::function, or pass what it "
-            "captures as arguments")),
+            "copied, as of a lambda that captures more than plain values; wrap the callable in std::function, or pass "
+            "what it captures as arguments")),
         lock);
     return;
   }

@@ -23,9 +23,6 @@ class SignalsBlocked {
   SignalsBlocked(const SignalsBlocked&) = delete;
   SignalsBlocked& operator=(const SignalsBlocked&) = delete;
 
-  /// What the thread that makes this had blocked.
-  const sigset_t& before() const noexcept { return before_; }
-
  private:
   sigset_t before_;
 };

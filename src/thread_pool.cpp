@@ -24,8 +24,16 @@ namespace {
 // Far more than blocking calls that a program has at once; beyond it memory for stacks and the kernel's limits run out.
 constexpr unsigned kMostThreads = 4096;
 
-// Of a thread of a pool: what the thread that started it had blocked.
+// Of a thread of a pool: what the thread that made its executor had blocked.
 thread_local std::optional<sigset_t> mask_of_program;
+
+// Threads are also started by those of pools, and by the library's own, which block nearly all.
+sigset_t current_mask_of_program() {
+  if (mask_of_program) return *mask_of_program;
+  sigset_t mask;
+  ::pthread_sigmask(SIG_BLOCK, nullptr, &mask);
+  return mask;
+}
 
 }  // namespace
 
@@ -48,7 +56,8 @@ ThreadPool::ThreadPool(std::shared_ptr<ExecutorCore> core, unsigned max_threads,
     : core_(std::move(core)),
       max_threads_(max_threads),
       // A century is for ever, and can be added to any time of the clock.
-      idle_timeout_(std::min<std::chrono::nanoseconds>(idle_timeout, std::chrono::hours(24 * 365 * 100))) {}
+      idle_timeout_(std::min<std::chrono::nanoseconds>(idle_timeout, std::chrono::hours(24 * 365 * 100))),
+      mask_of_program_(current_mask_of_program()) {}
 
 void ThreadPool::execute(TaskNode* node, Lock& lock) {
   node->priority = node->options.priority();
@@ -100,8 +109,8 @@ void ThreadPool::start_thread() {
   });
   if (registered != 0) throw std::system_error(registered, std::system_category(), "cannot prepare for forks");
   const SignalsBlocked blocked;
-  std::thread([self = shared_from_this(), number, mask = blocked.before()] {
-    mask_of_program = mask;
+  std::thread([self = shared_from_this(), number] {
+    mask_of_program = self->mask_of_program_;
     self->work(number);
   }).detach();
   numbers_.insert(number);

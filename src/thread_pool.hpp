@@ -7,6 +7,7 @@
 #include <bulkhead/detail/task_node.hpp>
 #include <bulkhead/metrics.hpp>
 
+#include <signal.h>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -53,6 +54,7 @@ class ThreadPool : public std::enable_shared_from_this<ThreadPool> {
   const std::shared_ptr<ExecutorCore> core_;
   const unsigned max_threads_;
   const std::chrono::nanoseconds idle_timeout_;
+  const sigset_t mask_of_program_;  // what the thread that made the executor had blocked
 
   TaskQueue queue_;
   std::set<unsigned> numbers_;                     // of the threads that there are

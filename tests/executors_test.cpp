@@ -38,6 +38,7 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -342,6 +343,14 @@ TEST_CASE("a process that a task forks on a thread has the program's signal mask
     return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
   };
   CHECK(run(context, executor.submit(end_child)) == SIGTERM);
+  // Also on a thread that one of the pool's has started: the first holds its own meanwhile.
+  auto from_inside = [&] {
+    std::promise<int> ended;
+    executor.async_submit(bulkhead::call(end_child),
+                          [&](const std::exception_ptr&, int signal) { ended.set_value(signal); });
+    return ended.get_future().get();
+  };
+  CHECK(run(context, executor.submit(from_inside)) == SIGTERM);
 }
 #endif
 

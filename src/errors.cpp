@@ -61,6 +61,8 @@ class Category final : public boost::system::error_category {
         return "the task has other types";
       case Errc::result_not_found:
         return "there is no such result";
+      case Errc::policy_violation:
+        return "a task did what its sandbox forbids";
     }
     return fmt::format("unknown bulkhead error {}", value);
   }
@@ -498,6 +500,16 @@ ProtocolError::ProtocolError(const std::string& violation, ErrorContext context)
                     context),
       violation_(share(violation)) {}
 ProtocolError::~ProtocolError() = default;
+
+PolicyViolationError::PolicyViolationError(const std::string& system_call, ErrorContext context)
+    : ExecutorError(Errc::policy_violation,
+                    fmt::format("{} was ended by its sandbox while it held {}: it called {}, which the policy forbids; "
+                                "if the task needs that, name it in SandboxPolicy::also_allowed",
+                                worker(context), subject(context),
+                                system_call.empty() ? std::string("a system call that is not known") : system_call),
+                    context),
+      system_call_(share(system_call)) {}
+PolicyViolationError::~PolicyViolationError() = default;
 
 RegistryConflictError::RegistryConflictError(const std::string& name, const std::string& existing,
                                              const std::string& requested)

@@ -42,6 +42,10 @@ bool is_trace_parent(std::string_view text) {
 
 }  // namespace
 
+Isolation Isolation::per_key(std::string key) {
+  return Isolation(Kind::per_key, require_name("isolation: its key", std::move(key)));
+}
+
 TaskOptions::TaskOptions(const TaskOptions& other)
     : rare_(other.rare_ ? std::make_unique<Rare>(*other.rare_) : nullptr),
       timeout_(other.timeout_),
@@ -89,6 +93,11 @@ TaskOptions& TaskOptions::cpu_timeout(Duration value) & {
   return *this;
 }
 
+TaskOptions& TaskOptions::isolation(Isolation value) & {
+  change_rare().isolation = std::move(value);
+  return *this;
+}
+
 TaskOptions& TaskOptions::id(TaskId value) & {
   if (value.empty()) throw std::invalid_argument("TaskOptions::id must not be the empty id, which is no task's");
   change_rare().id = value;
@@ -126,6 +135,7 @@ TaskOptions TaskOptions::with_defaults(const TaskOptions& defaults) const {
   if (rare.cpu_timeout.count() == 0) rare.cpu_timeout = other.cpu_timeout;
   if (!rare.retry) rare.retry = other.retry;
   if (!rare.instances) rare.instances = other.instances;
+  if (!rare.isolation) rare.isolation = other.isolation;
   if (!rare.on_progress) rare.on_progress = other.on_progress;
   return merged;
 }

@@ -26,6 +26,7 @@
 #include <bulkhead/progress.hpp>
 #include <bulkhead/result_store.hpp>
 #include <bulkhead/retry_policy.hpp>
+#include <bulkhead/sandbox.hpp>
 #include <bulkhead/schedule.hpp>
 #include <bulkhead/serialization.hpp>
 #include <bulkhead/shared_buffer.hpp>

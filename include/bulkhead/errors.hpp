@@ -41,7 +41,8 @@ enum class Errc {
   unknown_task,           ///< No task is registered under this name.
   duplicate_task,         ///< There is a task of this name, or of this id, already.
   signature_mismatch,     ///< A task was called, or its result taken, with other types than it has.
-  result_not_found        ///< There is no result of this id: unknown, expired, or dropped.
+  result_not_found,       ///< There is no result of this id: unknown, expired, or dropped.
+  policy_violation        ///< A task did what its sandbox forbids.
 };
 
 /// The category of all codes of `Errc`.
@@ -437,6 +438,20 @@ class BULKHEAD_EXPORT ProtocolError : public ExecutorError {
 
  private:
   std::shared_ptr<const std::string> violation_;
+};
+
+/// The task did what the sandbox of its worker forbids (SandboxPolicy::system_calls). The worker has ended. A retry
+/// would do it again, so it is not made unless RetryPolicy asks for this error.
+class BULKHEAD_EXPORT PolicyViolationError : public ExecutorError {
+ public:
+  /// `system_call`: its name, empty if the kernel did not tell.
+  explicit PolicyViolationError(const std::string& system_call, ErrorContext context = {});
+  ~PolicyViolationError() override;
+  /// The name of the system call, `"ptrace"` say; empty if it is not known.
+  const std::string& system_call() const noexcept { return *system_call_; }
+
+ private:
+  std::shared_ptr<const std::string> system_call_;
 };
 
 /// A name of the registry is taken by an executor of another type or with other options.

@@ -5,6 +5,7 @@
 #include <bulkhead/call.hpp>
 #include <bulkhead/detail/config.hpp>
 #include <bulkhead/detail/remote_call.hpp>
+#include <bulkhead/sandbox.hpp>
 #include <bulkhead/serialization.hpp>
 #include <bulkhead/shared_buffer.hpp>
 
@@ -121,6 +122,9 @@ struct LocalExecutorOptions {
   unsigned quarantine_after = 0;
   /// How long such tasks are refused. More than zero.
   std::chrono::nanoseconds quarantine_time = std::chrono::seconds(60);
+  /// What workers may reach: `SandboxPolicy::contained()`, say. An item that is required and cannot be had throws
+  /// `WorkerStartError` from the constructor, which then waits for a worker that tries it: a few milliseconds.
+  SandboxPolicy sandbox = SandboxPolicy::trusted();
   /// What becomes of what workers print.
   CaptureOutput capture_output = CaptureOutput::inherit;
   /// Run everything in this process, on the Asio executor, with the same checks: for unit tests. The environment
@@ -197,6 +201,9 @@ class BULKHEAD_EXPORT LocalExecutor final : public BaseExecutor, public TaskInte
   /// Process ids of the workers that are alive, as the host sees them: one that has just been started or has just died
   /// may be missing or still there for a moment. Empty in bypass mode.
   std::vector<int> worker_pids() const;
+  /// What the policy has in force in a worker. The first call waits for a worker that tries it, for a few milliseconds,
+  /// unless the constructor has; it throws `WorkerStartError` if that cannot be. In bypass mode nothing is.
+  SandboxReport sandbox_report() const;
   /// The options it was made with; `max_workers` as it was worked out.
   const LocalExecutorOptions& options() const noexcept { return options_; }
 

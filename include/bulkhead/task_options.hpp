@@ -16,6 +16,29 @@
 
 namespace bulkhead {
 
+/// Which workers may run a task: `Isolation::per_key("tenant-42")`.
+class Isolation {
+ public:
+  /// Any; it may have run other tasks, and will run others.
+  static Isolation reuse() { return Isolation(Kind::reuse); }
+  /// One that has run nothing, and that runs nothing afterwards: what the task leaves behind is found by nobody, and it
+  /// finds nothing.
+  static Isolation fresh() { return Isolation(Kind::fresh); }
+  /// One that has run no task but those of this key. 1 to 200 characters; throws `std::invalid_argument`.
+  BULKHEAD_EXPORT static Isolation per_key(std::string key);
+
+  enum class Kind : std::uint8_t { reuse, fresh, per_key };
+  Kind kind() const noexcept { return kind_; }
+  /// Empty but for `per_key`.
+  const std::string& key() const noexcept { return key_; }
+  bool operator==(const Isolation&) const = default;
+
+ private:
+  explicit Isolation(Kind kind, std::string key = {}) : kind_(kind), key_(std::move(key)) {}
+  Kind kind_;
+  std::string key_;
+};
+
 /// How one task is to be run: `TaskOptions().name("thumbnail").priority(1).timeout(2s)`.
 ///
 /// A class with chained setters and not an aggregate, since g++ 12 destroys brace-initialised temporaries inside a
@@ -81,6 +104,12 @@ class BULKHEAD_EXPORT TaskOptions {
   TaskOptions& quarantine_key(std::string value) &;
   TaskOptions&& quarantine_key(std::string value) && { return std::move(quarantine_key(std::move(value))); }
 
+  /// Which workers of a LocalExecutor may run the task; other executors refuse anything but `reuse` with
+  /// `std::invalid_argument`, as what they run is not isolated. Default: any (`Isolation::reuse`), and `fresh` under a
+  /// policy with `SandboxPolicy::never_reuse_workers`, which refuses `reuse`.
+  TaskOptions& isolation(Isolation value) &;
+  TaskOptions&& isolation(Isolation value) && { return std::move(isolation(std::move(value))); }
+
   /// For `spawn`, `submit_at` and `submit_after`: the id that the task is to have, which its caller knows from
   /// elsewhere. `DuplicateTaskError` is thrown if the executor's ResultStore knows a task of this id, over or not,
   /// unless that was refused. Not empty. Default: a new one. Elsewhere a task with an id or metadata is refused with
@@ -123,6 +152,8 @@ class BULKHEAD_EXPORT TaskOptions {
   const std::string& trace_parent() const noexcept { return rare().trace_parent; }
   const std::string& quarantine_key() const noexcept { return rare().quarantine_key; }
   /// Null if none was given.
+  const Isolation* isolation() const noexcept { return rare().isolation ? &*rare().isolation : nullptr; }
+  /// Null if none was given.
   const Instances* max_instances() const noexcept { return rare().instances ? &*rare().instances : nullptr; }
   /// Empty if none was given.
   TaskId id() const noexcept { return rare().id; }
@@ -143,6 +174,7 @@ class BULKHEAD_EXPORT TaskOptions {
     Duration cpu_timeout{0};    // 0: none
     std::optional<RetryPolicy> retry;
     std::optional<Instances> instances;
+    std::optional<Isolation> isolation;
     std::function<void(const Progress&)> on_progress;
   };
 

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: BSL-1.0
+#pragma once
+
+#include <bulkhead/sandbox.hpp>
+
+#include <linux/filter.h>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace bulkhead::process {
+
+/// The filter of system calls for a policy, as the kernel takes it. What it forbids raises SIGSYS, which ends the
+/// worker; what it only refuses fails with an errno. Throws `std::invalid_argument` for a name in `also_allowed` that
+/// is no system call's.
+std::vector<sock_filter> make_system_call_filter(SystemCalls allowed, std::span<const std::string> also_allowed);
+
+/// Puts the filter in force for this process for good; all its threads, also those that it has already. It needs
+/// no_new_privs, or CAP_SYS_ADMIN. 0, or the errno.
+int install_system_call_filter(std::span<const sock_filter> filter) noexcept;
+
+/// This machine's number of the system call with this name; empty if it has none.
+std::optional<long> system_call_number(std::string_view name) noexcept;
+
+/// The name of a system call of this machine; "system call 999" if the number is not known.
+std::string system_call_name(long number);
+
+}  // namespace bulkhead::process

@@ -125,14 +125,58 @@ const Dispatcher::Worker* Dispatcher::chosen_worker() const noexcept {
   return least != nullptr && has_room(least->load) ? least : starting;
 }
 
-std::optional<unsigned> Dispatcher::overtaken_worker(int priority) {
+// A worker of the task's own compartment that has nothing to do, else one that has run nothing, else the least loaded
+// of its own.
+const Dispatcher::Worker* Dispatcher::chosen_worker_of(Compartment compartment) const noexcept {
+  const bool another = loaded_ < limits_.max_workers;
+  const Worker* own = nullptr;
+  const Worker* unused = nullptr;
+  const Worker* starting = nullptr;
+  for (const Worker& worker : workers_) {
+    if (!worker.present || worker.stalled || worker.leaving || !may_take(worker, compartment)) continue;
+    if ((worker.load == 0 && !another) || is_overdue(worker)) continue;
+    if (!worker.ready) {
+      // What is taken back from a ring may be read there by what comes after it.
+      if (compartment == kSharedCompartment && worker.load == 0 && starting == nullptr) starting = &worker;
+    } else if (worker.compartment == kNoCompartment) {
+      if (unused == nullptr) unused = &worker;
+    } else if (own == nullptr || worker.load < own->load) {
+      own = &worker;
+    }
+  }
+  if (own != nullptr && own->load == 0) return own;
+  if (unused != nullptr) return unused;
+  return own != nullptr && has_room(own->load) ? own : starting;
+}
+
+// Whether the first task of the queue has to wait for a worker that has run nothing, and none is there or on its way.
+bool Dispatcher::lacks_unused_worker() const noexcept {
+  if (!isolating_ || queue_.size() == 0 || loaded_ >= limits_.max_workers) return false;
+  if (chosen_worker_of(queue_.front()->compartment) != nullptr) return false;
+  return std::none_of(workers_.begin(), workers_.end(), [](const Worker& worker) {
+    return worker.present && !worker.leaving && worker.compartment == kNoCompartment;
+  });
+}
+
+std::optional<unsigned> Dispatcher::worker_to_give_up() const {
+  if (stopping_ || staying_ < most_workers() || !lacks_unused_worker()) return std::nullopt;
+  const Worker* longest_idle = nullptr;
+  for (const Worker& worker : workers_) {
+    if (!worker.ready || worker.leaving || worker.load > 0) continue;
+    if (longest_idle == nullptr || worker.idle_since < longest_idle->idle_since) longest_idle = &worker;
+  }
+  if (longest_idle == nullptr) return std::nullopt;
+  return static_cast<unsigned>(longest_idle - workers_.data());
+}
+
+std::optional<unsigned> Dispatcher::overtaken_worker(int priority, Compartment compartment) {
   // To take a ring's tasks back and to give them again costs about what they cost anyway: so often, it can at most
   // double that.
   if (average_run_.count() < 0 || now_ < may_overtake_) return std::nullopt;
   const Worker* least = nullptr;
   for (const unsigned index : busy_) {
     const Worker& worker = workers_[index];
-    if (!worker.ready || worker.stalled || worker.leaving) continue;
+    if (!worker.ready || worker.stalled || worker.leaving || !may_take(worker, compartment)) continue;
     if (least == nullptr || worker.load < least->load) least = &worker;
   }
   if (least == nullptr || least->last_priority <= priority) return std::nullopt;
@@ -155,8 +199,9 @@ std::optional<unsigned> Dispatcher::worker_to_relieve() const {
   if (most == nullptr || static_cast<Duration::rep>(most->load / 2) * average_run_ < limits_.wake_up) {
     return std::nullopt;
   }
-  const bool idle = std::any_of(workers_.begin(), workers_.end(), [](const Worker& worker) {
-    return worker.ready && worker.load == 0 && !worker.stalled && !worker.leaving;
+  const bool idle = std::any_of(workers_.begin(), workers_.end(), [most](const Worker& worker) {
+    return worker.ready && worker.load == 0 && !worker.stalled && !worker.leaving &&
+           may_take(worker, most->compartment);
   });
   return idle ? std::optional(static_cast<unsigned>(most - workers_.data())) : std::nullopt;
 }
@@ -194,7 +239,8 @@ unsigned Dispatcher::needed_workers() const noexcept {
     }));
   }
   const std::size_t needed = std::min<std::size_t>(limits_.max_workers, tasks);
-  return std::max(kept_workers(), static_cast<unsigned>(needed) + limits_.spare_workers);
+  const unsigned for_tasks = std::max(kept_workers(), static_cast<unsigned>(needed) + limits_.spare_workers);
+  return lacks_unused_worker() ? std::max(for_tasks, std::min(staying_ + 1, most_workers())) : for_tasks;
 }
 
 unsigned Dispatcher::wanted_workers() const noexcept { return needed_workers() + (replacing_ ? 1 : 0); }

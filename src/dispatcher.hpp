@@ -107,9 +107,11 @@ class Dispatcher {
 
   /// What time it is, for `choose_worker`.
   void set_time(Time now) noexcept { now_ = std::max(now_, now); }
-  /// Which worker should be given the first task of the queue, if any.
-  std::optional<unsigned> choose_worker() const {
-    const Worker* const chosen = chosen_worker();
+  /// Tasks are not all of the shared compartment: `choose_worker` looks at that from now on.
+  void isolate() noexcept { isolating_ = true; }
+  /// Which worker should be given the first task of the queue, which is of this compartment, if any.
+  std::optional<unsigned> choose_worker(Compartment compartment = kSharedCompartment) const {
+    const Worker* const chosen = isolating_ ? chosen_worker_of(compartment) : chosen_worker();
     if (chosen == nullptr) return std::nullopt;
     return static_cast<unsigned>(chosen - workers_.data());
   }
@@ -122,13 +124,13 @@ class Dispatcher {
   /// The worker has answered something, which is still to be read.
   void gets_on(unsigned worker) noexcept { workers_[worker].progressed_at = now_; }
   /// A task was put into the worker's ring.
-  void placed(unsigned worker, int priority = 0);
+  void placed(unsigned worker, int priority = 0, Compartment compartment = kSharedCompartment);
   /// The worker whose last tasks should be taken back for a task of this priority, if any: it is the one that would
   /// come to the task first, and they are less urgent. Asked for a task that is to be placed; it is taken for done.
-  std::optional<unsigned> worker_to_overtake(int priority) {
+  std::optional<unsigned> worker_to_overtake(int priority, Compartment compartment = kSharedCompartment) {
     if (priority >= least_urgent_) return std::nullopt;
     if (now_ < short_until_) short_until_ = now_ + limits_.urgent_memory;
-    return overtaken_worker(priority);
+    return overtaken_worker(priority, compartment);
   }
   /// The worker that should have the latter half of its tasks taken back since another has nothing to do, if any.
   std::optional<unsigned> worker_to_relieve() const;
@@ -157,7 +159,11 @@ class Dispatcher {
   std::optional<unsigned> worker_to_start(Time now) const;
   /// A worker that has had nothing to do for so long that it should leave.
   std::optional<unsigned> worker_to_dismiss(Time now) const;
-  /// When to ask that again; empty while there are no more workers than are kept, and none holds too much memory.
+  /// A worker that has nothing to do and should leave, since the first task of the queue may be given to none that is
+  /// there, and no more may be started.
+  std::optional<unsigned> worker_to_give_up() const;
+  /// When to ask `worker_to_dismiss` again; empty while there are no more workers than are kept, and none holds too
+  /// much memory.
   std::optional<Time> next_dismissal(Time now) const;
   /// When the pause after a failure is over; empty if there is none.
   std::optional<Time> next_start() const;
@@ -184,7 +190,8 @@ class Dispatcher {
     bool swollen = false;
     std::size_t load = 0;
     int last_priority = 0;  // of the task that was put into its ring last
-    bool limited = false;   // leaves after some tasks
+    Compartment compartment = kNoCompartment;
+    bool limited = false;  // leaves after some tasks
     std::uint64_t tasks_left = 0;
     std::size_t busy_place = 0;  // in `busy_`, if it has a load
     Time progressed_at{0};       // when it ended a request, or got its first
@@ -195,8 +202,15 @@ class Dispatcher {
   bool is_overdue(const Worker& worker) const noexcept {
     return worker.load > 0 && now_ - worker.progressed_at > limits_.ring_budget;
   }
+  static bool may_take(const Worker& worker, Compartment compartment) noexcept {
+    return worker.compartment == kNoCompartment ||
+           (worker.compartment == compartment && compartment != kFreshCompartment);
+  }
   const Worker* chosen_worker() const noexcept;
-  std::optional<unsigned> overtaken_worker(int priority);
+  const Worker* chosen_worker_of(Compartment compartment) const noexcept;
+  bool lacks_unused_worker() const noexcept;
+  unsigned most_workers() const noexcept { return limits_.max_workers + limits_.spare_workers; }
+  std::optional<unsigned> overtaken_worker(int priority, Compartment compartment);
   void add_busy(unsigned worker);
   void remove_busy(unsigned worker) noexcept;
   Duration pause_after(unsigned failures) const noexcept;
@@ -227,6 +241,7 @@ class Dispatcher {
   std::optional<Time> last_young_death_;
   bool replacing_ = false;  // a worker beyond those that are needed is started, to take the place of another
   bool stopping_ = false;
+  bool isolating_ = false;  // there are tasks that may not run in every worker
 };
 
 // Inline: what every task passes through.
@@ -239,8 +254,9 @@ inline bool Dispatcher::has_room(std::size_t load) const noexcept {
   return static_cast<Duration::rep>(load + 1) * std::max(average_run_, Duration(1)) <= budget;
 }
 
-inline void Dispatcher::placed(unsigned worker, int priority) {
+inline void Dispatcher::placed(unsigned worker, int priority, Compartment compartment) {
   Worker& state = workers_[worker];
+  state.compartment = compartment;
   state.last_priority = priority;
   least_urgent_ = std::max(least_urgent_, priority);
   if (state.load++ == 0) {
@@ -249,6 +265,7 @@ inline void Dispatcher::placed(unsigned worker, int priority) {
   }
   // One that is still starting may yet have its task taken back.
   if (state.limited && --state.tasks_left == 0 && state.ready) begin_leaving(state);
+  if (compartment == kFreshCompartment) leave(worker);
 }
 
 inline void Dispatcher::left(unsigned worker, std::optional<Duration> run_time, Time now) {

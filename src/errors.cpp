@@ -501,14 +501,15 @@ ProtocolError::ProtocolError(const std::string& violation, ErrorContext context)
       violation_(share(violation)) {}
 ProtocolError::~ProtocolError() = default;
 
-PolicyViolationError::PolicyViolationError(const std::string& system_call, ErrorContext context)
+PolicyViolationError::PolicyViolationError(const std::string& system_call, ErrorContext context, std::size_t item)
     : ExecutorError(Errc::policy_violation,
                     fmt::format("{} was ended by its sandbox while it held {}: it called {}, which the policy forbids; "
                                 "if the task needs that, name it in SandboxPolicy::also_allowed",
                                 worker(context), subject(context),
                                 system_call.empty() ? std::string("a system call that is not known") : system_call),
                     context),
-      system_call_(share(system_call)) {}
+      system_call_(share(system_call)),
+      item_(item) {}
 PolicyViolationError::~PolicyViolationError() = default;
 
 RegistryConflictError::RegistryConflictError(const std::string& name, const std::string& existing,

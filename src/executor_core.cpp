@@ -218,6 +218,18 @@ void ExecutorCore::submit(TaskNode* node) {
         lock);
     return;
   }
+  if (const Isolation* const isolation = node->options.has_rare() ? node->options.isolation() : nullptr) {
+    const bool reuses = isolation->kind() == Isolation::Kind::reuse;
+    if (reuses ? never_reuses_workers : !isolates) {
+      refuse(node,
+             std::make_exception_ptr(std::invalid_argument(
+                 reuses ? "TaskOptions::isolation: reuse is forbidden by this executor's SandboxPolicy "
+                          "(never_reuse_workers); use fresh or per_key"
+                        : "TaskOptions::isolation: only a LocalExecutor isolates tasks from each other")),
+             lock);
+      return;
+    }
+  }
   if (accepting && quarantine && refused_by_quarantine(*node)) {
     refuse(node, std::exchange(node->error, nullptr), lock);
     return;

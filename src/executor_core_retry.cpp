@@ -40,6 +40,16 @@ std::optional<RetryOn> kind_of(const std::exception_ptr& error) {
   }
 }
 
+bool is_violation(const std::exception_ptr& error) noexcept {
+  try {
+    std::rethrow_exception(error);
+  } catch (const PolicyViolationError&) {
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
 const std::string& key_or_name(const TaskNode& node, std::string& own_name) {
   if (!node.options.quarantine_key().empty()) return node.options.quarantine_key();
   own_name = node.name();
@@ -98,7 +108,8 @@ void ExecutorCore::note_crashes(const TaskNode& node, Outcome outcome) {
     quarantine->survived(key_or_name(node, own_name));
   } else if (outcome == Outcome::failed && node.error) {
     const auto kind = kind_of(node.error);
-    if (kind == RetryOn::crash && node.began_ns != 0) quarantine->crashed(key_or_name(node, own_name), time_now());
+    const bool ended_worker = kind == RetryOn::crash || is_violation(node.error);
+    if (ended_worker && node.began_ns != 0) quarantine->crashed(key_or_name(node, own_name), time_now());
     if (kind == RetryOn::exception && !quarantine->empty()) quarantine->survived(key_or_name(node, own_name));
   }
 }

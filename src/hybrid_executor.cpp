@@ -368,6 +368,7 @@ HybridExecutor::HybridExecutor(asio::any_io_executor io_executor, std::vector<st
       executors_(std::move(executors)),
       engine_(std::make_shared<Engine>(core(), executors_, options_)) {
   core()->owner_limits_runs = true;
+  core()->isolates = true;  // or the executors refuse it
   core()->outcomes_from_threads = true;
 }
 

@@ -6,6 +6,7 @@
 #include "process/fork_server.hpp"
 #include "process/pause.hpp"
 #include "process/posix.hpp"
+#include "process/sandbox.hpp"
 #include "process/shared_area.hpp"
 #include "quarantine.hpp"
 #include "shared_buffers.hpp"
@@ -19,6 +20,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
+#include <optional>
 #include <stdexcept>
 
 namespace bulkhead {
@@ -79,6 +82,12 @@ LocalExecutorOptions checked(LocalExecutorOptions options) {
       options.capture_output != CaptureOutput::discard) {
     throw std::invalid_argument("option 'capture_output' must be CaptureOutput::inherit, capture or discard");
   }
+  process::Sandbox::compiled(options.sandbox);
+  if (options.sandbox.never_reuse_workers && options.max_shared_memory > 0) {
+    throw std::invalid_argument(
+        "option 'max_shared_memory' must be 0 where SandboxPolicy::never_reuse_workers is set: all workers of an "
+        "executor can reach that memory");
+  }
   if (options.max_workers == 0) options.max_workers = std::min(process::usable_cpus(), kMostWorkers);
   if (options.min_workers.value_or(0) > options.max_workers) {
     throw std::invalid_argument(fmt::format("option 'min_workers' must be 0 to max_workers = {}, not {}",
@@ -133,6 +142,8 @@ detail::WorkerPool::Settings pool_settings(const LocalExecutorOptions& options) 
   settings.start_timeout = at_most_a_century(options.start_timeout);
   settings.preload = options.preload.encoded();
   settings.initializer = options.initializer.encoded();
+  settings.sandbox = process::Sandbox::compiled(options.sandbox);
+  settings.never_reuse_workers = options.sandbox.never_reuse_workers;
   switch (options.spin) {
     case SpinPolicy::automatic:
       settings.spinning_workers = take_spinning_workers(options.max_workers);
@@ -180,7 +191,7 @@ bool LocalExecutorOptions::operator==(const LocalExecutorOptions& other) const {
          max_tasks_per_worker == other.max_tasks_per_worker && max_worker_memory == other.max_worker_memory &&
          memory_limit == other.memory_limit && cancel_grace == other.cancel_grace &&
          quarantine_after == other.quarantine_after && quarantine_time == other.quarantine_time &&
-         capture_output == other.capture_output && start_timeout == other.start_timeout &&
+         sandbox == other.sandbox && capture_output == other.capture_output && start_timeout == other.start_timeout &&
          instances == other.instances && tasks == other.tasks && results == other.results &&
          initializer.encoded() == other.initializer.encoded() && preload.encoded() == other.preload.encoded();
 }
@@ -191,6 +202,8 @@ struct LocalExecutor::Engine {
   std::shared_ptr<detail::Bypass> bypass;          // null otherwise
   std::shared_ptr<process::SharedArea> shared;     // null if there are no buffers
   unsigned spinning = 0;                           // of the process's spinning workers, ours
+  std::mutex sandbox_mutex;
+  std::optional<SandboxReport> sandbox;  // once it is known
   ~Engine() { spinning_workers -= spinning; }
 };
 
@@ -198,6 +211,8 @@ LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOpt
     : BaseExecutor(std::move(io_executor), common(options)),
       options_(checked(std::move(options))),
       engine_(std::make_unique<Engine>()) {
+  core()->isolates = true;
+  core()->never_reuses_workers = options_.sandbox.never_reuse_workers;
   if (options_.quarantine_after > 0) {
     core()->quarantine =
         std::make_unique<detail::Quarantine>(options_.quarantine_after, at_most_a_century(options_.quarantine_time));
@@ -227,6 +242,14 @@ LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOpt
     auto settings = pool_settings(options_);
     settings.shared = engine_->shared;
     if (options_.spin == SpinPolicy::automatic) engine_->spinning = settings.spinning_workers;
+    const SandboxReport probed = process::Sandbox::report(options_.sandbox, {});
+    const bool demanding = std::any_of(probed.entries.begin(), probed.entries.end(), [](const auto& entry) {
+      return entry.demand == Demand::require && entry.item != SandboxItem::descriptors;
+    });
+    if (demanding) {
+      engine_->sandbox =
+          process::Sandbox::report(options_.sandbox, process::ForkServer::start().probe(settings.sandbox));
+    }
     engine_->pool = std::make_shared<detail::WorkerPool>(core(), std::move(settings), *engine_->background);
     {
       const std::lock_guard lock(core()->mutex);
@@ -289,6 +312,23 @@ SharedBuffer LocalExecutor::make_buffer(std::size_t size) {
   }
   return detail::SharedBufferAccess::make(std::make_shared<detail::SharedBlock>(engine_->shared, *offset, block),
                                           engine_->shared->data() + *offset, size);
+}
+
+SandboxReport LocalExecutor::sandbox_report() const {
+  if (!engine_->pool) return process::Sandbox::report(options_.sandbox, {});
+  require_own(*engine_->pool, name());
+  const std::lock_guard lock(engine_->sandbox_mutex);
+  if (!engine_->sandbox) {
+    try {
+      const auto outcomes = process::ForkServer::start().probe(process::Sandbox::compiled(options_.sandbox));
+      engine_->sandbox = process::Sandbox::report(options_.sandbox, outcomes);
+    } catch (const std::exception& error) {
+      ErrorContext context;
+      context.executor = name();
+      throw WorkerStartError(error.what(), 1, std::move(context));
+    }
+  }
+  return *engine_->sandbox;
 }
 
 bool LocalExecutor::bypass() const noexcept { return engine_->bypass != nullptr; }

@@ -116,6 +116,7 @@ bool is_too_large_together(const std::exception_ptr& error) noexcept {
 }
 
 std::optional<std::size_t> crashed_item(const std::exception_ptr& error) noexcept {
+  if (const auto* const violation = as<PolicyViolationError>(error)) return violation->item();
   const auto* const crash = as<WorkerCrashedError>(error);
   if (crash == nullptr || crash->started() == Started::never) return std::nullopt;
   return crash->ending().item;

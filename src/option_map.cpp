@@ -154,7 +154,18 @@ void parse(std::string_view option, std::string_view value, std::vector<std::str
   }
 }
 
+// One of the profiles; what it has beside them only code can say.
+void parse(std::string_view option, std::string_view value, SandboxPolicy& to) {
+  for (const auto& profile : {SandboxPolicy::trusted(), SandboxPolicy::contained(), SandboxPolicy::untrusted()}) {
+    if (value != profile.profile) continue;
+    to = profile;
+    return;
+  }
+  refuse(option, value, "one of trusted, contained, untrusted");
+}
+
 // The opposite of `parse`.
+std::string text(const SandboxPolicy& value) { return value.profile; }
 std::string text(const std::string& value) { return "'" + value + "'"; }
 std::string text(bool value) { return value ? "true" : "false"; }
 template <std::unsigned_integral T>
@@ -262,6 +273,7 @@ const OptionTable<LocalExecutorOptions>& local_table() {
                                 .add("cancel_grace", &O::cancel_grace)
                                 .add("quarantine_after", &O::quarantine_after)
                                 .add("quarantine_time", &O::quarantine_time)
+                                .add("sandbox", &O::sandbox)
                                 .add("capture_output", &O::capture_output)
                                 .add("bypass", &O::bypass)
                                 .add("spin", &O::spin)

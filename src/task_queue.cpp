@@ -39,4 +39,11 @@ QueuedTask* TaskQueue::front() {
   return nullptr;
 }
 
+const QueuedTask* TaskQueue::front() const {
+  for (const auto& [priority, level] : levels_) {
+    if (const QueuedTask* task = level.front()) return task;
+  }
+  return nullptr;
+}
+
 }  // namespace bulkhead::detail

@@ -23,6 +23,7 @@ class TaskQueue {
   void remove(QueuedTask& task);
   /// The one whose turn it is; null if there is none.
   QueuedTask* front();
+  const QueuedTask* front() const;
   std::size_t size() const noexcept { return size_; }
 
  private:

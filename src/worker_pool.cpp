@@ -42,6 +42,9 @@ constexpr unsigned kCollectedTogether = 64;
 // waits a quarter of a millisecond, which is less than it takes to have another thread wait.
 constexpr std::size_t kGrowthAtOnce = 1024 * 1024;
 
+// Keys of Isolation::per_key that are told apart: those of a busy hour, at some 100 bytes each.
+constexpr std::size_t kRememberedKeys = 10'000;
+
 // How often a backlog is looked at: five times the work that may lie in a ring (Dispatcher::Limits::ring_budget), so
 // that a ring that works is never mistaken for one that is stuck.
 constexpr auto kBacklogInterval = std::chrono::milliseconds(1);
@@ -113,8 +116,11 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
     return;
   }
   dispatcher_.set_time(time_of(node->submitted_ns));
+  if (settings_.never_reuse_workers || (node->options.has_rare() && node->options.isolation() != nullptr)) {
+    node->compartment = compartment_of(*node);
+  }
   // Usually nobody waits, and there is room: no need to queue first.
-  Worker* worker = dispatcher_.queued() == 0 ? worker_with_room() : nullptr;
+  Worker* worker = dispatcher_.queued() == 0 ? worker_with_room(node->compartment) : nullptr;
   if ((worker == nullptr || dispatcher_.load(worker->index) > 0) && overtake(*node)) worker = nullptr;
   if (worker != nullptr) {
     dispatcher_.number(*node);
@@ -142,7 +148,7 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
 // Takes less urgent tasks back that lie in a ring, and have not begun. False: there are none for which that is worth
 // it.
 bool WorkerPool::overtake(const TaskNode& node) {
-  const auto index = dispatcher_.worker_to_overtake(node.options.priority());
+  const auto index = dispatcher_.worker_to_overtake(node.options.priority(), node.compartment);
   if (!index) return false;
   take_back_behind(*workers_[*index], workers_[*index]->collected);
   return true;
@@ -173,16 +179,32 @@ void WorkerPool::enqueue(TaskNode& node) {
 // Gives queued tasks to workers for as long as there are both.
 void WorkerPool::pump(Lock& lock, Keep& keep) {
   while (QueuedTask* first = dispatcher_.front()) {
-    Worker* const worker = worker_with_room();
+    Worker* const worker = worker_with_room(first->compartment);
     if (worker == nullptr) return;
     dispatcher_.remove(*first);
     if (!place(static_cast<TaskNode&>(*first), *worker, lock, keep)) return;
   }
 }
 
-WorkerPool::Worker* WorkerPool::worker_with_room() {
+// Which workers may run the task.
+Compartment WorkerPool::compartment_of(const TaskNode& node) {
+  const Isolation* const isolation = node.options.isolation();
+  const auto kind = isolation != nullptr            ? isolation->kind()
+                    : settings_.never_reuse_workers ? Isolation::Kind::fresh
+                                                    : Isolation::Kind::reuse;
+  if (kind == Isolation::Kind::reuse) return kSharedCompartment;
+  dispatcher_.isolate();
+  if (kind == Isolation::Kind::fresh) return kFreshCompartment;
+  // Many more than there are workers: who comes again after that gets another worker, as if it had never been here.
+  if (keyed_compartments_.size() > kRememberedKeys) keyed_compartments_.clear();
+  const auto [known, added] = keyed_compartments_.try_emplace(isolation->key(), last_compartment_);
+  if (added) known->second = ++last_compartment_;
+  return known->second;
+}
+
+WorkerPool::Worker* WorkerPool::worker_with_room(Compartment compartment) {
   if (dispatcher_.starting() > 0) notice_ready_workers();
-  auto index = dispatcher_.choose_worker();
+  auto index = dispatcher_.choose_worker(compartment);
   if (!index || (dispatcher_.load(*index) == 0 && dispatcher_.few_are_enough())) {
     // The others seem to be stuck, and we may only not have looked: we are at a long handler, say.
     bool gets_on = false;
@@ -191,7 +213,7 @@ WorkerPool::Worker* WorkerPool::worker_with_room() {
       dispatcher_.gets_on(worker->index);
       gets_on = true;
     }
-    if (gets_on) index = dispatcher_.choose_worker();
+    if (gets_on) index = dispatcher_.choose_worker(compartment);
   }
   if (!index) return nullptr;
   Worker& worker = *workers_[*index];
@@ -215,7 +237,7 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
     decide(node, std::move(refusal), Outcome::failed);
     return true;
   }
-  dispatcher_.placed(worker.index, node.options.priority());
+  dispatcher_.placed(worker.index, node.options.priority(), node.compartment);
   const std::uint32_t sequence = worker.channel.reserve();
   worker.reserved = sequence + 1;
   ++in_rings_;

@@ -66,6 +66,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     std::shared_ptr<process::SharedArea> shared;  // null: there is none
     std::vector<std::byte> preload;
     std::vector<std::byte> initializer;
+    std::vector<std::byte> sandbox;
+    bool never_reuse_workers = false;
   };
 
   WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Background& background);
@@ -180,7 +182,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   // The program's threads.
   void enqueue(TaskNode& node);
   void pump(Lock& lock, Keep& keep);
-  Worker* worker_with_room();
+  Worker* worker_with_room(Compartment compartment);
+  Compartment compartment_of(const TaskNode& node);
   void notice_ready_workers();
   bool place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep);
   void grow(TaskNode& node, WorkerPtr worker, std::size_t offset, std::size_t size);
@@ -271,6 +274,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
 
   // Guarded by core_->mutex, all below.
   Dispatcher dispatcher_;
+  std::map<std::string, Compartment> keyed_compartments_;
+  Compartment last_compartment_ = kFirstKeyedCompartment;
   std::vector<WorkerPtr> workers_;
   IntrusiveList<TaskNode, QueuedTask> ready_;  // tasks with an answer or a decided outcome
   std::size_t ready_count_ = 0;

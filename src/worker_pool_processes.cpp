@@ -3,6 +3,7 @@
 
 #include "crash_report.hpp"
 #include "process/printable.hpp"
+#include "process/seccomp_filter.hpp"
 
 #include <boost/asio/append.hpp>
 #include <boost/asio/post.hpp>
@@ -17,6 +18,10 @@
 #include <utility>
 
 // The background thread's side of the pool: the birth and death of workers, time limits, and the end.
+
+#ifndef SYS_SECCOMP
+#define SYS_SECCOMP 1  // asm-generic/siginfo.h: SIGSYS was raised by a filter
+#endif
 
 namespace bulkhead::detail {
 namespace {
@@ -56,6 +61,14 @@ std::string describe(const process::ExitStatus& status) {
                          : fmt::format("it was killed by signal {}", status.signal);
 }
 
+// The system call for which a filter ended a worker with SIGSYS; without a name if the worker could not take note of
+// it. Nothing: it was another SIGSYS, which somebody has sent.
+std::optional<std::string> forbidden_call(const std::optional<process::CrashNote>& note) {
+  if (!note || note->signal != SIGSYS) return std::string();
+  if (note->code != SYS_SECCOMP) return std::nullopt;
+  return process::system_call_name(static_cast<long>(note->address));
+}
+
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -74,8 +87,11 @@ void WorkerPool::start_template(Lock&) {
   configuration.max_worker_memory = settings_.max_worker_memory;
   configuration.memory_limit = settings_.memory_limit;
   core_->name.copy(configuration.name, sizeof(configuration.name) - 1);
-  template_socket_ = process::ForkServer::start().create_template(configuration, settings_.preload,
-                                                                  settings_.initializer, settings_.shared.get());
+  process::TemplateParts parts;
+  parts.preload = settings_.preload;
+  parts.initializer = settings_.initializer;
+  parts.sandbox = settings_.sandbox;
+  template_socket_ = process::ForkServer::start().create_template(configuration, parts, settings_.shared.get());
   template_wait_ = std::make_unique<DescriptorWatch>(background_, template_socket_.get());
   template_ready_ = false;
   watch_template();
@@ -267,7 +283,7 @@ void WorkerPool::ask_maintenance() {
 }
 
 void WorkerPool::ask_for_workers() {
-  if (dispatcher_.lacks_workers() && !start_pending_) ask_maintenance();
+  if ((dispatcher_.lacks_workers() && !start_pending_) || dispatcher_.worker_to_give_up()) ask_maintenance();
 }
 
 // Lets go who has to go, and starts what is missing, or sets a timer for when it may be.
@@ -280,6 +296,7 @@ void WorkerPool::maintain() {
     notice_ready_workers();
     const auto now = time_now();
     dispatcher_.look_at_memory(now);
+    if (const auto unwanted = dispatcher_.worker_to_give_up()) dispatcher_.leave(*unwanted);
     const auto index = dispatcher_.worker_to_start(now);
     if (!index) {
       if (const auto next = dispatcher_.next_start(); next && dispatcher_.lacks_workers()) {
@@ -612,6 +629,14 @@ void WorkerPool::judge(Worker& worker, TaskNode& node, bool begun, bool other_be
   if (worker.killed == Killed::protocol) {
     decide(node, std::make_exception_ptr(ProtocolError(worker.reason, std::move(context))), Outcome::failed);
     return;
+  }
+  if (begun && worker.status && worker.status->signal == SIGSYS) {
+    if (auto call = forbidden_call(worker.channel.crash())) {
+      decide(node,
+             std::make_exception_ptr(PolicyViolationError(std::move(*call), std::move(context), worker.channel.item())),
+             Outcome::failed);
+      return;
+    }
   }
   WorkerCrashedError::Ending ending;
   if (!begun) {

@@ -1069,6 +1069,116 @@ Workers start_all(Dispatcher& dispatcher, Dispatcher::Time now, std::uint64_t mo
   return started;
 }
 
+using bulkhead::detail::Compartment;
+using bulkhead::detail::kFirstKeyedCompartment;
+using bulkhead::detail::kFreshCompartment;
+using bulkhead::detail::kSharedCompartment;
+
+constexpr Compartment kA = kFirstKeyedCompartment;
+constexpr Compartment kB = kFirstKeyedCompartment + 1;
+
+Dispatcher with_isolation(unsigned workers) {
+  Dispatcher dispatcher = with_ready_workers(workers);
+  dispatcher.isolate();
+  return dispatcher;
+}
+
+// The worker that the task is given to, which ends it.
+std::optional<unsigned> run_one(Dispatcher& dispatcher, Compartment compartment) {
+  const auto worker = dispatcher.choose_worker(compartment);
+  if (!worker) return worker;
+  dispatcher.placed(*worker, 0, compartment);
+  dispatcher.left(*worker, 1ms);
+  return worker;
+}
+
+TEST_CASE("A worker that has run a task of one key is given none of another, nor one that shares workers") {
+  Dispatcher dispatcher = with_isolation(1);
+  CHECK(run_one(dispatcher, kA) == 0U);
+  CHECK(run_one(dispatcher, kA) == 0U);
+  CHECK_FALSE(dispatcher.choose_worker(kB));
+  CHECK_FALSE(dispatcher.choose_worker(kSharedCompartment));
+  CHECK_FALSE(dispatcher.choose_worker(kFreshCompartment));
+}
+
+TEST_CASE("A task of a key goes to the worker that its key has before it takes one that has run nothing") {
+  Dispatcher dispatcher = with_isolation(3);
+  CHECK(run_one(dispatcher, kSharedCompartment) == 0U);
+  CHECK(run_one(dispatcher, kA) == 1U);
+  CHECK(run_one(dispatcher, kB) == 2U);
+  CHECK(run_one(dispatcher, kA) == 1U);
+  CHECK(run_one(dispatcher, kSharedCompartment) == 0U);
+}
+
+TEST_CASE("A fresh task is given a worker that has run nothing, which then leaves") {
+  Dispatcher dispatcher = with_isolation(2);
+  CHECK(run_one(dispatcher, kSharedCompartment) == 0U);
+  CHECK(run_one(dispatcher, kFreshCompartment) == 1U);
+  CHECK(dispatcher.leaving(1));
+  CHECK_FALSE(dispatcher.choose_worker(kFreshCompartment));
+  CHECK(dispatcher.worker_to_start(0ns) == 2U);
+  dispatcher.worker_added(2);
+  // One that is still starting is given no isolated task: what would be taken back from it again could be read there.
+  CHECK_FALSE(dispatcher.choose_worker(kFreshCompartment));
+  dispatcher.worker_ready(2);
+  CHECK(dispatcher.choose_worker(kFreshCompartment) == 2U);
+}
+
+TEST_CASE("A task whose key has no worker has the one leave that has been idle for longest") {
+  Dispatcher dispatcher = with_isolation(2);
+  dispatcher.placed(0, 0, kA);
+  dispatcher.left(0, 1ms, 20ms);
+  dispatcher.placed(1, 0, kB);
+  dispatcher.left(1, 1ms, 10ms);
+  CHECK_FALSE(dispatcher.worker_to_give_up());
+  Work waiting(1);
+  waiting.compartment = kB + 1;
+  dispatcher.enqueue(waiting);
+  CHECK(dispatcher.worker_to_give_up() == 1U);
+  dispatcher.leave(1);
+  // One is enough for it.
+  CHECK_FALSE(dispatcher.worker_to_give_up());
+  CHECK(dispatcher.worker_to_start(0ns) == 2U);
+  dispatcher.worker_added(2);
+  CHECK_FALSE(dispatcher.worker_to_give_up());
+  CHECK_FALSE(dispatcher.worker_to_start(0ns));
+}
+
+TEST_CASE("No worker leaves for a task whose key has none as long as all have something to do") {
+  Dispatcher dispatcher = with_isolation(1);
+  dispatcher.placed(0, 0, kA);
+  Work waiting(1);
+  waiting.compartment = kB;
+  dispatcher.enqueue(waiting);
+  CHECK_FALSE(dispatcher.worker_to_give_up());
+  CHECK_FALSE(dispatcher.lacks_workers());
+  dispatcher.left(0, 1ms);
+  CHECK(dispatcher.worker_to_give_up() == 0U);
+}
+
+TEST_CASE("A task whose key has no worker has one started where more are allowed") {
+  Dispatcher::Limits made = limits(2);
+  made.min_workers = 1;
+  Dispatcher dispatcher(made);
+  dispatcher.isolate();
+  dispatcher.worker_added(0);
+  dispatcher.worker_ready(0);
+  CHECK(run_one(dispatcher, kA) == 0U);
+  Work waiting(1);
+  waiting.compartment = kB;
+  dispatcher.enqueue(waiting);
+  CHECK_FALSE(dispatcher.worker_to_give_up());
+  CHECK(dispatcher.worker_to_start(0ns) == 1U);
+}
+
+TEST_CASE("An urgent task takes none back from a worker that it may not have") {
+  Dispatcher dispatcher = with_isolation(1);
+  set_average(dispatcher, 0, 50us);
+  for (int i = 0; i < 4; ++i) dispatcher.placed(0, 5, kSharedCompartment);
+  CHECK_FALSE(dispatcher.worker_to_overtake(1, kA));
+  CHECK(dispatcher.worker_to_overtake(1, kSharedCompartment) == 0U);
+}
+
 }  // namespace
 
 TEST_CASE("spare workers are started beyond the others, and are given tasks only in place of one that is gone",

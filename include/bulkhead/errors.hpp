@@ -440,18 +440,21 @@ class BULKHEAD_EXPORT ProtocolError : public ExecutorError {
   std::shared_ptr<const std::string> violation_;
 };
 
-/// The task did what the sandbox of its worker forbids (SandboxPolicy::system_calls). The worker has ended. A retry
-/// would do it again, so it is not made unless RetryPolicy asks for this error.
+/// The task did what the sandbox of its worker forbids (SandboxPolicy::system_calls). The worker has ended. No retry
+/// policy covers this error: the next run would do the same.
 class BULKHEAD_EXPORT PolicyViolationError : public ExecutorError {
  public:
   /// `system_call`: its name, empty if the kernel did not tell.
-  explicit PolicyViolationError(const std::string& system_call, ErrorContext context = {});
+  explicit PolicyViolationError(const std::string& system_call, ErrorContext context = {}, std::size_t item = 0);
   ~PolicyViolationError() override;
   /// The name of the system call, `"ptrace"` say; empty if it is not known.
   const std::string& system_call() const noexcept { return *system_call_; }
+  /// Which of several items the task was at, from 0, where `map` gives a worker several at once.
+  std::size_t item() const noexcept { return item_; }
 
  private:
   std::shared_ptr<const std::string> system_call_;
+  std::size_t item_;
 };
 
 /// A name of the registry is taken by an executor of another type or with other options.

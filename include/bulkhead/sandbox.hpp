@@ -19,7 +19,7 @@ enum class Demand : std::uint8_t {
   require   ///< Without it there is no executor: its constructor throws `WorkerStartError` with item and reason.
 };
 
-/// The items of a SandboxPolicy, in the order in which they are put in force.
+/// The items of a SandboxPolicy.
 enum class SandboxItem : std::uint8_t {
   descriptors,
   cgroup,
@@ -65,20 +65,20 @@ struct SandboxPolicy {
   /// For code of one's own that may fail, but is nobody's enemy: the default.
   BULKHEAD_EXPORT static SandboxPolicy trusted();
   /// For code that reads hostile input: it reaches no file, no other process, no TCP port, and starts no program. What
-  /// it needs of files is opened in `preload` or `initializer`, or named in `readable_paths`.
+  /// it needs of files is read in `preload`, or named in `readable_paths`.
   BULKHEAD_EXPORT static SandboxPolicy contained();
-  /// For code that is taken for hostile: it can compute, and answer. Tasks run with `Isolation::fresh` unless they say
-  /// `per_key`.
+  /// For code that is taken for hostile: it can compute, and answer. `never_reuse_workers` is set.
   BULKHEAD_EXPORT static SandboxPolicy untrusted();
 
   /// What reports call it.
   std::string profile = "trusted";
-  /// Refuse tasks the reuse of a worker that has run others: see `TaskOptions::isolation`.
+  /// No worker runs a second task, unless both have the same `Isolation::per_key`: tasks run with `Isolation::fresh`,
+  /// and `Isolation::reuse` is refused.
   bool never_reuse_workers = false;
 
   /// PR_SET_NO_NEW_PRIVS: set-user-id programs give it nothing.
   Demand no_new_privileges = Demand::attempt;
-  /// PR_SET_DUMPABLE 0: processes of the same user cannot look into it; it cannot open its own /proc/self/mem.
+  /// PR_SET_DUMPABLE 0: processes of the same user, debuggers among them, cannot look into it.
   Demand non_dumpable = Demand::attempt;
   /// The kernel takes it first when memory runs out.
   Demand oom_score = Demand::attempt;
@@ -127,13 +127,13 @@ struct SandboxPolicy {
   Demand ipc_namespace = Demand::off;
   Demand mount_namespace = Demand::off;
 
-  /// For a host that runs as root: workers run as this user and group, without capabilities.
+  /// For a host that runs as root: `preload` and workers run as this user and group, without capabilities.
   Demand drop_user = Demand::off;
   std::uint32_t uid = 65534;  // nobody
   std::uint32_t gid = 65534;
 
-  /// cgroup v2: a group for the executor's workers below `cgroup_path` (a directory that was delegated to the program,
-  /// such as /sys/fs/cgroup/app.slice/app.service/workers), with limits for all of them together; 0: none.
+  /// cgroup v2: the executor's workers are put into `cgroup_path`, the directory of a group without members that was
+  /// delegated to the program and is this executor's alone; with limits for all workers together, 0: none.
   Demand cgroup = Demand::off;
   std::string cgroup_path;
   std::uint64_t cgroup_memory = 0;

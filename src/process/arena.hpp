@@ -122,7 +122,7 @@ struct CrashRecord {
   std::int32_t code;
   /// How many of the frames are written.
   std::atomic<std::uint32_t> depth;
-  /// What could not be accessed, or where the instruction was.
+  /// What could not be accessed, or where the instruction was; SIGSYS: the number of the system call.
   std::uint64_t address;
   /// Addresses inside the calling instructions, innermost first.
   std::uint64_t frames[kMostFrames];

@@ -429,21 +429,26 @@ void WorkerChannel::finish(ResponseKind kind, std::size_t size) noexcept {
   const std::uint32_t epoch = request().sleep_epoch.load(std::memory_order_relaxed);
   if (epoch != rung_epoch_) {
     rung_epoch_ = epoch;
-    const std::uint64_t one = 1;
-    // EAGAIN means that the doorbell is already ringing as loud as it can.
-    ssize_t written;
-    do {
-      written = ::write(doorbell_, &one, sizeof(one));
-    } while (written < 0 && errno == EINTR);
-    if (written < 0 && errno != EAGAIN) {
-      // The host would never hear of this answer, nor of any other. It hears of our death, and then looks.
-      leave_for_good("a task has closed a descriptor of its worker process, which has to be replaced");
-    }
+    ring();
+  }
+}
+
+void WorkerChannel::ring() noexcept {
+  const std::uint64_t one = 1;
+  // EAGAIN means that the doorbell is already ringing as loud as it can.
+  ssize_t written;
+  do {
+    written = ::write(doorbell_, &one, sizeof(one));
+  } while (written < 0 && errno == EINTR);
+  if (written < 0 && errno != EAGAIN) {
+    // The host would never hear of this answer, nor of any other. It hears of our death, and then looks.
+    leave_for_good("a task has closed a descriptor of its worker process, which has to be replaced");
   }
 }
 
 void WorkerChannel::set_ready() noexcept {
   response().state.store(static_cast<std::uint32_t>(WorkerState::ready), std::memory_order_release);
+  ring();  // tasks may wait for a worker
 }
 
 void WorkerChannel::set_failed(std::string_view reason) noexcept {

@@ -55,7 +55,7 @@ struct RequestHead {
 struct CrashNote {
   int signal = 0;
   int code = 0;
-  std::uint64_t address = 0;
+  std::uint64_t address = 0;  // SIGSYS: the number of the system call
   std::vector<std::uint64_t> frames;
 };
 
@@ -250,6 +250,7 @@ class WorkerChannel {
   bool take_up() noexcept;
   WorkerRequest current() const noexcept;
   void finish(ResponseKind kind, std::size_t size) noexcept;
+  void ring() noexcept;
   void release_consumed();
 
   struct Block {

@@ -75,7 +75,8 @@ void on_crash(int signal, siginfo_t* info, void* context_pointer) {
   const auto& context = *static_cast<const ucontext_t*>(context_pointer);
   record->signal = signal;
   record->code = info->si_code;
-  record->address = reinterpret_cast<std::uintptr_t>(info->si_addr);
+  record->address =
+      signal == SIGSYS ? static_cast<std::uint64_t>(info->si_syscall) : reinterpret_cast<std::uintptr_t>(info->si_addr);
   record->state.store(1, std::memory_order_release);
   const std::uint64_t crashed_at = program_counter(context);
   add_frame(crashed_at);

@@ -22,6 +22,7 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
@@ -286,22 +287,24 @@ ForkServer& ForkServer::start() {
 
 ForkServer* ForkServer::find() noexcept { return is_forked_copy() ? nullptr : instance.load(); }
 
-FileDescriptor ForkServer::create_template(TemplateConfiguration configuration, std::span<const std::byte> preload,
-                                           std::span<const std::byte> initializer, const SharedArea* shared) {
+FileDescriptor ForkServer::create_template(TemplateConfiguration configuration, const TemplateParts& parts,
+                                           const SharedArea* shared) {
   if (gone()) throw std::runtime_error("the fork server has ended; the program must be started anew");
   if (silent()) throw std::runtime_error("the fork server does not answer: it is stopped");
-  configuration.preload_size = preload.size();
-  configuration.initializer_size = initializer.size();
+  configuration.preload_size = parts.preload.size();
+  configuration.initializer_size = parts.initializer.size();
+  configuration.sandbox_size = parts.sandbox.size();
+  configuration.pid_namespace = has_pid_namespace() ? 1 : 0;
   configuration.shared_size = shared != nullptr ? shared->size() : 0;
-  const std::size_t size = sizeof(configuration) + preload.size() + initializer.size();
-  FileDescriptor memfd = create_memfd("bulkhead-configuration", size);
+  std::vector<std::byte> bytes(sizeof(configuration));
+  std::memcpy(bytes.data(), &configuration, sizeof(configuration));
+  for (const auto part : {parts.preload, parts.initializer, parts.sandbox}) {
+    bytes.insert(bytes.end(), part.begin(), part.end());
+  }
+  FileDescriptor memfd = create_memfd("bulkhead-configuration", bytes.size());
   {
-    Mapping mapping(memfd, size, Mapping::Access::read_write);
-    std::memcpy(mapping.data(), &configuration, sizeof(configuration));
-    if (!preload.empty()) std::memcpy(mapping.data() + sizeof(configuration), preload.data(), preload.size());
-    if (!initializer.empty()) {
-      std::memcpy(mapping.data() + sizeof(configuration) + preload.size(), initializer.data(), initializer.size());
-    }
+    const Mapping mapping(memfd, bytes.size(), Mapping::Access::read_write);
+    std::memcpy(mapping.data(), bytes.data(), bytes.size());
   }
   auto [ours, theirs] = create_socket_pair();
   Record record;
@@ -312,6 +315,32 @@ FileDescriptor ForkServer::create_template(TemplateConfiguration configuration, 
     throw std::runtime_error("the fork server does not take requests: it is stopped or overloaded");
   }
   return std::move(ours);
+}
+
+SandboxOutcomes ForkServer::probe(std::span<const std::byte> sandbox) {
+  TemplateConfiguration configuration;
+  configuration.probe = 1;
+  TemplateParts parts;
+  parts.sandbox = sandbox;
+  const FileDescriptor socket = create_template(configuration, parts);
+  // Three forks, far below a millisecond each: then something is stopped.
+  constexpr std::chrono::seconds kPatience{5};
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  for (;;) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
+    pollfd polled{socket.get(), POLLIN, 0};
+    if (left.count() <= 0 || ::poll(&polled, 1, static_cast<int>(left.count())) == 0) {
+      throw std::runtime_error("the process that tries the sandbox does not answer: it is stopped");
+    }
+    Record record;
+    const Received received = receive_record(socket, writable_bytes_of(record));
+    if (received.would_block) continue;
+    if (received.size != sizeof(record) || record.magic != kMagic) {
+      throw std::runtime_error("the process that tries the sandbox has ended");
+    }
+    if (record.type == RecordType::template_failed) throw std::runtime_error(record.get_text());
+    if (record.type == RecordType::probed) return record.get_outcomes();
+  }
 }
 
 void ForkServer::note_silence() noexcept { state_->silent = true; }

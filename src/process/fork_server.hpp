@@ -36,8 +36,13 @@ class ForkServer {
   static ForkServer* find() noexcept;
 
   /// Forks a template with this configuration. Does not block: the template reports over the socket returned.
-  FileDescriptor create_template(TemplateConfiguration configuration, std::span<const std::byte> preload,
-                                 std::span<const std::byte> initializer, const SharedArea* shared = nullptr);
+  FileDescriptor create_template(TemplateConfiguration configuration, const TemplateParts& parts,
+                                 const SharedArea* shared = nullptr);
+
+  /// Finds out what of a compiled sandbox can be had, by a process that tries it, and waits for that: a few
+  /// milliseconds, 5 s at most. Throws `std::runtime_error` with the reason if something that is required cannot be, or
+  /// if no process can.
+  SandboxOutcomes probe(std::span<const std::byte> sandbox);
 
   /// It has not answered within the time for that, and counts as dead until it reads what it was sent.
   void note_silence() noexcept;

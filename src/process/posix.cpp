@@ -313,11 +313,12 @@ std::optional<std::uint64_t> cpu_ns(pid_t pid) noexcept {
   return nanoseconds(used);
 }
 
-MemoryUse memory_use() noexcept {
-  // Without the heap: it is asked when that may be full.
-  const FileDescriptor statm(::open("/proc/self/statm", O_RDONLY | O_CLOEXEC));
+namespace {
+
+// Without the heap: it is asked when that may be full.
+MemoryUse memory_use(const FileDescriptor& statm) noexcept {
   std::array<char, 256> text{};
-  if (!statm || ::read(statm.get(), text.data(), text.size() - 1) <= 0) return {};
+  if (!statm || ::pread(statm.get(), text.data(), text.size() - 1, 0) <= 0) return {};
   // proc(5): size, resident, shared, text, lib, data, all in pages.
   std::size_t resident = 0;
   std::size_t shared = 0;
@@ -327,14 +328,31 @@ MemoryUse memory_use() noexcept {
   return {(resident - std::min(resident, shared)) * page, data * page};
 }
 
-namespace {
+FileDescriptor open_memory_use() noexcept { return FileDescriptor(::open("/proc/self/statm", O_RDONLY | O_CLOEXEC)); }
+
 std::size_t resident_at_birth = 0;
+// Kept, since a sandbox may forbid to open it. Never destroyed: exit handlers may still ask.
+FileDescriptor& memory_since_birth_source() noexcept {
+  static auto* const source = new FileDescriptor;
+  return *source;
+}
+
 }  // namespace
 
-void note_birth() { resident_at_birth = memory_use().resident; }
+MemoryUse memory_use() noexcept { return memory_use(open_memory_use()); }
+
+void note_birth() {
+  memory_since_birth_source() = open_memory_use();
+  // Under a high number, if there is one: programs close the low ones by habit.
+  constexpr int kHigh = 512;
+  FileDescriptor high(::fcntl(memory_since_birth_source().get(), F_DUPFD_CLOEXEC, kHigh));
+  if (high) memory_since_birth_source() = std::move(high);
+  resident_at_birth = memory_use(memory_since_birth_source()).resident;
+}
 
 std::size_t memory_since_birth() {
-  const std::size_t resident = memory_use().resident;
+  std::size_t resident = memory_use(memory_since_birth_source()).resident;
+  if (resident == 0) resident = memory_use().resident;  // a task has closed it
   return resident - std::min(resident, resident_at_birth);
 }
 

@@ -2,9 +2,11 @@
 #pragma once
 
 #include "arena.hpp"
+#include "sandbox.hpp"
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,10 +30,10 @@ inline constexpr std::size_t kLongestExecutorName = 200;
 //   host → template      reap: it knows how the worker ended, and its process id
 //   host → template      discard: it has no descriptor left for the worker's pidfd; the worker is to be killed
 //   template → host      template_started {pidfd}, template_ready, template_failed, spawned {pidfd}, spawn_failed,
-//   exited
+//                        exited; probed, if it is only to find out what of its sandbox can be had
 
 /// Changes with every change of the records: host and fork server are always one build.
-inline constexpr std::uint32_t kMagic = 0x42554c32;
+inline constexpr std::uint32_t kMagic = 0x42554c33;
 
 enum class RecordType : std::uint32_t {
   create_template = 1,
@@ -43,7 +45,8 @@ enum class RecordType : std::uint32_t {
   exited = 7,
   reap = 8,
   template_ready = 9,
-  discard = 10
+  discard = 10,
+  probed = 11
 };
 
 struct Record {
@@ -63,6 +66,17 @@ struct Record {
     text_size = static_cast<std::uint32_t>(reason.copy(text, sizeof(text)));
   }
   std::string get_text() const { return {text, text_size <= sizeof(text) ? text_size : sizeof(text)}; }
+  /// `probed`: what of the sandbox can be had.
+  void set_outcomes(const SandboxOutcomes& outcomes) noexcept {
+    static_assert(sizeof(outcomes) <= sizeof(text));
+    std::memcpy(text, &outcomes, sizeof(outcomes));
+    text_size = sizeof(outcomes);
+  }
+  SandboxOutcomes get_outcomes() const noexcept {
+    SandboxOutcomes outcomes;
+    std::memcpy(&outcomes, text, sizeof(outcomes));
+    return outcomes;
+  }
 };
 
 /// What the layer above does inside template and workers. An object with static storage duration: its address is the
@@ -74,14 +88,20 @@ struct WorkerHooks {
   void (*run)(const WorkerRequest& request, WorkerChannel& channel, const TemplateConfiguration& configuration);
 };
 
-/// What a template is told once, in a sealed memfd: this, then `preload_size` and `initializer_size` bytes.
+/// What a template is told once, in a sealed memfd: this, then `preload_size`, `initializer_size` and `sandbox_size`
+/// bytes.
 struct TemplateConfiguration {
   std::uint32_t magic = kMagic;
   Streams streams = Streams::standard_error;
+  /// 1: the template only finds out what of its sandbox can be had, tells that by `probed`, and ends.
+  std::uint32_t probe = 0;
+  /// 1: the fork server, and so all workers, have a process-id namespace.
+  std::uint32_t pid_namespace = 0;
   const WorkerHooks* hooks = nullptr;
   ArenaLayout layout;
   std::uint64_t preload_size = 0;
   std::uint64_t initializer_size = 0;
+  std::uint64_t sandbox_size = 0;
   /// Resident memory with which a worker asks to be replaced; 0: any.
   std::uint64_t max_worker_memory = 0;
   /// Of the memory that the pool shares; 0: none.
@@ -90,6 +110,13 @@ struct TemplateConfiguration {
   std::uint64_t memory_limit = 0;
   /// The executor's name; cut, it becomes the process's name in `ps` and `top`.
   char name[kLongestExecutorName + 1] = {};
+};
+
+/// What follows a template's configuration: encoded calls, empty if there are none, and the sandbox as it is compiled.
+struct TemplateParts {
+  std::span<const std::byte> preload;
+  std::span<const std::byte> initializer;
+  std::span<const std::byte> sandbox;
 };
 
 /// Exit code of a worker whose initializer failed: from sysexits.h, EX_CONFIG.

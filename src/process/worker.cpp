@@ -4,6 +4,7 @@
 #include "channel.hpp"
 #include "crash_capture.hpp"
 #include "fork_server.hpp"
+#include "sandbox.hpp"
 
 #include <fmt/format.h>
 
@@ -16,7 +17,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <span>
+#include <stdexcept>
 #include <string>
 
 namespace bulkhead::process {
@@ -29,14 +30,6 @@ void reseed() noexcept {
   if (::getrandom(seeds, sizeof(seeds), 0) != sizeof(seeds)) return;
   ::srandom(seeds[0]);
   ::srand48(static_cast<long>(seeds[1]));
-}
-
-// When memory runs out, the kernel is to take a worker and not the host.
-void be_first_for_oom_killer() noexcept {
-  const int fd = ::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-  if (fd < 0) return;
-  [[maybe_unused]] const ssize_t written = ::write(fd, "1000", 4);
-  ::close(fd);
 }
 
 // Under a high number: programs close the low ones by habit, and what opens files gets the lowest. 1023 is the highest
@@ -109,10 +102,28 @@ std::string check_memory(std::uint64_t most) {
   leave(kStartFailedExitCode);
 }
 
+void enter(const Sandbox& sandbox, WorkerChannel& channel) {
+  try {
+    SandboxOutcomes outcomes;
+    sandbox.enter(outcomes);
+  } catch (const std::runtime_error& error) {
+    fail_start(channel, error.what());
+  }
+}
+
+void filter_system_calls(const Sandbox& sandbox, WorkerChannel& channel) {
+  try {
+    SandboxOutcomes outcomes;
+    sandbox.filter_system_calls(outcomes);
+  } catch (const std::runtime_error& error) {
+    fail_start(channel, error.what());
+  }
+}
+
 }  // namespace
 
 void worker_main(WorkerDescriptors descriptors, const TemplateConfiguration& configuration,
-                 std::span<const std::byte> initializer) {
+                 const TemplateParts& parts) {
   try {
     descriptors.doorbell = out_of_the_way(std::move(descriptors.doorbell), descriptors.request_area.get(),
                                           descriptors.response_area.get());
@@ -123,17 +134,19 @@ void worker_main(WorkerDescriptors descriptors, const TemplateConfiguration& con
     print_to(std::move(descriptors.output), configuration.streams);
     close_all_but(descriptors.doorbell.get());
     ::setsid();  // What a task sends to its process group is for nobody else.
-    be_first_for_oom_killer();
     reseed();
     capture_crashes(channel.crash_record());
     ::on_exit(on_exit_called, nullptr);
     if (configuration.max_worker_memory > 0) note_birth();
     std::string reason = limit_memory(configuration.memory_limit);
     if (!reason.empty()) fail_start(channel, reason);
-    if (!initializer.empty() && !configuration.hooks->start(initializer, reason)) {
+    const Sandbox sandbox(parts.sandbox);
+    enter(sandbox, channel);
+    if (!parts.initializer.empty() && !configuration.hooks->start(parts.initializer, reason)) {
       fail_start(channel, "initializer failed: " + reason);
     }
     if (reason = check_memory(configuration.max_worker_memory); !reason.empty()) fail_start(channel, reason);
+    filter_system_calls(sandbox, channel);
     channel.set_ready();
     for (;;) {
       // What a task printed appears at the latest when the worker falls idle.

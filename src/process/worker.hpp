@@ -16,8 +16,8 @@ struct WorkerDescriptors {
   FileDescriptor output;
 };
 
-/// The life of a worker: initializer, then tasks one at a time until it is told to stop.
+/// The life of a worker: its sandbox, the initializer, then tasks one at a time until it is told to stop.
 [[noreturn]] void worker_main(WorkerDescriptors descriptors, const TemplateConfiguration& configuration,
-                              std::span<const std::byte> initializer);
+                              const TemplateParts& parts);
 
 }  // namespace bulkhead::process

@@ -3,6 +3,7 @@
 
 #include "fork_server.hpp"
 #include "protocol.hpp"
+#include "sandbox.hpp"
 #include "shared_area.hpp"
 #include "worker.hpp"
 
@@ -17,6 +18,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -30,6 +32,8 @@ class Template {
       : host_(std::move(host)), mapping_(map(configuration)) {
     std::memcpy(&configuration_, mapping_.data(), sizeof(configuration_));
     if (configuration_.magic != kMagic) leave(kProtocolExitCode);
+    parts_ = parts_of(mapping_, configuration_);
+    sandbox_ = Sandbox(parts_.sandbox);
     if (shared) {
       // Its workers get it with everything else that is mapped here.
       shared_ = Mapping(shared, configuration_.shared_size, Mapping::Access::read_write);
@@ -39,7 +43,14 @@ class Template {
 
   [[noreturn]] void run() {
     set_process_name(configuration_.name);
+    if (configuration_.probe != 0) probe();
     report_start();
+    try {
+      SandboxOutcomes outcomes;
+      sandbox_.enter_shared(outcomes, configuration_.pid_namespace != 0);
+    } catch (const std::runtime_error& error) {
+      fail(error.what());
+    }
     preload();
     Record ready;
     ready.type = RecordType::template_ready;
@@ -67,11 +78,66 @@ class Template {
     return Mapping(configuration, size, Mapping::Access::read_only);
   }
 
-  std::span<const std::byte> preload_call() const {
-    return {mapping_.data() + sizeof(configuration_), configuration_.preload_size};
+  static TemplateParts parts_of(const Mapping& mapping, const TemplateConfiguration& configuration) {
+    auto rest = std::span<const std::byte>(mapping.data(), mapping.size()).subspan(sizeof(configuration));
+    const auto next = [&](std::uint64_t size) {
+      if (size > rest.size()) leave(kProtocolExitCode);
+      const auto part = rest.first(size);
+      rest = rest.subspan(size);
+      return part;
+    };
+    TemplateParts parts;
+    parts.preload = next(configuration.preload_size);
+    parts.initializer = next(configuration.initializer_size);
+    parts.sandbox = next(configuration.sandbox_size);
+    return parts;
   }
-  std::span<const std::byte> initializer_call() const {
-    return {mapping_.data() + sizeof(configuration_) + configuration_.preload_size, configuration_.initializer_size};
+
+  // Tries all that a worker would be put into, in a process like one.
+  [[noreturn]] void probe() {
+    Record result;
+    auto [ours, theirs] = create_pipe();
+    try {
+      SandboxOutcomes outcomes;
+      sandbox_.enter_shared(outcomes, configuration_.pid_namespace != 0);
+      const pid_t self = ::getpid();
+      const pid_t pid = ::fork();
+      if (pid < 0) throw_errno("fork failed");
+      if (pid == 0) {
+        die_with_parent(self);
+        probe_as_worker(std::move(outcomes), theirs);
+      }
+      const FileDescriptor pidfd = open_pidfd(pid);
+      pollfd dead{pidfd.get(), POLLIN, 0};
+      while (::poll(&dead, 1, -1) < 0 && errno == EINTR) {
+      }
+      if (::read(ours.get(), &result, sizeof(result)) != sizeof(result)) {
+        const auto status = exit_status(pidfd);
+        throw std::runtime_error(
+            "the process that tried the sandbox ended at once" +
+            (status && status->signal != 0 ? ", by signal " + std::to_string(status->signal) : std::string()));
+      }
+    } catch (const std::runtime_error& error) {
+      fail(error.what());
+    }
+    send(result);
+    leave(0);
+  }
+
+  [[noreturn]] void probe_as_worker(SandboxOutcomes outcomes, const FileDescriptor& answer) {
+    Record result;
+    try {
+      sandbox_.enter(outcomes);
+      sandbox_.filter_system_calls(outcomes);
+      result.type = RecordType::probed;
+      result.set_outcomes(outcomes);
+    } catch (const std::runtime_error& error) {
+      result.type = RecordType::template_failed;
+      result.set_text(error.what());
+    }
+    // One write to a pipe, which takes it whole (PIPE_BUF is 4096).
+    [[maybe_unused]] const ssize_t written = ::write(answer.get(), &result, sizeof(result));
+    leave(0);
   }
 
   // Before preload, so that the host can end a template that hangs in it.
@@ -85,7 +151,7 @@ class Template {
   void preload() {
     const unsigned threads_before = thread_count();
     std::string reason;
-    if (configuration_.preload_size > 0 && !configuration_.hooks->start(preload_call(), reason)) {
+    if (!parts_.preload.empty() && !configuration_.hooks->start(parts_.preload, reason)) {
       fail("preload failed: " + reason);
     }
     if (const unsigned threads = thread_count(); threads > threads_before) {
@@ -158,7 +224,7 @@ class Template {
       die_with_parent(self);
       worker_main({std::move(received.fds[0]), std::move(received.fds[1]), std::move(received.fds[2]),
                    std::move(received.fds[3])},
-                  configuration_, initializer_call());
+                  configuration_, parts_);
     }
     if (pid < 0) return spawn_failed(id, errno);
     room.reset();
@@ -206,6 +272,8 @@ class Template {
   FileDescriptor host_;
   Mapping mapping_;
   TemplateConfiguration configuration_;
+  TemplateParts parts_;
+  Sandbox sandbox_{std::span<const std::byte>()};
   Mapping shared_;
   std::vector<Child> children_;
   std::vector<pollfd> polled_;

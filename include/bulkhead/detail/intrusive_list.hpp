@@ -31,6 +31,7 @@ class IntrusiveList {
 
   bool empty() const noexcept { return head_.next == &head_; }
   T* front() noexcept { return empty() ? nullptr : owner(head_.next); }
+  const T* front() const noexcept { return empty() ? nullptr : owner(head_.next); }
   T* back() noexcept { return empty() ? nullptr : owner(head_.previous); }
   T* next(T& node) noexcept {
     ListLink* following = static_cast<Link&>(node).next;

@@ -7,11 +7,21 @@
 
 namespace bulkhead::detail {
 
+// Whose tasks share workers: no worker runs tasks of two compartments.
+using Compartment = std::uint64_t;
+// Of a worker: it has been given no task yet.
+inline constexpr Compartment kNoCompartment = 0;
+inline constexpr Compartment kSharedCompartment = 1;
+// Its worker runs nothing else, not even of this compartment.
+inline constexpr Compartment kFreshCompartment = 2;
+inline constexpr Compartment kFirstKeyedCompartment = 3;
+
 // A task as a queue sees it.
 struct QueuedTask : ListLink {
   int priority = 0;
   // Its place among all tasks of its priority; given by `Dispatcher::enqueue` the first time, and kept.
   std::uint64_t order = 0;
+  Compartment compartment = kSharedCompartment;
 };
 
 }  // namespace bulkhead::detail

@@ -49,8 +49,11 @@ constexpr bool known(std::string_view name) noexcept { return position_of(name) 
 }  // namespace
 
 std::optional<long> system_call_number(std::string_view name) noexcept {
-  const int number = known(name) ? kSystemCallNames[position_of(name)].number : kNoSystemCall;
-  return number == kNoSystemCall ? std::nullopt : std::optional<long>(number);
+  const std::size_t position = position_of(name);
+  if (position == std::size(kSystemCallNames) || kSystemCallNames[position].number == kNoSystemCall) {
+    return std::nullopt;
+  }
+  return kSystemCallNames[position].number;
 }
 
 std::string system_call_name(long number) {

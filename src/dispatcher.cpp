@@ -23,10 +23,8 @@ void Dispatcher::worker_added(unsigned worker, std::uint64_t most_tasks) {
 void Dispatcher::worker_ready(unsigned worker, Time now) {
   if (workers_[worker].ready) return;
   workers_[worker].ready = true;
-  workers_[worker].stalled = false;
   workers_[worker].idle_since = now;
   --starting_;
-  if (workers_[worker].limited && workers_[worker].tasks_left == 0) begin_leaving(workers_[worker]);
 }
 
 void Dispatcher::begin_leaving(Worker& worker) noexcept {
@@ -111,18 +109,13 @@ const Dispatcher::Worker* Dispatcher::chosen_worker() const noexcept {
   // The first free one: the same few workers stay warm, and those that are allowed to spin come first.
   const bool another = loaded_ < limits_.max_workers;
   const Worker* least = nullptr;
-  const Worker* starting = nullptr;
   for (const Worker& worker : workers_) {
-    if (!worker.present || worker.stalled || worker.leaving) continue;
+    if (!worker.ready || worker.stalled || worker.leaving) continue;
     if ((worker.load == 0 && !another) || is_overdue(worker)) continue;
-    if (!worker.ready) {
-      if (worker.load == 0 && starting == nullptr) starting = &worker;
-      continue;
-    }
     if (least == nullptr || worker.load < least->load) least = &worker;
     if (worker.load == 0) break;
   }
-  return least != nullptr && has_room(least->load) ? least : starting;
+  return least != nullptr && has_room(least->load) ? least : nullptr;
 }
 
 // A worker of the task's own compartment that has nothing to do, else one that has run nothing, else the least loaded
@@ -131,14 +124,10 @@ const Dispatcher::Worker* Dispatcher::chosen_worker_of(Compartment compartment) 
   const bool another = loaded_ < limits_.max_workers;
   const Worker* own = nullptr;
   const Worker* unused = nullptr;
-  const Worker* starting = nullptr;
   for (const Worker& worker : workers_) {
-    if (!worker.present || worker.stalled || worker.leaving || !may_take(worker, compartment)) continue;
+    if (!worker.ready || worker.stalled || worker.leaving || !may_take(worker, compartment)) continue;
     if ((worker.load == 0 && !another) || is_overdue(worker)) continue;
-    if (!worker.ready) {
-      // What is taken back from a ring may be read there by what comes after it.
-      if (compartment == kSharedCompartment && worker.load == 0 && starting == nullptr) starting = &worker;
-    } else if (worker.compartment == kNoCompartment) {
+    if (worker.compartment == kNoCompartment) {
       if (unused == nullptr) unused = &worker;
     } else if (own == nullptr || worker.load < own->load) {
       own = &worker;
@@ -146,7 +135,7 @@ const Dispatcher::Worker* Dispatcher::chosen_worker_of(Compartment compartment) 
   }
   if (own != nullptr && own->load == 0) return own;
   if (unused != nullptr) return unused;
-  return own != nullptr && has_room(own->load) ? own : starting;
+  return own != nullptr && has_room(own->load) ? own : nullptr;
 }
 
 // Whether the first task of the queue has to wait for a worker that has run nothing, and none is there or on its way.
@@ -209,7 +198,7 @@ std::optional<unsigned> Dispatcher::worker_to_relieve() const {
 bool Dispatcher::has_backlog() const {
   return std::any_of(busy_.begin(), busy_.end(), [this](unsigned index) {
     const Worker& worker = workers_[index];
-    return !worker.killed && worker.load > (worker.ready ? 1 : 0);
+    return !worker.killed && worker.load > 1;
   });
 }
 
@@ -218,7 +207,7 @@ std::vector<unsigned> Dispatcher::stalled_workers() {
   for (unsigned i = 0; i < workers_.size(); ++i) {
     Worker& worker = workers_[i];
     const bool progressed = std::exchange(worker.progressed, false);
-    if (!worker.present || worker.killed || worker.load < (worker.ready ? 2 : 1) || progressed) continue;
+    if (!worker.present || worker.killed || worker.load < 2 || progressed) continue;
     worker.stalled = true;
     stalled.push_back(i);
   }
@@ -231,13 +220,7 @@ unsigned Dispatcher::kept_workers() const noexcept {
 
 // One for each task that has none, as far as that is allowed.
 unsigned Dispatcher::needed_workers() const noexcept {
-  std::size_t tasks = loaded_ + queue_.size();
-  if (starting_ > 0) {
-    // What a worker was given that takes so long to start waits in the queue again, and is not to count twice.
-    tasks -= static_cast<std::size_t>(std::count_if(workers_.begin(), workers_.end(), [](const Worker& worker) {
-      return worker.present && !worker.ready && worker.stalled && worker.load > 0 && !worker.killed;
-    }));
-  }
+  const std::size_t tasks = loaded_ + queue_.size();
   const std::size_t needed = std::min<std::size_t>(limits_.max_workers, tasks);
   const unsigned for_tasks = std::max(kept_workers(), static_cast<unsigned>(needed) + limits_.spare_workers);
   return lacks_unused_worker() ? std::max(for_tasks, std::min(staying_ + 1, most_workers())) : for_tasks;

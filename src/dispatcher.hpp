@@ -83,8 +83,7 @@ class Dispatcher {
   // Workers, numbered from 0 to places() - 1.
 
   std::size_t places() const noexcept { return workers_.size(); }
-  /// The worker can be given tasks; until it is ready, one at most, and only if no ready one is free. After
-  /// `most_tasks` of them (0: no limit) it leaves.
+  /// A worker is started; it is given tasks once it is ready. After `most_tasks` of them (0: no limit) it leaves.
   void worker_added(unsigned worker, std::uint64_t most_tasks = 0);
   void worker_ready(unsigned worker, Time now = Time(0));
   /// It gets no task any more and is replaced; what it has, it ends.
@@ -139,7 +138,7 @@ class Dispatcher {
   /// A request left the worker's ring: its task ended (`run_time`), or it was taken back.
   void left(unsigned worker, std::optional<Duration> run_time, Time now = Time(0));
   std::size_t load(unsigned worker) const { return workers_[worker].load; }
-  /// Whether tasks lie behind another in a ring, or in that of a worker that is still starting.
+  /// Whether tasks lie behind another in a ring.
   bool has_backlog() const;
   /// Whether one more request may lie in a ring that holds `load`: as many as fit the budget by the average run time,
   /// and always one.
@@ -263,8 +262,7 @@ inline void Dispatcher::placed(unsigned worker, int priority, Compartment compar
     ++loaded_;
     add_busy(worker);
   }
-  // One that is still starting may yet have its task taken back.
-  if (state.limited && --state.tasks_left == 0 && state.ready) begin_leaving(state);
+  if (state.limited && --state.tasks_left == 0) begin_leaving(state);
   if (compartment == kFreshCompartment) leave(worker);
 }
 

@@ -24,6 +24,15 @@ constexpr std::uint64_t kHeadInterval = 100'000'000;  // ns
 // A worker that has taken nothing up for so long is stopped: not even an overloaded machine makes it wait so long.
 constexpr std::uint64_t kStopped = 5'000'000'000;  // ns
 
+// A task with a shorter time limit is not to keep its worker longer by pretending never to have begun, and a stopped
+// worker costs it less. Still ten looks.
+constexpr std::uint64_t kLeastPatience = 10 * kHeadInterval;
+
+std::uint64_t patience(const TaskNode* node) {
+  if (node == nullptr || !node->options.timeout()) return kStopped;
+  return std::clamp(static_cast<std::uint64_t>(node->options.timeout()->count()), kLeastPatience, kStopped);
+}
+
 // How long the caller of a task whose worker was killed waits for its death, so that usually its place is free again
 // when it is told: a small worker takes 0.1 ms. Much longer, and limits would be kept late.
 constexpr auto kTellPatience = std::chrono::milliseconds(2);
@@ -111,7 +120,7 @@ void WorkerPool::look_at_head(Worker& worker, std::uint64_t now) {
     worker.unbegun_since = waits ? now : 0;
     return;
   }
-  if (now - worker.unbegun_since >= kStopped) {
+  if (now - worker.unbegun_since >= patience(worker.entry(head).node)) {
     kill(worker, Killed::stopped, "it took no task up: it was stopped");
   } else {
     dispatcher_.stall(worker.index);

@@ -480,7 +480,9 @@ void WorkerPool::limit_start(Worker& worker) {
   worker.limit_timer->async_wait(
       in_background([generation = worker.generation](WorkerPool& self, Lock&, boost::system::error_code error) {
         Worker* const late = error ? nullptr : self.find_worker(generation);
-        if (late == nullptr || late->channel.state() != process::WorkerState::starting) return;
+        // What it was once seen to be it may unsay.
+        if (late == nullptr || self.dispatcher_.ready(late->index)) return;
+        if (late->channel.state() != process::WorkerState::starting) return;
         if (fired_late(*late->limit_timer)) {
           self.limit_start(*late);
           return;
@@ -528,7 +530,7 @@ void WorkerPool::worker_died(const WorkerPtr& worker) {
 void WorkerPool::bury(const WorkerPtr& worker_reference) {
   WorkerPtr worker = worker_reference;  // the pool's own pointer is about to go
   if (worker->buried) return;
-  const bool was_ready = worker->channel.state() == process::WorkerState::ready;
+  const bool was_ready = dispatcher_.ready(worker->index) || worker->channel.state() == process::WorkerState::ready;
   const bool dead = worker->dying;
   // One last look: what was committed before the death counts, rung or not.
   collect_all(*worker);

@@ -459,26 +459,17 @@ TEST_CASE("as long as no run time is known one task lies in a ring", "[dispatche
   CHECK(depth(dispatcher) == 1);
 }
 
-TEST_CASE("a worker that starts is chosen only if no ready one has room, and gets one task", "[dispatcher]") {
-  Dispatcher dispatcher(limits(3));
+TEST_CASE("a worker is given nothing until it is ready", "[dispatcher]") {
+  Dispatcher dispatcher(limits(2));
   dispatcher.worker_added(0);
+  CHECK(dispatcher.choose_worker() == std::nullopt);
   dispatcher.worker_added(1);
-  CHECK(dispatcher.choose_worker() == 0U);
-  dispatcher.placed(0);
+  dispatcher.worker_ready(1);
   CHECK(dispatcher.choose_worker() == 1U);
   dispatcher.placed(1);
   CHECK(dispatcher.choose_worker() == std::nullopt);
-
-  dispatcher.worker_added(2);
-  dispatcher.worker_ready(2);
-  CHECK(dispatcher.choose_worker() == 2U);
-  dispatcher.placed(2);
-  CHECK(dispatcher.choose_worker() == std::nullopt);
-  dispatcher.left(0, std::nullopt);
+  dispatcher.worker_ready(0);
   CHECK(dispatcher.choose_worker() == 0U);
-  set_average(dispatcher, 2, 1us);  // with room in the ready one's ring
-  REQUIRE(dispatcher.load(2) == 1);
-  CHECK(dispatcher.choose_worker() == 2U);
 }
 
 TEST_CASE("a worker that is gone is not chosen, and its load is forgotten", "[dispatcher]") {
@@ -559,14 +550,10 @@ TEST_CASE("the average run time forgets: after a change the depth follows within
   CHECK(depth(dispatcher) <= 3);
 }
 
-TEST_CASE("there is a backlog when tasks lie behind another, or before a worker that is not ready", "[dispatcher]") {
-  Dispatcher dispatcher(limits(2));
-  CHECK_FALSE(dispatcher.has_backlog());
-  dispatcher.worker_added(0);
+TEST_CASE("there is a backlog when tasks lie behind another", "[dispatcher]") {
+  Dispatcher dispatcher = with_ready_workers(1);
   CHECK_FALSE(dispatcher.has_backlog());
   dispatcher.placed(0);
-  CHECK(dispatcher.has_backlog());
-  dispatcher.worker_ready(0);
   CHECK_FALSE(dispatcher.has_backlog());
   dispatcher.placed(0);
   CHECK(dispatcher.has_backlog());
@@ -610,25 +597,13 @@ TEST_CASE("a stalled worker gets nothing until it finishes something", "[dispatc
   CHECK(dispatcher.choose_worker() == 0U);
 }
 
-TEST_CASE("a worker that starts and has a task is stalled, until it is ready", "[dispatcher]") {
-  Dispatcher dispatcher(limits(1));
-  dispatcher.worker_added(0);
-  CHECK(dispatcher.stalled_workers().empty());
-  dispatcher.placed(0);
-  CHECK(dispatcher.stalled_workers() == Workers{0});
-  CHECK(dispatcher.choose_worker() == std::nullopt);
-  dispatcher.worker_ready(0);
-  CHECK(dispatcher.stalled_workers().empty());
-  dispatcher.left(0, std::nullopt);
-  CHECK(dispatcher.choose_worker() == 0U);
-}
-
 TEST_CASE("a new worker in the place of a stalled one is not stalled", "[dispatcher]") {
   auto dispatcher = with_ready_workers(1);
   place(dispatcher, 0, 2);
   REQUIRE(dispatcher.stalled_workers() == Workers{0});
   dispatcher.worker_removed(0);
   dispatcher.worker_added(0);
+  dispatcher.worker_ready(0);
   CHECK(dispatcher.load(0) == 0);
   CHECK(dispatcher.stalled_workers().empty());
   CHECK(dispatcher.choose_worker() == 0U);
@@ -801,7 +776,7 @@ class Model {
       if (dispatcher_.ready(i) != worker.ready) return "whether a worker is ready";
       if (dispatcher_.load(i) != worker.ring.size()) return "the load of a worker";
       if (worker.present && !worker.ready) ++starting;
-      backlog = backlog || worker.ring.size() > (worker.ready ? 1 : 0);
+      backlog = backlog || worker.ring.size() > 1;
     }
     if (dispatcher_.starting() != starting) return "the number of starting workers";
     if (dispatcher_.has_backlog() != backlog) return "whether there is a backlog";
@@ -868,9 +843,6 @@ class Model {
       if (!best || workers_[i].ring.size() <= workers_[*best].ring.size()) best = i;
     }
     if (best && dispatcher_.has_room(workers_[*best].ring.size())) return best;
-    for (unsigned i = 0; i < kWorkers; ++i) {
-      if (usable(i) && !workers_[i].ready && workers_[i].ring.empty()) return i;
-    }
     return std::nullopt;
   }
 
@@ -950,7 +922,7 @@ class Model {
 
   void take_back() {
     const unsigned i = below(kWorkers);
-    const std::size_t kept = workers_[i].ready ? 1 : 0;
+    constexpr std::size_t kept = 1;
     if (workers_[i].ring.size() > kept) leave(i, workers_[i].ring.size() - 1, std::nullopt);
   }
 
@@ -970,7 +942,7 @@ class Model {
     Workers expected;
     for (unsigned i = 0; i < kWorkers; ++i) {
       Worker& worker = workers_[i];
-      const bool behind = worker.ring.size() >= (worker.ready ? 2U : 1U);
+      const bool behind = worker.ring.size() >= 2;
       if (worker.present && behind && !worker.progressed) {
         worker.stalled = true;
         expected.push_back(i);
@@ -1236,19 +1208,6 @@ TEST_CASE("a task that is taken back does not count among a worker's last ones",
   CHECK(dispatcher.staying() == 0);
 }
 
-TEST_CASE("a worker that is still starting does not leave because of a task that may be taken back", "[dispatcher]") {
-  Dispatcher dispatcher(limits(1));
-  const auto worker = dispatcher.worker_to_start(0ns);
-  REQUIRE(worker);
-  dispatcher.worker_added(*worker, 1);
-  dispatcher.placed(*worker);
-  CHECK_FALSE(dispatcher.leaving(*worker));
-  CHECK_FALSE(dispatcher.lacks_workers());
-  dispatcher.worker_ready(*worker);
-  CHECK(dispatcher.leaving(*worker));
-  CHECK(dispatcher.lacks_workers());
-}
-
 TEST_CASE("a killed worker is replaced at once, and what it had does not count as running", "[dispatcher]") {
   Dispatcher dispatcher(limits(1));
   start_all(dispatcher, 0ns);
@@ -1327,28 +1286,6 @@ TEST_CASE("a pool that keeps no workers starts one for a task, and lets it go ag
   CHECK(dispatcher.worker_to_dismiss(6s) == 0U);
   dispatcher.leave(0);
   CHECK(dispatcher.staying() == 0);
-}
-
-TEST_CASE("a task that is taken back from a worker which starts slowly does not bring one worker more",
-          "[dispatcher]") {
-  auto made = limits(4);
-  made.min_workers = 0;
-  Dispatcher dispatcher(made);
-  Work task(1);
-  dispatcher.enqueue(task);
-  REQUIRE(dispatcher.worker_to_start(0s) == 0U);
-  dispatcher.worker_added(0);
-  dispatcher.remove(task);
-  dispatcher.placed(0);
-  // It has taken nothing up for a while: the task goes back, and its place in the ring stays used.
-  REQUIRE(dispatcher.stalled_workers() == Workers{0});
-  dispatcher.taken_back(0);
-  dispatcher.enqueue(task);
-  CHECK_FALSE(dispatcher.lacks_workers());
-  // A second task is another matter.
-  Work other(2);
-  dispatcher.enqueue(other);
-  CHECK(dispatcher.worker_to_start(0s) == 1U);
 }
 
 TEST_CASE("a worker that takes nothing up gets nothing more until it is heard of", "[dispatcher]") {

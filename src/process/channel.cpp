@@ -123,8 +123,12 @@ void HostChannel::request_stop(std::uint32_t sequence) noexcept {
 }
 
 bool HostChannel::begun(std::uint32_t sequence) const noexcept {
-  const std::uint32_t begun = response_area().begun.load(std::memory_order_seq_cst);
-  return static_cast<std::int32_t>(begun - (sequence + 1)) >= 0;
+  const std::uint32_t told = response_area().begun.load(std::memory_order_seq_cst);
+  // What it has begun it cannot unsay, and it has begun no more than there is.
+  if (const auto more = static_cast<std::int32_t>(told - begun_); more > 0) {
+    begun_ += std::min(static_cast<std::uint32_t>(more), published_ - begun_);
+  }
+  return static_cast<std::int32_t>(begun_ - (sequence + 1)) >= 0;
 }
 
 std::uint32_t HostChannel::committed() {

@@ -191,6 +191,7 @@ class HostChannel {
   std::uint32_t published_ = 0;
   std::uint32_t committed_ = 0;
   std::uint32_t consumed_ = 0;
+  mutable std::uint32_t begun_ = 0;  // the most that was seen
 };
 
 /// A request as a worker sees it.

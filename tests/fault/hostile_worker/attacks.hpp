@@ -185,6 +185,38 @@ inline int write_anything_into_the_header(std::uint64_t seed) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// 28: lies about how far it has come.
+
+// The code of a worker whose start has failed.
+inline constexpr int kStartFailed = 78;
+
+inline int lie_and_leave(std::size_t word, std::uint32_t value, int code) {
+  const Transport transport = begin_attack();
+  transport.response().put<std::uint32_t>(word, value);
+  ::_exit(code);
+}
+inline int leave_as_if_never_ready(std::uint64_t) { return lie_and_leave(offsetof(ResponseHeader, state), 0, 3); }
+inline int leave_in_an_unknown_state(std::uint64_t) {
+  return lie_and_leave(offsetof(ResponseHeader, state), 0xdead'beefU, 3);
+}
+inline int leave_as_if_the_start_had_failed(std::uint64_t) {
+  const Transport transport = begin_attack();
+  transport.response().put<std::uint32_t>(offsetof(ResponseHeader, report_size), 0xffff'ffffU);
+  return lie_and_leave(offsetof(ResponseHeader, state), 2, kStartFailed);
+}
+inline int leave_as_if_not_begun(std::uint64_t) { return lie_and_leave(offsetof(ResponseHeader, begun), 0, 3); }
+inline int leave_as_if_all_had_begun(std::uint64_t) {
+  return lie_and_leave(offsetof(ResponseHeader, begun), 0x7fff'ffffU, 3);
+}
+inline int wait_as_if_the_start_had_failed(std::uint64_t) {
+  const Transport transport = begin_attack();
+  transport.response().put<std::uint32_t>(offsetof(ResponseHeader, state), 2);
+  transport.response().put<std::uint32_t>(offsetof(ResponseHeader, begun), 0);
+  ring(transport.bell());
+  wait_to_be_killed();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // 30, 31: the areas themselves. These tell what they could do that they must not: nothing, in the best case.
 
 // A descriptor of an area, as far as there is a way to one: the kernel gives it only to root.

@@ -1,0 +1,814 @@
+// SPDX-License-Identifier: BSL-1.0
+// What tasks can reach from inside the sandbox of their worker, and what they find of the tasks before them.
+#include <bulkhead/inline_executor.hpp>
+#include <bulkhead/io_executor.hpp>
+#include <bulkhead/local_executor.hpp>
+#include <bulkhead/sandbox.hpp>
+#include <bulkhead/thread_executor.hpp>
+
+#include "fault/sandbox/attacks.hpp"
+#include "fault/sandbox/expected.hpp"
+#include "fault/sandbox/matrix.hpp"
+#include "support/catch.hpp"
+#include "support/check_part.hpp"
+#include "support/executors.hpp"
+#include "support/outcome.hpp"
+#include "support/processes.hpp"
+#include "support/program.hpp"
+#include "support/run.hpp"
+#include "support/run_tests.hpp"
+#include "support/sanitizer.hpp"
+#include "support/shared.hpp"
+#include "support/tasks.hpp"
+
+#include <boost/asio/io_context.hpp>
+
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace asio = boost::asio;
+using bulkhead::CaptureOutput;
+using bulkhead::Demand;
+using bulkhead::Isolation;
+using bulkhead::kSandboxItems;
+using bulkhead::LocalExecutor;
+using bulkhead::LocalExecutorOptions;
+using bulkhead::PolicyViolationError;
+using bulkhead::SandboxItem;
+using bulkhead::SandboxPolicy;
+using bulkhead::SandboxReport;
+using bulkhead::TaskOptions;
+using bulkhead::WorkerCrashedError;
+using bulkhead::WorkerStartError;
+using bulkhead::test::adds_up;
+using bulkhead::test::all_over;
+using bulkhead::test::check_part;
+using bulkhead::test::descendants;
+using bulkhead::test::error_as;
+using bulkhead::test::holds;
+using bulkhead::test::kGone;
+using bulkhead::test::message;
+using bulkhead::test::Outcome;
+using bulkhead::test::pid_here;
+using bulkhead::test::poll_until;
+using bulkhead::test::Report;
+using bulkhead::test::run;
+using bulkhead::test::run_until;
+using bulkhead::test::shared_object;
+using bulkhead::test::twice;
+using bulkhead::test::whole;
+using bulkhead::test::workers;
+using Catch::Matchers::ContainsSubstring;
+using namespace std::chrono_literals;
+
+namespace {
+
+constexpr unsigned kNobody = 65'534;
+
+// What functions in workers share with the test.
+struct Notes {
+  std::atomic<int> preload{-1};      // errno of what it tried, or 0
+  std::atomic<int> initializer{-1};  // likewise
+  std::atomic<int> children{0};      // that a fork bomb has made
+};
+Notes& notes = shared_object<Notes>();
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What runs in workers. None of it asserts: results, deaths and the notes tell.
+
+int try_to_open(const std::string& path, int flags) {
+  const int fd = ::open(path.c_str(), flags | O_CLOEXEC, 0600);
+  if (fd < 0) return errno;
+  ::close(fd);
+  return 0;
+}
+int try_a_socket() {
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return errno;
+  ::close(fd);
+  return 0;
+}
+void note_file_in_preload() { notes.preload = try_to_open("/etc/passwd", O_RDONLY); }
+void note_file_in_initializer() { notes.initializer = try_to_open("/etc/passwd", O_RDONLY); }
+void note_socket_in_initializer() { notes.initializer = try_a_socket(); }
+
+long call_by_number(long number) { return ::syscall(number, 0, 0, 0, 0, 0, 0) < 0 ? errno : 0; }
+int trace_somebody() { return ::ptrace(PTRACE_SEIZE, 1, nullptr, nullptr) == 0 ? 0 : errno; }
+
+std::size_t allocate(std::size_t size) {
+  std::vector<char> memory(size, 'x');
+  return static_cast<std::size_t>(std::count(memory.begin(), memory.end(), 'x'));
+}
+int write_at(off_t offset) {
+  ::signal(SIGXFSZ, SIG_IGN);
+  const int fd = ::open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (fd < 0) return -errno;
+  const int error = ::pwrite(fd, "x", 1, offset) == 1 ? 0 : errno;
+  ::close(fd);
+  return error;
+}
+// The highest number that one gets.
+int highest_descriptor() {
+  std::vector<int> opened;
+  for (int fd = 0; opened.size() < 10'000 && (fd = ::dup(STDIN_FILENO)) >= 0;) opened.push_back(fd);
+  int highest = -1;
+  for (const int fd : opened) {
+    highest = std::max(highest, fd);
+    ::close(fd);
+  }
+  return highest;
+}
+int spin_for_ever() {
+  for (std::atomic<unsigned> i{0};;) ++i;
+}
+int fork_once() {
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(0);
+  if (child < 0) return errno;
+  ::waitpid(child, nullptr, 0);
+  return 0;
+}
+
+// Bounded: it is to show what becomes of its children, and not what they can do.
+constexpr int kMostChildren = 20;
+int fork_many_times() {
+  while (notes.children.fetch_add(1) < kMostChildren) {
+    const pid_t child = ::fork();
+    if (child < 0) break;
+    if (child > 0) continue;
+    for (;;) ::pause();
+  }
+  for (;;) ::pause();
+}
+
+int sum_on_threads(int threads) {
+  std::vector<std::thread> all;
+  std::atomic<int> sum{0};
+  for (int i = 1; i <= threads; ++i) all.emplace_back([&sum, i] { sum += i; });
+  for (std::thread& one : all) one.join();
+  return sum;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Pools.
+
+// So small that two areas of this size are nothing beside any limit.
+constexpr std::size_t kMessage = std::size_t{1} << 20;
+
+LocalExecutorOptions with_policy(const SandboxPolicy& policy, unsigned number = 1) {
+  LocalExecutorOptions options = workers(number);
+  options.sandbox = policy;
+  options.max_message_size = kMessage;
+  options.capture_output = CaptureOutput::discard;
+  return options;
+}
+
+std::vector<SandboxPolicy> all_profiles() {
+  return {SandboxPolicy::trusted(), SandboxPolicy::contained(), SandboxPolicy::untrusted()};
+}
+
+// What an executor's constructor throws; empty if nothing.
+std::exception_ptr construction_failure(asio::io_context& context, const LocalExecutorOptions& options) {
+  try {
+    const LocalExecutor pool(context.get_executor(), options);
+  } catch (const std::exception&) {
+    return std::current_exception();
+  }
+  return nullptr;
+}
+
+// An item that cannot be had here: required, there is no executor; attempted, it works and the report says why not.
+void expect_unavailable(Report& report, SandboxItem item, const std::function<void(SandboxPolicy&, Demand)>& ask) {
+  const std::string name(bulkhead::name_of(item));
+  asio::io_context context;
+  SandboxPolicy policy;
+  ask(policy, Demand::require);
+  const auto error = error_as<WorkerStartError>(construction_failure(context, with_policy(policy)));
+  if (report.expect(error.has_value(), name + " is required, and there is no executor")) {
+    report.expect(error->reason().find(name) != std::string::npos, "the error names the item: " + error->reason());
+    report.expect(error->reason().size() > name.size() + 10, "and the reason: " + error->reason());
+  }
+  ask(policy, Demand::attempt);
+  LocalExecutor pool(context.get_executor(), with_policy(policy));
+  report.expect(run(context, pool.submit(twice, 21)) == 42, name + " is attempted, and the executor works");
+  const SandboxReport::Entry entry = pool.sandbox_report().entry(item);
+  report.expect(entry.state == SandboxReport::State::unavailable, name + " is reported as unavailable");
+  report.expect(entry.demand == Demand::attempt && entry.item == item, name + " is reported as asked for");
+  report.expect(!entry.detail.empty(), "with a reason");
+}
+
+// For Catch, which parts do not have.
+void check_unavailable(SandboxItem item, const std::function<void(SandboxPolicy&, Demand)>& ask) {
+  Report report;
+  expect_unavailable(report, item, ask);
+  CHECK(report.exit_code() == 0);
+}
+
+// A directory with a file, gone at the end.
+class Directory {
+ public:
+  Directory() {
+    std::string name = "/tmp/bulkhead-paths-XXXXXX";
+    if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("no directory");
+    path_ = name;
+    ::chmod(path_.c_str(), 0777);  // also for a worker of another user
+    std::ofstream(path_ + "/file") << "text";
+    ::chmod((path_ + "/file").c_str(), 0666);
+  }
+  Directory(const Directory&) = delete;
+  Directory& operator=(const Directory&) = delete;
+  ~Directory() {
+    std::error_code ignored;  // the test has said what it had to
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+  std::string file() const { return path_ + "/file"; }
+
+ private:
+  std::string path_;
+};
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The attack matrix.
+
+// Their runtimes need calls that the filters forbid, and address space that RLIMIT_AS does not give.
+#if !WITH_SANITIZER
+
+TEST_CASE("64, 65, 66: every attack in every profile ends as the table says, for a host of this user", "[fault]") {
+  check_part("matrix");
+}
+
+TEST_CASE("64, 65, 66: every attack in every profile ends as the table says, for a host of an ordinary user",
+          "[fault]") {
+  if (::geteuid() != 0) return;  // that was the one before
+  check_part("matrix_as_nobody");
+}
+
+TEST_CASE("65: a forbidden system call is a PolicyViolationError with its name, and the next task works", "[fault]") {
+  const SandboxPolicy policy = GENERATE(SandboxPolicy::contained(), SandboxPolicy::untrusted());
+  CAPTURE(policy.profile);
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), with_policy(policy));
+  for (int i = 0; i < 3; ++i) {
+    Outcome<> outcome;
+    pool.async_submit(bulkhead::call(trace_somebody), outcome.handler());
+    REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+    const auto violation = error_as<PolicyViolationError>(outcome.error);
+    INFO(message(outcome.error));
+    REQUIRE(violation);
+    CHECK(violation->system_call() == "ptrace");
+    CHECK_THAT(violation->what(), ContainsSubstring("ptrace"));
+    CHECK(run(context, pool.submit(twice, 21)) == 42);
+  }
+  const auto metrics = pool.metrics();
+  CHECK(adds_up(metrics));
+  CHECK(metrics.failed == 3);
+  CHECK(metrics.completed == 3);
+  CHECK(metrics.workers_crashed == 3);
+}
+
+TEST_CASE("65: what is allowed by name is let through, and only that", "[fault]") {
+  SandboxPolicy policy = SandboxPolicy::untrusted();
+  policy.never_reuse_workers = false;
+  policy.network_namespace = Demand::off;
+  policy.also_allowed = {"socket"};
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), with_policy(policy));
+  CHECK(run(context, pool.submit(try_a_socket)) == 0);
+  CHECK(holds<PolicyViolationError>(bulkhead::test::failure(context, pool.submit(trace_somebody))));
+  CHECK(run(context, pool.submit(try_a_socket)) == 0);
+}
+
+TEST_CASE("69: clone3, rseq and futex_waitv work or are missing, and end nobody; threads work in every profile",
+          "[fault]") {
+  for (const SandboxPolicy& policy : all_profiles()) {
+    CAPTURE(policy.profile);
+    asio::io_context context;
+    LocalExecutor pool(context.get_executor(), with_policy(policy));
+#ifdef SYS_futex_waitv
+    const std::vector<long> calls{SYS_clone3, SYS_rseq, SYS_futex_waitv};
+#else
+    const std::vector<long> calls{SYS_clone3, SYS_rseq};
+#endif
+    for (const long number : calls) {
+      CAPTURE(number);
+      // Its arguments make no sense, so an errno is what works looks like.
+      CHECK(run(context, pool.submit(call_by_number, number)) != 0);
+    }
+    // As what comes after this kernel.
+    CHECK(run(context, pool.submit(call_by_number, 100'000L)) == ENOSYS);
+    CHECK(run(context, pool.submit(sum_on_threads, 8)) == 36);
+    CHECK(pool.metrics().workers_crashed == 0);
+  }
+}
+
+TEST_CASE("the initializer may still open a socket under untrusted, and its tasks may not", "[fault]") {
+  notes.initializer = -1;
+  SandboxPolicy policy = SandboxPolicy::untrusted();
+  policy.network_namespace = Demand::off;
+  LocalExecutorOptions options = with_policy(policy);
+  options.initializer = note_socket_in_initializer;
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), options);
+  CHECK(run(context, pool.submit(try_a_socket)) == EACCES);
+  CHECK(notes.initializer == 0);
+}
+
+TEST_CASE("61: memory beyond the policy's limit is std::bad_alloc, and the worker goes on", "[fault]") {
+  SandboxPolicy policy;
+  policy.memory_limit = Demand::require;
+  policy.memory = std::uint64_t{256} << 20;
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), with_policy(policy));
+  const int worker = run(context, pool.submit(pid_here));
+  CHECK(run(context, pool.submit(allocate, std::size_t{16} << 20)) == std::size_t{16} << 20);
+  for (int i = 0; i < 3; ++i) {
+    const auto error = bulkhead::test::failure(context, pool.submit(allocate, std::size_t{1} << 30));
+    INFO(message(error));
+    CHECK(holds<std::bad_alloc>(error));
+  }
+  CHECK(run(context, pool.submit(pid_here)) == worker);
+  CHECK(pool.metrics().workers_crashed == 0);
+}
+
+#endif  // !WITH_SANITIZER
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Items of a policy.
+
+TEST_CASE("64: an item that cannot be had is an error where it is required, and reported where it is attempted",
+          "[fault]") {
+  check_unavailable(SandboxItem::cgroup, [](SandboxPolicy& policy, Demand demand) {
+    policy.cgroup = demand;
+    policy.cgroup_path = "/sys/fs/cgroup/there/is/no/such/group";
+    policy.cgroup_processes = 100;
+  });
+  check_unavailable(SandboxItem::file_access, [](SandboxPolicy& policy, Demand demand) {
+    policy.file_access = demand;
+    policy.readable_paths = {"/there/is/no/such/path"};
+  });
+  check_part("ordinary_user_cannot_drop");
+  check_part("without_landlock_ENOSYS");
+  check_part("without_landlock_EPERM");
+  check_part("without_unshare");
+}
+
+TEST_CASE("64: a policy that allows a system call of an unknown name is refused with std::invalid_argument",
+          "[fault]") {
+  SandboxPolicy policy = SandboxPolicy::contained();
+  policy.also_allowed = {"socket", "no_such_call"};
+  asio::io_context context;
+  const auto error = construction_failure(context, with_policy(policy));
+  CHECK(holds<std::invalid_argument>(error));
+  CHECK_THAT(message(error), ContainsSubstring("no_such_call"));
+}
+
+TEST_CASE("64: the report of a sandbox has every item, in order, and tells them all", "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), with_policy(SandboxPolicy::trusted()));
+  const SandboxReport report = pool.sandbox_report();
+  CHECK(report.profile == "trusted");
+  REQUIRE(report.entries.size() == kSandboxItems);
+  const std::string text = report.to_string();
+  for (std::size_t i = 0; i < kSandboxItems; ++i) {
+    const auto item = static_cast<SandboxItem>(i);
+    CHECK(report.entry(item).item == item);
+    CHECK_THAT(text, ContainsSubstring(std::string(bulkhead::name_of(item))));
+  }
+  CHECK(report.in_force(SandboxItem::descriptors));
+  CHECK(report.in_force(SandboxItem::no_new_privileges));
+  CHECK(report.in_force(SandboxItem::non_dumpable));
+  CHECK(report.in_force(SandboxItem::core_limit));
+  CHECK(report.entry(SandboxItem::file_access).state == SandboxReport::State::off);
+  CHECK(report.entry(SandboxItem::system_calls).state == SandboxReport::State::off);
+
+  LocalExecutor in_bypass(context.get_executor(), workers(1, true));
+  const SandboxReport none = in_bypass.sandbox_report();
+  REQUIRE(none.entries.size() == kSandboxItems);
+  for (const auto& entry : none.entries) CHECK(entry.state != SandboxReport::State::in_force);
+}
+
+TEST_CASE("63: files grow no larger and descriptors no more than the policy allows", "[fault]") {
+  asio::io_context context;
+  SandboxPolicy policy;
+  policy.file_size_limit = Demand::require;
+  policy.file_size = 4096;
+  policy.open_files_limit = Demand::require;
+  policy.open_files = 32;
+  LocalExecutor pool(context.get_executor(), with_policy(policy));
+  CHECK(run(context, pool.submit(write_at, off_t{4095})) == 0);
+  CHECK(run(context, pool.submit(write_at, off_t{4096})) == EFBIG);
+  const int highest = run(context, pool.submit(highest_descriptor));
+  CHECK(highest > 2);
+  CHECK(highest < 32);
+  CHECK(run(context, pool.submit(write_at, off_t{4095})) == 0);
+  CHECK(pool.metrics().workers_crashed == 0);
+}
+
+TEST_CASE("63: a worker that has had its CPU time is killed, and the next one has its own", "[fault]") {
+  asio::io_context context;
+  SandboxPolicy policy;
+  policy.cpu_limit = Demand::require;
+  policy.cpu_seconds = 1;
+  LocalExecutor pool(context.get_executor(), with_policy(policy));
+  const auto error = bulkhead::test::failure(context, pool.submit(spin_for_ever));
+  const auto crash = error_as<WorkerCrashedError>(error);
+  INFO(message(error));
+  REQUIRE(crash);
+  CHECK((crash->signal() == SIGKILL || crash->signal() == SIGXCPU));
+  CHECK(run(context, pool.submit(twice, 21)) == 42);
+}
+
+TEST_CASE("62: a worker beyond the policy's number of processes starts none", "[fault]") {
+  // Not for root, to whom the kernel does not apply it.
+  check_part("process_limit_as_nobody");
+}
+
+TEST_CASE("62: what a fork bomb has made ends with its worker and its executor", "[fault]") {
+  notes.children = 0;
+  const std::size_t before = descendants().size();
+  {
+    asio::io_context context;
+    LocalExecutor pool(context.get_executor(), with_policy(SandboxPolicy::trusted()));
+    Outcome<> outcome;
+    pool.async_submit(TaskOptions().timeout(2s), bulkhead::call(fork_many_times), outcome.handler());
+    REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+    CHECK(holds<bulkhead::TaskTimeoutError>(outcome.error));
+    CHECK(notes.children > kMostChildren);
+    CHECK(run(context, pool.submit(twice, 21)) == 42);
+  }
+  CHECK(poll_until([&] { return descendants().size() <= before; }, kGone));
+}
+
+namespace {
+
+// Whether files can be kept from workers here; a kernel without Landlock cannot.
+bool has_file_access() {
+  asio::io_context context;
+  SandboxPolicy policy;
+  policy.file_access = Demand::attempt;
+  const LocalExecutor pool(context.get_executor(), with_policy(policy));
+  return pool.sandbox_report().in_force(SandboxItem::file_access);
+}
+
+}  // namespace
+
+TEST_CASE("64: readable and writable paths are reachable, each in its way, and nothing beside them", "[fault]") {
+  if (!has_file_access()) return;
+  const Directory readable;
+  const Directory writable;
+  const Directory other;
+  SandboxPolicy policy;
+  policy.file_access = Demand::require;
+  policy.readable_paths = {readable.path()};
+  policy.writable_paths = {writable.path()};
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), with_policy(policy));
+  const auto tried = [&](const std::string& path, int flags) {
+    return run(context, pool.submit(try_to_open, path, flags));
+  };
+  CHECK(tried(readable.file(), O_RDONLY) == 0);
+  CHECK(tried(readable.file(), O_RDWR) == EACCES);
+  CHECK(tried(readable.path() + "/new", O_WRONLY | O_CREAT) == EACCES);
+  CHECK(tried(writable.file(), O_RDONLY) == 0);
+  CHECK(tried(writable.file(), O_RDWR | O_TRUNC) == 0);
+  CHECK(tried(writable.path() + "/new", O_WRONLY | O_CREAT) == 0);
+  CHECK(tried(readable.path() + "/../" + other.path().substr(5) + "/file", O_RDONLY) == EACCES);
+  CHECK(tried(other.file(), O_RDONLY) == EACCES);
+  CHECK(tried(other.path() + "/new", O_WRONLY | O_CREAT) == EACCES);
+  CHECK(tried("/etc/passwd", O_RDONLY) == EACCES);
+  CHECK(std::filesystem::exists(writable.path() + "/new"));
+  CHECK_FALSE(std::filesystem::exists(other.path() + "/new"));
+}
+
+TEST_CASE("64: preload may open any file, and the initializer only what the policy lets its tasks open", "[fault]") {
+  if (!has_file_access()) return;
+  notes.preload = -1;
+  notes.initializer = -1;
+  SandboxPolicy policy;
+  policy.file_access = Demand::require;
+  LocalExecutorOptions options = with_policy(policy);
+  options.preload = note_file_in_preload;
+  options.initializer = note_file_in_initializer;
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), options);
+  CHECK(run(context, pool.submit(try_to_open, std::string("/etc/passwd"), O_RDONLY)) == EACCES);
+  CHECK(notes.preload == 0);
+  CHECK(notes.initializer == EACCES);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What tasks find of those before them.
+
+namespace {
+
+std::string planted;
+std::string* planted_on_heap = nullptr;
+int counted = 0;
+std::string last_key;
+
+int plant(const std::string& secret) {
+  planted = secret;
+  planted_on_heap = new std::string(secret);
+  ::setenv("BULKHEAD_SANDBOX_SECRET", secret.c_str(), 1);
+  return ++counted;
+}
+// Where it is found.
+std::set<std::string> find_planted(const std::string& secret) {
+  std::set<std::string> found;
+  if (planted == secret) found.insert("global");
+  if (planted_on_heap != nullptr && *planted_on_heap == secret) found.insert("heap");
+  const char* const variable = std::getenv("BULKHEAD_SANDBOX_SECRET");
+  if (variable != nullptr && variable == secret) found.insert("environment");
+  return found;
+}
+
+struct Visit {
+  int pid = 0;
+  int number = 0;          // of this worker's tasks, from 1
+  std::string key_before;  // of the task that it ran before
+};
+Visit visit(const std::string& key) {
+  Visit result{bulkhead::test::pid_in_host(), ++counted, last_key};
+  last_key = key;
+  return result;
+}
+
+TaskOptions isolated(Isolation isolation) { return TaskOptions().isolation(std::move(isolation)); }
+
+}  // namespace
+
+TEST_CASE("67: what a task has planted is found by the next one in a worker that is reused, and in no fresh one",
+          "[fault]") {
+  const std::string secret = "the secret of task 1";
+  const std::set<std::string> everywhere{"environment", "global", "heap"};
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  CHECK(run(context, pool.submit(plant, secret)) == 1);
+  CHECK(run(context, pool.submit(find_planted, secret)) == everywhere);
+  TaskOptions fresh = isolated(Isolation::fresh());
+  CHECK(run(context, pool.submit(fresh, find_planted, secret)).empty());
+  CHECK(run(context, pool.submit(fresh, plant, secret)) == 1);
+  CHECK(run(context, pool.submit(fresh, find_planted, secret)).empty());
+  // Nor by one that would have taken any.
+  CHECK(run(context, pool.submit(fresh, plant, secret)) == 1);
+  CHECK(run(context, pool.submit(find_planted, secret)).empty());
+  const auto metrics = pool.metrics();
+  CHECK(adds_up(metrics));
+  CHECK(metrics.completed == 7);
+  CHECK(metrics.workers_crashed == 0);
+}
+
+TEST_CASE("67: a policy that never reuses workers runs plain tasks in fresh ones, and refuses to reuse", "[fault]") {
+  SandboxPolicy policy;
+  policy.never_reuse_workers = true;
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), with_policy(policy, 2));
+  std::set<int> pids;
+  constexpr int kTasks = 10;
+  for (int i = 0; i < kTasks; ++i) {
+    const Visit seen = run(context, pool.submit(visit, std::string("any")));
+    CHECK(seen.number == 1);
+    CHECK(seen.key_before.empty());
+    pids.insert(seen.pid);
+  }
+  CHECK(pids.size() == kTasks);
+  TaskOptions reuse = isolated(Isolation::reuse());
+  CHECK(holds<std::invalid_argument>(bulkhead::test::failure(context, pool.submit(reuse, twice, 21))));
+  TaskOptions of_key = isolated(Isolation::per_key("one"));
+  CHECK(run(context, pool.submit(of_key, visit, std::string("one"))).number == 1);
+  const auto metrics = pool.metrics();
+  CHECK(adds_up(metrics));
+  CHECK(metrics.workers_crashed == 0);
+}
+
+TEST_CASE("67: tasks of one key share a worker that no other task has, with any number of workers", "[fault]") {
+  const unsigned number = GENERATE(1U, 2U, 4U);
+  const int keys = GENERATE(2, 5, 20);
+  CAPTURE(number, keys);
+  constexpr std::size_t kTasks = 200;
+  asio::io_context context;
+  LocalExecutorOptions options = workers(number);
+  options.max_pending = kTasks + 10;
+  LocalExecutor pool(context.get_executor(), options);
+  std::array<Outcome<Visit>, kTasks> outcomes;
+  std::array<std::string, kTasks> key_of;
+  for (std::size_t i = 0; i < kTasks; ++i) {
+    // Plain ones among them, which may not come between, either.
+    const bool plain = i % 7 == 3;
+    key_of[i] = plain ? "" : "key " + std::to_string(i * 31 % static_cast<std::size_t>(keys));
+    TaskOptions task = plain ? TaskOptions() : isolated(Isolation::per_key(key_of[i]));
+    task.priority(static_cast<int>(i % 3));
+    pool.async_submit(std::move(task), bulkhead::call(visit, key_of[i]), outcomes[i].handler());
+  }
+  REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+  std::map<int, std::set<std::string>> keys_of_worker;
+  for (std::size_t i = 0; i < kTasks; ++i) {
+    INFO(message(outcomes[i].error));
+    REQUIRE_FALSE(outcomes[i].error);
+    const Visit& seen = *outcomes[i].value;
+    CHECK((seen.number == 1 || seen.key_before == key_of[i]));
+    keys_of_worker[seen.pid].insert(key_of[i]);
+  }
+  for (const auto& [pid, its_keys] : keys_of_worker) {
+    CAPTURE(pid);
+    CHECK(its_keys.size() == 1);
+  }
+  // One key after the other: its worker is there, and its global goes on.
+  TaskOptions of_key = isolated(Isolation::per_key("the last"));
+  const Visit first = run(context, pool.submit(of_key, visit, std::string("the last")));
+  const Visit second = run(context, pool.submit(of_key, visit, std::string("the last")));
+  CHECK(first.number == 1);
+  CHECK(second.number == 2);
+  CHECK(second.pid == first.pid);
+  const auto metrics = pool.metrics();
+  CHECK(adds_up(metrics));
+  CHECK(metrics.completed == kTasks + 2);
+  CHECK(metrics.workers_crashed == 0);
+  REQUIRE(run_until(context, [&] { return whole(pool); }));
+}
+
+TEST_CASE("67: a key's crash costs its own worker, and the key gets another", "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  TaskOptions one = isolated(Isolation::per_key("one"));
+  TaskOptions other = isolated(Isolation::per_key("other"));
+  const Visit before = run(context, pool.submit(other, visit, std::string("other")));
+  CHECK(run(context, pool.submit(one, visit, std::string("one"))).number == 1);
+  CHECK(
+      holds<WorkerCrashedError>(bulkhead::test::failure(context, pool.submit(one, bulkhead::test::die, int{SIGSEGV}))));
+  const Visit after = run(context, pool.submit(one, visit, std::string("one")));
+  CHECK(after.number == 1);
+  CHECK(after.key_before.empty());
+  const Visit unhurt = run(context, pool.submit(other, visit, std::string("other")));
+  CHECK(unhurt.pid == before.pid);
+  CHECK(unhurt.number == 2);
+  CHECK(adds_up(pool));
+}
+
+TEST_CASE("67: executors without workers refuse every isolation but reuse with std::invalid_argument", "[fault]") {
+  for (const char* const type : {"thread", "inline", "io"}) {
+    CAPTURE(type);
+    asio::io_context context;
+    const auto executor = bulkhead::test::make(type, context);
+    std::vector<std::exception_ptr> errors;
+    for (const Isolation& isolation : {Isolation::fresh(), Isolation::per_key("key")}) {
+      Outcome<> outcome;
+      // Also where it throws at once.
+      try {
+        executor->async_submit(isolated(isolation), bulkhead::call(twice, 21), outcome.handler());
+        REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+        errors.push_back(outcome.error);
+      } catch (const std::invalid_argument&) {
+        errors.push_back(std::current_exception());
+      }
+    }
+    for (const auto& error : errors) {
+      INFO(message(error));
+      CHECK(holds<std::invalid_argument>(error));
+    }
+    Outcome<> plain;
+    executor->async_submit(isolated(Isolation::reuse()), bulkhead::call(twice, 21), plain.handler());
+    REQUIRE(run_until(context, [&] { return plain.calls > 0; }));
+    CHECK(plain.value == 42);
+    CHECK(adds_up(*executor));
+  }
+}
+
+TEST_CASE("67: a key is 1 to 200 characters", "[fault]") {
+  CHECK_THROWS_AS(Isolation::per_key(""), std::invalid_argument);
+  CHECK_THROWS_AS(Isolation::per_key(std::string(201, 'k')), std::invalid_argument);
+  CHECK(Isolation::per_key(std::string(200, 'k')).key().size() == 200);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Programs of their own: this one, called with the name of a part.
+
+namespace {
+
+int ordinary_user_cannot_drop() {
+  Report report;
+  expect_unavailable(report, SandboxItem::drop_user,
+                     [](SandboxPolicy& policy, Demand demand) { policy.drop_user = demand; });
+  return report.exit_code();
+}
+
+int host_without_landlock() {
+  Report report;
+  expect_unavailable(report, SandboxItem::file_access,
+                     [](SandboxPolicy& policy, Demand demand) { policy.file_access = demand; });
+  expect_unavailable(report, SandboxItem::network_access,
+                     [](SandboxPolicy& policy, Demand demand) { policy.network_access = demand; });
+  asio::io_context context;
+  const auto error = construction_failure(context, with_policy(SandboxPolicy::contained()));
+  report.expect(holds<WorkerStartError>(error), "contained is not had without files being kept: " + message(error));
+  return report.exit_code();
+}
+
+int host_without_unshare() {
+  Report report;
+  expect_unavailable(report, SandboxItem::user_namespace,
+                     [](SandboxPolicy& policy, Demand demand) { policy.user_namespace = demand; });
+  expect_unavailable(report, SandboxItem::network_namespace,
+                     [](SandboxPolicy& policy, Demand demand) { policy.network_namespace = demand; });
+  expect_unavailable(report, SandboxItem::ipc_namespace,
+                     [](SandboxPolicy& policy, Demand demand) { policy.ipc_namespace = demand; });
+  expect_unavailable(report, SandboxItem::mount_namespace,
+                     [](SandboxPolicy& policy, Demand demand) { policy.mount_namespace = demand; });
+  return report.exit_code();
+}
+
+int host_with_a_process_limit() {
+  Report report;
+  asio::io_context context;
+  SandboxPolicy policy;
+  policy.process_limit = Demand::require;
+  policy.processes = 1;
+  LocalExecutor pool(context.get_executor(), with_policy(policy));
+  report.expect(run(context, pool.submit(fork_once)) == EAGAIN, "a worker may not fork");
+  report.expect(run(context, pool.submit(twice, 21)) == 42, "and works");
+  report.expect(pool.metrics().workers_crashed == 0, "no worker has crashed");
+  return report.exit_code();
+}
+
+// As on a kernel that does not have it, or forbids it.
+void refuse_call(long number, int error) {
+  std::array<sock_filter, 4> program{
+      sock_filter{BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(seccomp_data, nr)},
+      sock_filter{BPF_JMP | BPF_JEQ | BPF_K, 0, 1, static_cast<std::uint32_t>(number)},
+      sock_filter{BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | static_cast<std::uint32_t>(error)},
+      sock_filter{BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW},
+  };
+  const sock_fprog filter{static_cast<unsigned short>(program.size()), program.data()};
+  if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0) {
+    throw std::runtime_error("cannot refuse a system call");
+  }
+}
+
+void become_nobody() {
+  if (::geteuid() != 0) return;
+  if (::setresgid(kNobody, kNobody, kNobody) != 0 || ::setresuid(kNobody, kNobody, kNobody) != 0) {
+    throw std::runtime_error("cannot become nobody");
+  }
+  ::prctl(PR_SET_DUMPABLE, 1);  // else its files in /proc are root's
+}
+
+#ifndef SYS_landlock_create_ruleset
+#define SYS_landlock_create_ruleset 444  // the same on all machines, since Linux 5.13
+#endif
+
+// What must be so before the fork server starts.
+void prepare(std::string_view part) {
+  if (part.ends_with("as_nobody") || part == "ordinary_user_cannot_drop") become_nobody();
+  if (part == "without_landlock_ENOSYS") refuse_call(SYS_landlock_create_ruleset, ENOSYS);
+  if (part == "without_landlock_EPERM") refuse_call(SYS_landlock_create_ruleset, EPERM);
+  if (part == "without_unshare") refuse_call(SYS_unshare, EPERM);
+}
+
+int run_part(std::string_view part) {
+  if (part.starts_with("matrix")) return bulkhead::test::sandbox::run_matrix();
+  if (part == "ordinary_user_cannot_drop") return ordinary_user_cannot_drop();
+  if (part.starts_with("without_landlock")) return host_without_landlock();
+  if (part == "without_unshare") return host_without_unshare();
+  if (part == "process_limit_as_nobody") return host_with_a_process_limit();
+  return 2;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string_view part = bulkhead::test::part_of(argc, argv);
+  prepare(part);
+  bulkhead::start_fork_server();
+  return part.empty() ? run_tests(argc, argv) : run_part(part);
+}

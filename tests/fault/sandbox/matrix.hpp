@@ -25,7 +25,6 @@ namespace bulkhead::test::sandbox {
 struct Board {
   Gate gate;
   std::atomic<int> sibling{0};
-  std::atomic<int> sibling_in_host{0};
   std::atomic<std::uintptr_t> sibling_word{0};
 };
 inline Board& board = shared_object<Board>();
@@ -102,6 +101,20 @@ inline bool succeeds_here(std::size_t row, const Target& target) {
   return ::waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 1;
 }
 
+/// Its own /proc may be closed to it. The host finds it by the number that it has among workers.
+inline bool find_sibling(const LocalExecutor& pool, Target& target) {
+  for (const int pid : pool.worker_pids()) {
+    const std::string status = read_file("/proc/" + std::to_string(pid) + "/status");
+    const auto line = status.find("NSpid:");
+    if (line == std::string::npos) continue;
+    std::istringstream numbers(status.substr(line + 6, status.find('\n', line) - line - 6));
+    int innermost = 0;
+    for (int number = 0; numbers >> number;) innermost = number;
+    if (innermost == target.sibling) target.sibling_in_host = pid;
+  }
+  return target.sibling_in_host != 0;
+}
+
 struct Seen {
   Expect what = Expect::no;
   std::string text;
@@ -162,17 +175,10 @@ inline int run_matrix() {
     }
     target.sibling = board.sibling;
     target.sibling_word = board.sibling_word;
-    // Its own /proc may be closed to it. The host finds it by the number that it has there.
-    for (const int pid : pool.worker_pids()) {
-      const std::string status = read_file("/proc/" + std::to_string(pid) + "/status");
-      const auto line = status.find("NSpid:");
-      std::istringstream numbers(
-          line == std::string::npos ? "" : status.substr(line + 6, status.find('\n', line) - line - 6));
-      int innermost = 0;
-      for (int number = 0; numbers >> number;) innermost = number;
-      if (innermost == target.sibling) target.sibling_in_host = pid;
-    }
-    report.expect(target.sibling_in_host != 0, policy.profile + ": the sibling is found");
+    // One that has just been started may be missing for a moment.
+    target.sibling_in_host = 0;
+    report.expect(run_until(context, [&] { return find_sibling(pool, target); }),
+                  policy.profile + ": the sibling is found");
 
     for (std::size_t row = 0; row < kExpected.size(); ++row) {
       const Row& expected = kExpected[row];

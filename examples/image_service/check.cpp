@@ -228,6 +228,59 @@ void check_crashes(std::uint16_t port, const std::string& name) {
   });
 }
 
+void check_sandbox(std::uint16_t port, const std::string& name) {
+  verify("/sandbox, and the page, tell what is in force in each worker", [&] {
+    const std::string report = get(port, "/sandbox").body();
+    require_text(report, "profile untrusted");
+    for (const char* item : {"file_access", "system_calls", "no_new_privileges"}) {
+      const std::size_t line = report.find(item);
+      require(line != report.npos, fmt::format("{} is missing: {}", item, report));
+      require_text(std::string_view(report).substr(line, report.find('\n', line) - line), "in force");
+    }
+    require_text(get(port, "/").body(), "profile untrusted");
+  });
+  verify("a picture that takes its decoder over reads no file, writes none, and does not listen", [&] {
+    const Reply reply = post(port, "/thumb", get(port, "/samples/escape.blk").body());
+    require_status(reply, 422);
+    for (const char* attempt : {"read /etc/passwd", "write a file", "listen on a TCP port"}) {
+      require_text(reply.body(), fmt::format("{}: Permission denied", attempt));
+    }
+  });
+  verify("one that starts a program is answered 502 with the system call, and only its worker is lost", [&] {
+    const std::size_t before = state(port, "workers_crashed");
+    const Reply reply = post(port, "/thumb", get(port, "/samples/execute.blk").body());
+    require_status(reply, 502);
+    require_text(reply.body(), "tried execve, which its sandbox forbids");
+    require_text(reply.body(), "\"signal\":\"SIGSYS\"");
+    require_picture(get(port, "/thumb/" + name));
+    wait_until_whole(port, kWorkers);
+    require(state(port, "workers_crashed") == before + 1, "not one crash was counted");
+  });
+  verify("what one client's picture leaves in a worker, no other client's finds", [&] {
+    const std::string linger = get(port, "/samples/linger.blk").body();
+    // More than there are workers, so that all have a mark if they can be had.
+    for (std::size_t i = 0; i < 2 * kWorkers; ++i) require_status(post(port, "/thumb", linger), 422);
+    Connection other(port, "127.0.0.2");
+    other.send(make_query(verb::post, "/thumb", linger));
+    require_text(other.receive().body(), "found nobody's there");
+  });
+}
+
+// That the same pictures do harm where nothing keeps them from it: else the checks above would show nothing.
+void check_without_sandbox(const std::string& binary, const std::vector<std::string>& folder) {
+  std::vector<std::string> arguments{"--port", "0", "--workers=1", "--sandbox=trusted"};
+  arguments.insert(arguments.end(), folder.begin(), folder.end());
+  Service service(binary, arguments);
+  const std::uint16_t port = service.wait_for_port();
+  verify("with --sandbox=trusted the same pictures read a file, start a program, and find what was left", [&] {
+    require_text(post(port, "/thumb", get(port, "/samples/escape.blk").body()).body(), "read /etc/passwd: done");
+    require_text(post(port, "/thumb", get(port, "/samples/execute.blk").body()).body(), "exit code 0");
+    const std::string linger = get(port, "/samples/linger.blk").body();
+    post(port, "/thumb", linger);
+    require_text(post(port, "/thumb", linger).body(), "found 1 there");
+  });
+}
+
 void check_refusals(std::uint16_t port, const std::string& name) {
   verify("a body above the limit is answered 413", [&] {
     require_status(post(port, "/thumb", std::string(kBodyLimit + 1, 'x')), 413);
@@ -329,6 +382,7 @@ void check_command_line(const std::string& binary, std::uint16_t taken_port) {
     expect({"--port", port}, 1, "cannot listen on 127.0.0.1 port " + port);
     expect({"--no-such-option"}, 2, "unknown option --no-such-option");
     expect({"--workers", "many"}, 2, "--workers must be a number from 1 to 256, not \"many\"");
+    expect({"--sandbox=none"}, 2, "--sandbox must be trusted, contained or untrusted, not \"none\"");
     expect({"/no/such/folder"}, 2, "/no/such/folder is not a folder");
     expect({"--help"}, 0, "Usage: image_service");
   });
@@ -384,10 +438,12 @@ int main(int argc, char** argv) {
     const std::string name = names.empty() ? "none" : names.front();
     check_posts(port, name);
     check_crashes(port, name);
+    check_sandbox(port, name);
     check_refusals(port, name);
     check_connections(port);
     check_numbers(port);
     check_limits(binary, folder);
+    check_without_sandbox(binary, folder);
     check_command_line(binary, port);
     check_stop(service, port);
   } catch (const std::exception& error) {

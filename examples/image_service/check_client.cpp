@@ -41,8 +41,10 @@ void Connection::run(Start start) {
   if (result) throw boost::system::system_error(result);
 }
 
-Connection::Connection(std::uint16_t port) {
+Connection::Connection(std::uint16_t port, const char* from) {
   const asio::ip::tcp::endpoint address(asio::ip::address_v4::loopback(), port);
+  stream_.socket().open(asio::ip::tcp::v4());
+  stream_.socket().bind(asio::ip::tcp::endpoint(asio::ip::make_address_v4(from), 0));
   run([&](auto done) { stream_.async_connect(address, std::move(done)); });
 }
 

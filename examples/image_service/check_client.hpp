@@ -23,7 +23,8 @@ Query make_query(http::verb method, std::string_view target, std::string body = 
 /// fails.
 class Connection {
  public:
-  explicit Connection(std::uint16_t port);
+  /// `from`: the address that the service sees; 127.0.0.2 is on this machine, too.
+  explicit Connection(std::uint16_t port, const char* from = "127.0.0.1");
 
   void send(const Query& query);
   void send_raw(std::string_view bytes);

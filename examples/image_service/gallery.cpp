@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <fstream>
 #include <map>
@@ -27,6 +29,9 @@ using namespace std::chrono_literals;
 // the machine boots. What is at least this large is meant to be looked at.
 constexpr int kMinDebianWidth = 320;
 constexpr int kMinDebianHeight = 300;
+
+// As large as the largest body that the service can be told to take: a file that is larger would only fill memory.
+constexpr std::uintmax_t kMaxFileSize = std::uintmax_t{60} << 20;
 
 // All are looked at before the service starts, and all are on one page.
 constexpr std::size_t kMaxPictures = 1'000;
@@ -129,13 +134,18 @@ void name_titles(std::vector<Picture>& pictures) {
 }
 
 // Nothing if the file is no picture that can be shown. What it was is said on stderr.
-asio::awaitable<std::optional<FileInfo>> inspect(bulkhead::LocalExecutor& pool, const fs::path& file) {
+asio::awaitable<std::optional<FileInfo>> inspect(bulkhead::ThreadExecutor& files, bulkhead::LocalExecutor& pool,
+                                                 const fs::path& file) {
+  const auto options = bulkhead::TaskOptions().name("inspect").timeout(10s).isolation(gallery_isolation());
   std::string reason;
   try {
-    co_return co_await pool.submit(bulkhead::TaskOptions().name("inspect").timeout(10s), inspect_file, file);
+    Bytes image = co_await files.submit(read_file, file);
+    co_return co_await pool.submit(options, inspect_picture, std::move(image));
   } catch (const DecodeError& error) {
     reason = error.what();
   } catch (const bulkhead::WorkerCrashedError& error) {
+    reason = error.what();
+  } catch (const bulkhead::PolicyViolationError& error) {
     reason = error.what();
   } catch (const bulkhead::TaskTimeoutError& error) {
     reason = error.what();
@@ -159,21 +169,39 @@ const Picture* Gallery::find(std::string_view id) const noexcept {
   return found == pictures_.end() ? nullptr : &*found;
 }
 
-asio::awaitable<Gallery> load_gallery(bulkhead::LocalExecutor& pool, std::optional<fs::path> folder) {
+bulkhead::Isolation gallery_isolation() { return bulkhead::Isolation::per_key("gallery"); }
+
+Bytes read_file(const fs::path& file) {
+  std::ifstream stream(file, std::ios::binary | std::ios::ate);
+  if (!stream) throw std::system_error(errno, std::generic_category(), file.string());
+  const std::streamoff size = stream.tellg();
+  if (size < 0) throw std::system_error(EIO, std::generic_category(), file.string());
+  if (static_cast<std::uintmax_t>(size) > kMaxFileSize) {
+    throw std::system_error(EFBIG, std::generic_category(), file.string());
+  }
+  Bytes bytes(static_cast<std::size_t>(size));
+  stream.seekg(0);
+  stream.read(reinterpret_cast<char*>(bytes.data()), size);
+  if (!stream) throw std::system_error(EIO, std::generic_category(), file.string());
+  return bytes;
+}
+
+asio::awaitable<Gallery> load_gallery(bulkhead::ThreadExecutor& files, bulkhead::LocalExecutor& pool,
+                                      std::optional<fs::path> folder) {
   const fs::path root = folder ? *folder : fs::path("/usr/share");
   std::string place = folder ? folder->string() : "Debian's packages desktop-base and lxde-common";
-  std::vector<fs::path> files;
+  std::vector<fs::path> candidates;
   if (folder) {
-    files = files_of_folder(*folder);
+    candidates = files_of_folder(*folder);
   } else {
-    files = files_of_package("desktop-base");
-    for (fs::path& file : files_of_package("lxde-common")) files.push_back(std::move(file));
+    candidates = files_of_package("desktop-base");
+    for (fs::path& file : files_of_package("lxde-common")) candidates.push_back(std::move(file));
   }
 
   std::vector<Picture> pictures;
   std::set<std::uint64_t> seen;
-  for (const fs::path& file : pictures_among(std::move(files))) {
-    const std::optional<FileInfo> info = co_await inspect(pool, file);
+  for (const fs::path& file : pictures_among(std::move(candidates))) {
+    const std::optional<FileInfo> info = co_await inspect(files, pool, file);
     if (!info || !seen.insert(info->fingerprint).second) continue;
     const PictureInfo& size = info->picture;
     if (!folder && (size.width < kMinDebianWidth || size.height < kMinDebianHeight)) continue;

@@ -44,10 +44,17 @@ class Gallery {
 };
 
 /// Finds the JPEG and PNG files in `folder` and all folders below it; without one, those of Debian's packages
-/// desktop-base and lxde-common. The header of each is looked at in a worker: a file that is no picture, or crashes its
-/// decoder, is left out with a line on stderr. A picture that lies there under several names is taken once.
-/// Throws `std::runtime_error` if there is no picture at all, and what `pool.submit` throws.
-bulkhead::asio::awaitable<Gallery> load_gallery(bulkhead::LocalExecutor& pool,
+/// desktop-base and lxde-common. Each is read in `files`, and looked at in a worker of `pool`: a file that is no
+/// picture, or crashes its decoder, is left out with a line on stderr. A picture that lies there under several names is
+/// taken once. Throws `std::runtime_error` if there is no picture at all, and what the executors' `submit` throws.
+bulkhead::asio::awaitable<Gallery> load_gallery(bulkhead::ThreadExecutor& files, bulkhead::LocalExecutor& pool,
                                                 std::optional<std::filesystem::path> folder);
+
+/// In whose workers pictures of the gallery are decoded: in none that has seen what a client sent.
+bulkhead::Isolation gallery_isolation();
+
+/// A whole file. It blocks, so it is for a thread. Throws `std::system_error`; EFBIG if the file is larger than any
+/// picture is.
+Bytes read_file(const std::filesystem::path& file);
 
 }  // namespace image_service

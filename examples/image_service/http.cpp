@@ -5,6 +5,7 @@
 
 #include <boost/asio/error.hpp>
 #include <bulkhead/bulkhead.hpp>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <iterator>
@@ -81,6 +82,14 @@ Response describe_current_exception() {
     throw;
   } catch (const DecodeError& error) {
     return make_error(http::status::unprocessable_entity, error.what());
+  } catch (const bulkhead::PolicyViolationError& error) {
+    const std::string call = error.system_call().empty() ? "a system call" : error.system_call();
+    return make_error(
+        http::status::bad_gateway,
+        fmt::format("The decoder tried {}, which its sandbox forbids. Its worker process was ended, and is "
+                    "being replaced; nothing else was hit.",
+                    call),
+        signal_name(SIGSYS));
   } catch (const bulkhead::WorkerCrashedError& error) {
     const std::string how =
         error.signal() != 0 ? signal_name(error.signal()) : fmt::format("exit code {}", error.exit_code().value_or(-1));

@@ -33,6 +33,9 @@ using namespace std::chrono_literals;
 constexpr auto kGrace = 5s;
 constexpr auto kDrain = 10s;
 
+// What a disk can work on at once.
+constexpr unsigned kFileThreads = 4;
+
 tcp::endpoint endpoint_of(const Options& options) {
   boost::system::error_code error;
   const asio::ip::address address = asio::ip::make_address(options.address, error);
@@ -50,10 +53,15 @@ asio::awaitable<void> serve(bulkhead::Lifecycle& lifecycle, Options options) {
   const asio::any_io_executor strand = co_await asio::this_coro::executor;
   // First the port, which is the likeliest thing to fail.
   image_service::Server server(strand, endpoint_of(options));
+  // A connection reads one file at a time, so none is turned away here.
+  const auto files = lifecycle.executors().get_or_create<bulkhead::ThreadExecutor>(
+      "files", bulkhead::ThreadExecutorOptions{.max_threads = kFileThreads,
+                                               .max_pending = image_service::Server::kMaxConnections});
   const auto pool = lifecycle.executors().get_or_create<bulkhead::LocalExecutor>(
-      "images", bulkhead::LocalExecutorOptions{.max_workers = options.workers, .max_pending = options.max_pending});
-  const image_service::Gallery gallery = co_await image_service::load_gallery(*pool, options.folder);
-  image_service::Routes routes(*pool, gallery, options.task_timeout);
+      "images", bulkhead::LocalExecutorOptions{
+                    .max_workers = options.workers, .max_pending = options.max_pending, .sandbox = options.sandbox});
+  const image_service::Gallery gallery = co_await image_service::load_gallery(*files, *pool, options.folder);
+  image_service::Routes routes(*files, *pool, gallery, options.task_timeout);
   server.start(routes, options.body_limit);
   lifecycle.on_stop([&server]() -> asio::awaitable<void> {
     fmt::print("Stopping: answers under way are finished.\n");
@@ -62,8 +70,8 @@ asio::awaitable<void> serve(bulkhead::Lifecycle& lifecycle, Options options) {
   });
 
   fmt::print("Bulkhead image service: {}\n", to_url(server.address()));
-  fmt::print("{} pictures from {}, {} worker processes. Ctrl-C stops it.\n", gallery.pictures().size(), gallery.place(),
-             pool->options().max_workers);
+  fmt::print("{} pictures from {}, {} worker processes, sandbox {}. Ctrl-C stops it.\n", gallery.pictures().size(),
+             gallery.place(), pool->options().max_workers, options.sandbox.profile);
   std::fflush(stdout);
 
   co_await lifecycle.run();
@@ -93,6 +101,9 @@ int main(int argc, char** argv) {
   } catch (const image_service::UsageError& error) {
     fmt::print(stderr, "image_service: {}\n\n{}", error.what(), image_service::usage());
     return 2;
+  } catch (const bulkhead::WorkerStartError& error) {
+    fmt::print(stderr, "image_service: {} (--sandbox trusted asks for less)\n", error.what());
+    return 1;
   } catch (const boost::system::system_error& error) {
     fmt::print(stderr, "image_service: {}\n", error.what());
     return 1;

@@ -19,13 +19,24 @@ std::uint64_t number(std::string_view option, std::string_view text, std::uint64
   return value;
 }
 
+bulkhead::SandboxPolicy sandbox(std::string_view profile) {
+  using bulkhead::SandboxPolicy;
+  for (const SandboxPolicy& policy :
+       {SandboxPolicy::trusted(), SandboxPolicy::contained(), SandboxPolicy::untrusted()}) {
+    if (policy.profile == profile) return policy;
+  }
+  throw UsageError(fmt::format("--sandbox must be trusted, contained or untrusted, not \"{}\"", profile));
+}
+
 }  // namespace
 
 Options parse_options(std::span<char* const> arguments) {
   Options options;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
-    const std::string_view name = arguments[i];
-    if (name == "--help" || name == "-h") {
+    const std::string_view argument = arguments[i];
+    const std::size_t equals = argument.starts_with("--") ? argument.find('=') : std::string_view::npos;
+    const std::string_view name = argument.substr(0, equals);
+    if (argument == "--help" || argument == "-h") {
       options.help = true;
       return options;
     }
@@ -37,6 +48,7 @@ Options parse_options(std::span<char* const> arguments) {
     }
 
     const auto value = [&]() -> std::string_view {
+      if (equals != std::string_view::npos) return argument.substr(equals + 1);
       if (i + 1 == arguments.size()) throw UsageError(fmt::format("{} needs a value", name));
       return arguments[++i];
     };
@@ -50,6 +62,8 @@ Options parse_options(std::span<char* const> arguments) {
       options.max_pending = number(name, value(), 1, 100'000);
     } else if (name == "--body-limit") {
       options.body_limit = number(name, value(), 1'024, std::uint64_t{60} << 20);
+    } else if (name == "--sandbox") {
+      options.sandbox = sandbox(value());
     } else if (name == "--timeout") {
       options.task_timeout = std::chrono::seconds(number(name, value(), 1, 3'600));
     } else {
@@ -70,6 +84,7 @@ process. Without FOLDER it shows the pictures of Debian's packages desktop-base 
   --workers NUMBER      worker processes (default: one for each usable processor)
   --max-pending NUMBER  pictures in the pool at once, waiting and running; more get a 503 (default 100)
   --body-limit BYTES    largest picture that can be sent; larger ones get a 413 (default 33554432)
+  --sandbox PROFILE     what decoders may reach: trusted, contained or untrusted (default untrusted)
   --timeout SECONDS     longest time that one picture may take; longer gets a 504 (default 10)
   --help                shows this text
 )";

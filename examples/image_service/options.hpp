@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <bulkhead/sandbox.hpp>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -21,6 +22,7 @@ struct Options {
   unsigned workers = 0;
   std::size_t max_pending = 100;
   std::size_t body_limit = std::size_t{32} << 20;
+  bulkhead::SandboxPolicy sandbox = bulkhead::SandboxPolicy::untrusted();
   /// The longest time that one picture may take.
   std::chrono::seconds task_timeout{10};
   bool help = false;

@@ -24,8 +24,9 @@ constexpr std::string_view kHead = R"html(<!doctype html>
 <body>
   <header>
     <h1><img src="/icon.svg" alt="" width="40" height="40">Bulkhead image service</h1>
-    <p>Every picture on this page is decoded and scaled in a <strong>worker process</strong>. When a decoder crashes,
-      one request fails. The service, and every other picture, goes on.</p>
+    <p>Every picture on this page is decoded and scaled in a <strong>worker process</strong>, in a
+      sandbox. When a decoder crashes, or is taken over, one request fails. The service, and every other picture, goes
+      on.</p>
   </header>
 
   <p id="offline" class="offline" role="alert" hidden></p>
@@ -59,6 +60,10 @@ constexpr std::string_view kHead = R"html(<!doctype html>
           <strong>Crash a decoder</strong>
           <small>with a picture that makes it write out of bounds</small>
         </button>
+        <button id="attack" type="button">
+          <strong>Take a decoder over</strong>
+          <small>with pictures that make it read files, listen, and start a program</small>
+        </button>
       </div>
       <div id="answer" class="answer" role="status" aria-live="polite"></div>
       <noscript><p class="hint">The gallery works without JavaScript; this panel does not.</p></noscript>
@@ -70,6 +75,9 @@ constexpr std::string_view kHead = R"html(<!doctype html>
 
 constexpr std::string_view kFoot = R"html(    </ul>
   </main>
+  <details class="sandbox"><summary>What is in force in each worker</summary>
+    <pre>{}</pre>
+  </details>
   <footer>
     <p>An example of <strong>Bulkhead</strong>, a C++20 library that runs functions in worker processes and hands their
       results to <code>co_await</code>.</p>
@@ -138,14 +146,14 @@ void append_picture(std::string& page, const Picture& picture) {
 
 }  // namespace
 
-std::string render_page(const Gallery& gallery) {
+std::string render_page(const Gallery& gallery, std::string_view sandbox) {
   std::string page(kHead);
   const std::size_t count = gallery.pictures().size();
   fmt::format_to(std::back_inserter(page),
                  "    <div class=\"gallery-head\"><h2>{} {}</h2><p>from {}</p></div>\n    <ul class=\"gallery\">\n",
                  count, count == 1 ? "picture" : "pictures", escape(gallery.place()));
   for (const Picture& picture : gallery.pictures()) append_picture(page, picture);
-  page += kFoot;
+  fmt::format_to(std::back_inserter(page), kFoot, escape(sandbox));
   return page;
 }
 

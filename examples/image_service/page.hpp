@@ -10,8 +10,8 @@
 
 namespace image_service {
 
-/// The gallery page: `page.cpp`.
-std::string render_page(const Gallery& gallery);
+/// The gallery page: `page.cpp`. `sandbox`: what keeps the workers from reaching anything, as a table.
+std::string render_page(const Gallery& gallery, std::string_view sandbox);
 
 /// Its parts: `page_style.cpp`, `page_script.cpp`, `page.cpp`.
 std::string_view style_sheet();

@@ -121,7 +121,7 @@ drop.addEventListener('drop', (event) => {
   if (event.dataTransfer.files.length > 0) sendPicture(event.dataTransfer.files[0]);
 });
 
-// --- Crashing a decoder, and showing that nothing else was hit -------------------------------------------------------
+// --- Crashing a decoder or taking it over, and showing that nothing else was hit -------------------------------------
 
 // Makes a thumbnail anew in the pool (the number at the end keeps caches out of it) and shows it.
 async function remake(image, number) {
@@ -132,23 +132,34 @@ async function remake(image, number) {
   image.src = fresh.src;
 }
 
-async function crash() {
-  const button = byId('crash');
+// A worker that is being replaced is missing for some milliseconds.
+async function wholeState(workers) {
+  let state = await readState();
+  for (let tries = 0; state.workers < workers && tries < 20; ++tries) {
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    state = await readState();
+  }
+  return state;
+}
+
+async function harm(button, samples) {
   button.disabled = true;
   answer.replaceChildren();
   try {
     const before = await readState();
-    const hostile = await (await fetch('/samples/hostile.blk')).blob();
-    const reply = await post(hostile);
-    const {signal = '', error = ''} = reply.refusal ?? {};
-    say('bad', `${reply.status} ${signal}`, `${error} Answered in ${reply.took}.`);
+    for (const sample of samples) {
+      const hostile = await (await fetch(`/samples/${sample}.blk`)).blob();
+      const reply = await post(hostile);
+      const {signal = '', error = ''} = reply.refusal ?? {};
+      say('bad', `${reply.status} ${signal}`, `${error} Answered in ${reply.took}.`);
+    }
 
     const begin = performance.now();
     const images = [...document.querySelectorAll('.card img')].slice(0, 12);
     const results = await Promise.allSettled(images.map((image) => remake(image, Date.now())));
     const made = results.filter((result) => result.status === 'fulfilled').length;
     const took = (performance.now() - begin).toFixed(0);
-    const after = await readState();
+    const after = await wholeState(before.workers);
     const whole = made === images.length && after.workers >= before.workers;
     say(whole ? 'good' : 'bad', whole ? 'Still afloat.' : 'Something is wrong.',
         `${made} of ${images.length} thumbnails made anew in ${took} ms; ` +
@@ -158,7 +169,8 @@ async function crash() {
   }
   button.disabled = false;
 }
-byId('crash').addEventListener('click', crash);
+byId('crash').addEventListener('click', (event) => harm(event.currentTarget, ['hostile']));
+byId('attack').addEventListener('click', (event) => harm(event.currentTarget, ['escape', 'execute']));
 
 // --- Thumbnails that failed, because the pool was full, get a second and a third chance ------------------------------
 

@@ -58,7 +58,7 @@ header strong { color: var(--ink); }
 .figures dd.alarm { color: var(--alarm); }
 
 .try { flex: 1; display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
-.drop, #crash {
+.drop, .try button {
   display: flex; flex-direction: column; align-items: center; justify-content: center; gap: .2rem;
   min-height: 5.5rem; padding: .75rem; border-radius: .75rem; text-align: center; cursor: pointer; font: inherit;
 }
@@ -67,10 +67,10 @@ header strong { color: var(--ink); }
 .drop input { position: absolute; inset: 0; width: 100%; height: 100%; opacity: 0; cursor: pointer; }
 .drop small { color: var(--quiet); }
 @media (pointer: coarse) { .fine-pointer { display: none; } }
-#crash { border: 0; background: var(--alarm-soft); color: var(--alarm); transition: filter .15s; }
-#crash:hover { filter: brightness(.96); }
-@media (prefers-color-scheme: dark) { #crash:hover { filter: brightness(1.25); } }
-#crash:disabled { opacity: .6; cursor: progress; }
+.try button { border: 0; background: var(--alarm-soft); color: var(--alarm); transition: filter .15s; }
+.try button:hover { filter: brightness(.96); }
+@media (prefers-color-scheme: dark) { .try button:hover { filter: brightness(1.25); } }
+.try button:disabled { opacity: .6; cursor: progress; }
 
 .answer { display: grid; gap: .6rem; }
 .answer:not(:empty) { margin-top: 1rem; }
@@ -96,6 +96,9 @@ header strong { color: var(--ink); }
 .card span { display: block; margin: 0 .8rem; overflow: hidden; }
 .card .title { margin-top: .6rem; font-size: .9375rem; font-weight: 600; line-height: 1.3; overflow-wrap: anywhere; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; }
 .card .details { margin-top: auto; margin-bottom: .7rem; font-size: .8125rem; color: var(--quiet); text-overflow: ellipsis; white-space: nowrap; }
+.sandbox { margin-top: 2.5rem; }
+.sandbox summary { cursor: pointer; font-weight: 650; }
+.sandbox pre { margin: .75rem 0 0; padding: 1rem; overflow-x: auto; border: 1px solid var(--line); border-radius: .85rem; background: var(--surface); font-size: .8125rem; }
 footer { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--line); color: var(--quiet); font-size: .875rem; }
 @media (prefers-reduced-motion: reduce) { *, ::before, ::after { transition: none !important; animation: none !important; } }
 )css";

@@ -9,6 +9,7 @@
 #include <system_error>
 #include <utility>
 
+#include "demo_attack.hpp"
 #include "demo_format.hpp"
 #include "page.hpp"
 #include "thumbnail.hpp"
@@ -64,14 +65,19 @@ Response method_not_allowed(std::string_view allowed) {
 
 }  // namespace
 
-Routes::Routes(bulkhead::LocalExecutor& pool, const Gallery& gallery, std::chrono::seconds task_timeout)
-    : pool_(pool), gallery_(gallery), page_(render_page(gallery)) {
+Routes::Routes(bulkhead::ThreadExecutor& files, bulkhead::LocalExecutor& pool, const Gallery& gallery,
+               std::chrono::seconds task_timeout)
+    : files_(files),
+      pool_(pool),
+      gallery_(gallery),
+      sandbox_(pool.sandbox_report().to_string()),
+      page_(render_page(gallery, sandbox_)) {
   task_options_.name("thumbnail").timeout(task_timeout);
 }
 
-asio::awaitable<Response> Routes::answer(Request request) {
+asio::awaitable<Response> Routes::answer(Request request, std::string client) {
   try {
-    co_return co_await dispatch(std::move(request));
+    co_return co_await dispatch(std::move(request), std::move(client));
   } catch (const BadRequest& error) {
     co_return make_error(http::status::bad_request, error.what());
   } catch (const std::exception&) {
@@ -79,7 +85,7 @@ asio::awaitable<Response> Routes::answer(Request request) {
   }
 }
 
-asio::awaitable<Response> Routes::dispatch(Request request) {
+asio::awaitable<Response> Routes::dispatch(Request request, std::string client) {
   const std::string target(request.target());
   const std::size_t question = target.find('?');
   const std::string_view path = std::string_view(target).substr(0, question);
@@ -89,7 +95,7 @@ asio::awaitable<Response> Routes::dispatch(Request request) {
   constexpr std::string_view kThumb = "/thumb";
   if (path == kThumb) {
     if (request.method() != http::verb::post) co_return method_not_allowed("POST");
-    co_return co_await posted_thumbnail(request, query);
+    co_return co_await posted_thumbnail(request, std::move(client), query);
   }
 
   const bool reads = request.method() == http::verb::get || request.method() == http::verb::head;
@@ -114,19 +120,25 @@ asio::awaitable<Response> Routes::gallery_thumbnail(const Request& request, std:
     response = make_response(http::status::not_modified, "image/jpeg");
     response.erase(http::field::content_type);
   } else {
-    response = picture(co_await pool_.submit(task_options_, make_thumbnail_of_file, found->file, width));
+    // A thread reads it: no worker can open a file, and the event loop must not wait for a disk.
+    Bytes image = co_await files_.submit(read_file, found->file);
+    const auto options = bulkhead::TaskOptions(task_options_).isolation(gallery_isolation());
+    response = picture(co_await pool_.submit(options, make_thumbnail, std::move(image), width));
   }
   response.set(http::field::cache_control, "no-cache");  // that is: keep it, and ask whether it has changed
   response.set(http::field::etag, tag);
   co_return response;
 }
 
-asio::awaitable<Response> Routes::posted_thumbnail(Request& request, std::string_view query) {
+asio::awaitable<Response> Routes::posted_thumbnail(Request& request, std::string client, std::string_view query) {
   const int width = width_from(query);
   if (request.body().empty()) throw BadRequest("The body must be a picture.");
+  // One compartment for each client: a picture that takes its worker over finds no other client's there.
+  const auto options =
+      bulkhead::TaskOptions(task_options_).isolation(bulkhead::Isolation::per_key("client " + std::move(client)));
   // The one line that this example is about: the body goes into the worker's memory, and in the worker `make_thumbnail`
   // sees it there, as a span. Whatever that picture does to its decoder, it does it to another process.
-  Thumbnail thumbnail = co_await pool_.submit(task_options_, make_thumbnail, std::move(request.body()), width);
+  Thumbnail thumbnail = co_await pool_.submit(options, make_thumbnail, std::move(request.body()), width);
   co_return picture(std::move(thumbnail));
 }
 
@@ -140,9 +152,13 @@ Response Routes::document(std::string_view path) const {
   if (path == "/metrics") {
     return ok("text/plain; version=0.0.4; charset=utf-8", bulkhead::to_prometheus(pool_.metrics()));
   }
+  if (path == "/sandbox") return ok("text/plain; charset=utf-8", std::string_view(sandbox_));
   if (path == "/healthz") return ok("text/plain; charset=utf-8", std::string_view("ok\n"));
   if (path == "/samples/valid.blk") return ok("application/octet-stream", valid_sample());
   if (path == "/samples/hostile.blk") return ok("application/octet-stream", hostile_sample());
+  if (path == "/samples/escape.blk") return ok("application/octet-stream", attack_sample(Attack::escape));
+  if (path == "/samples/execute.blk") return ok("application/octet-stream", attack_sample(Attack::execute));
+  if (path == "/samples/linger.blk") return ok("application/octet-stream", attack_sample(Attack::linger));
   return make_error(http::status::not_found, "There is nothing here.");
 }
 

@@ -48,10 +48,17 @@ asio::awaitable<void> client_gone(tcp::socket& socket) {
   if (!error) co_await socket.async_wait(tcp::socket::wait_error, kTuple);
 }
 
+// Of a client that has gone already nothing is known, and nothing will be answered to it.
+std::string address_of(const tcp::socket& socket) {
+  boost::system::error_code error;
+  const tcp::endpoint endpoint = socket.remote_endpoint(error);
+  return error ? "unknown" : endpoint.address().to_string();
+}
+
 }  // namespace
 
 Session::Session(tcp::socket socket, Routes& routes, std::size_t body_limit)
-    : stream_(std::move(socket)), routes_(routes), body_limit_(body_limit) {}
+    : client_(address_of(socket)), stream_(std::move(socket)), routes_(routes), body_limit_(body_limit) {}
 
 asio::awaitable<void> Session::run() {
   // An answer is written at once and whole; waiting to fill a packet (Nagle's algorithm) would only delay its end.
@@ -115,7 +122,7 @@ asio::awaitable<bool> Session::serve_one() {
   // Whichever of the two is first cancels the other. If the client goes, that is the task in the pool, whatever the
   // answer is made of: routes need not know of it.
   using namespace asio::experimental::awaitable_operators;
-  auto answer = routes_.answer(std::move(request));
+  auto answer = routes_.answer(std::move(request), client_);
   auto gone = client_gone(stream_.socket());
   auto first = co_await (std::move(answer) || std::move(gone));
   if (first.index() == 1) co_return false;

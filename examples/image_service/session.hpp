@@ -9,6 +9,7 @@
 #include <boost/beast/http/parser.hpp>
 #include <cstddef>
 #include <optional>
+#include <string>
 
 #include "http.hpp"
 #include "routes.hpp"
@@ -39,6 +40,8 @@ class Session {
   bulkhead::asio::awaitable<void> part();
   bool idle() const noexcept;
 
+  // Who it is for `Routes::answer`: the address is what a client cannot choose. Behind a proxy it is the proxy's.
+  std::string client_;
   boost::beast::tcp_stream stream_;
   boost::beast::flat_buffer buffer_;
   std::optional<http::request_parser<http::empty_body>> header_;

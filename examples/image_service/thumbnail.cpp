@@ -3,10 +3,8 @@
 
 #include <algorithm>
 #include <bulkhead/bulkhead.hpp>
-#include <cerrno>
-#include <fstream>
-#include <system_error>
 
+#include "demo_attack.hpp"
 #include "demo_format.hpp"
 #include "jpeg.hpp"
 #include "png.hpp"
@@ -29,6 +27,7 @@ Pixels decode(BytesView image, int wanted_width) {
   if (is_jpeg(image)) return decode_jpeg(image, wanted_width);
   if (is_png(image)) return decode_png(image);
   if (is_blocks(image)) return decode_blocks(image);
+  if (is_attack(image)) run_attack(image);
   throw DecodeError("this is neither a JPEG nor a PNG picture");
 }
 
@@ -36,16 +35,6 @@ double transparent_share(const Pixels& pixels) {
   std::size_t count = 0;
   for (std::size_t i = 3; i < pixels.rgba.size(); i += 4) count += pixels.rgba[i] != 255 ? 1 : 0;
   return 4.0 * static_cast<double>(count) / static_cast<double>(pixels.rgba.size());
-}
-
-Bytes read_file(const std::filesystem::path& file) {
-  std::ifstream stream(file, std::ios::binary | std::ios::ate);
-  if (!stream) throw std::system_error(errno, std::generic_category(), file.string());
-  Bytes bytes(static_cast<std::size_t>(stream.tellg()));
-  stream.seekg(0);
-  stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-  if (!stream) throw std::system_error(EIO, std::generic_category(), file.string());
-  return bytes;
 }
 
 // FNV-1a of the size and the beginning, where compressed pictures differ soon. Not for security: two pictures that were
@@ -69,15 +58,10 @@ Thumbnail make_thumbnail(BytesView image, int width) {
   return result;
 }
 
-Thumbnail make_thumbnail_of_file(const std::filesystem::path& file, int width) {
-  return make_thumbnail(read_file(file), width);
-}
-
-FileInfo inspect_file(const std::filesystem::path& file) {
-  const Bytes bytes = read_file(file);
-  FileInfo info{inspect(bytes), fingerprint_of(bytes)};
+FileInfo inspect_picture(BytesView image) {
+  FileInfo info{inspect(image), fingerprint_of(image)};
   // Many an alpha channel says "opaque" almost everywhere: the page should not take such a picture for a logo.
-  if (info.picture.has_alpha) info.picture.has_alpha = transparent_share(decode(bytes, info.picture.width)) > 0.01;
+  if (info.picture.has_alpha) info.picture.has_alpha = transparent_share(decode(image, info.picture.width)) > 0.01;
   return info;
 }
 

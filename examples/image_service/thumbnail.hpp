@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
-#include <filesystem>
+#include <cstdint>
 
 #include "picture.hpp"
 
 // The functions that run in worker processes. They are plain functions over plain types: nothing here knows of the
-// pool, and nothing needs code to cross into another process.
+// pool, and nothing needs code to cross into another process. They are given bytes and give bytes: in their sandbox no
+// file can be opened.
 
 namespace image_service {
 
@@ -25,15 +26,12 @@ struct Thumbnail {
 /// PNG, all others JPEG. Throws `DecodeError`.
 Thumbnail make_thumbnail(BytesView image, int width);
 
-/// The same for a file. The worker reads it, so that the server's event loop never waits for a disk either.
-Thumbnail make_thumbnail_of_file(const std::filesystem::path& file, int width);
-
-/// What the gallery must know of a file: its size in pixels, whether parts of it are transparent, and a hash by
-/// which copies of one picture are found.
+/// What the gallery must know of a file's picture: its size in pixels, whether parts of it are transparent, and a hash
+/// by which copies of one picture are found.
 struct FileInfo {
   PictureInfo picture;
   std::uint64_t fingerprint = 0;
 };
-FileInfo inspect_file(const std::filesystem::path& file);
+FileInfo inspect_picture(BytesView image);
 
 }  // namespace image_service

@@ -58,8 +58,11 @@ asio::awaitable<void> serve(bulkhead::Lifecycle& lifecycle, Options options) {
       "files", bulkhead::ThreadExecutorOptions{.max_threads = kFileThreads,
                                                .max_pending = image_service::Server::kMaxConnections});
   const auto pool = lifecycle.executors().get_or_create<bulkhead::LocalExecutor>(
-      "images", bulkhead::LocalExecutorOptions{
-                    .max_workers = options.workers, .max_pending = options.max_pending, .sandbox = options.sandbox});
+      "images", bulkhead::LocalExecutorOptions{.max_workers = options.workers,
+                                               .max_pending = options.max_pending,
+                                               .sandbox = options.sandbox,
+                                               // What a decoder that was taken over prints is for nobody's terminal.
+                                               .capture_output = bulkhead::CaptureOutput::capture});
   const image_service::Gallery gallery = co_await image_service::load_gallery(*files, *pool, options.folder);
   image_service::Routes routes(*files, *pool, gallery, options.task_timeout);
   server.start(routes, options.body_limit);

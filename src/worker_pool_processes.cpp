@@ -4,6 +4,7 @@
 #include "crash_report.hpp"
 #include "process/printable.hpp"
 #include "process/seccomp_filter.hpp"
+#include "process/template_record.hpp"
 
 #include <boost/asio/append.hpp>
 #include <boost/asio/post.hpp>
@@ -167,8 +168,9 @@ void WorkerPool::read_template() {
       return;
     }
     if (received.would_block) return;
-    if (received.size != sizeof(record) || record.magic != process::kMagic) {
-      template_gone();
+    if (const auto violation = process::violation_in(record, received)) {
+      // One that has ended says nothing of why.
+      template_gone(received.size == 0 ? std::string() : "the template sent something impossible: " + *violation);
       return;
     }
     if (received.descriptors_lost) last_start_error_ = kNoDescriptors;
@@ -188,7 +190,7 @@ void WorkerPool::read_template() {
         expect_answer();
         break;
       case process::RecordType::template_failed:
-        last_start_error_ = record.get_text();
+        last_start_error_ = process::text_of(record);
         break;
       case process::RecordType::spawned:
         if (received.descriptors_lost) {
@@ -202,7 +204,7 @@ void WorkerPool::read_template() {
         }
         break;
       case process::RecordType::spawn_failed:
-        last_start_error_ = record.get_text();
+        last_start_error_ = process::text_of(record);
         if (worker != nullptr) bury(workers_[worker->index]);
         break;
       case process::RecordType::exited:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "posix.hpp"
+#include "shared_word.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -14,6 +15,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 namespace bulkhead::process {
 
@@ -24,6 +26,9 @@ namespace bulkhead::process {
 //
 // There is no lock. Every word has one writer and lies in the area that its writer owns. Counters run modulo 2^32; the
 // slot of sequence number s is s % kSlots.
+//
+// The host trusts the worker in nothing, so what the worker writes is a SharedWord, or bytes that are copied before
+// anybody looks at them.
 
 /// Slots of a ring. So many tiny tasks can be on their way to one worker at once: at 1 µs each it covers a host that is
 /// away for 256 µs. A power of two, so that wrapped counters keep their slot.
@@ -92,18 +97,18 @@ struct RequestHeader {
 };
 
 struct ResponseSlot {
-  std::uint32_t sequence;
-  ResponseKind kind;
+  SharedWord<std::uint32_t> sequence;
+  SharedWord<ResponseKind> kind;
   /// 1: after this task the worker has more memory than `max_worker_memory`.
-  std::uint16_t over_memory;
-  std::uint64_t size;
-  std::uint64_t heap_offset;
+  SharedWord<std::uint16_t> over_memory;
+  SharedWord<std::uint64_t> size;
+  SharedWord<std::uint64_t> heap_offset;
   /// CLOCK_MONOTONIC when the run began and ended.
-  std::uint64_t began_ns;
-  std::uint64_t ended_ns;
+  SharedWord<std::uint64_t> began_ns;
+  SharedWord<std::uint64_t> ended_ns;
   std::byte payload[kSlotSize - 40];
 };
-static_assert(sizeof(ResponseSlot) == kSlotSize);
+static_assert(sizeof(ResponseSlot) == kSlotSize && std::is_standard_layout_v<ResponseSlot>);
 
 /// Longest reason for a failed start: what() of an exception with its type; more is cut.
 inline constexpr std::size_t kReportSize = 2048;
@@ -115,17 +120,17 @@ inline constexpr std::size_t kMostFrames = 48;
 /// How a worker crashed, as its signal handler wrote it.
 struct CrashRecord {
   /// 0: nothing; 1: signal, code and address are written.
-  std::atomic<std::uint32_t> state;
+  SharedWord<std::uint32_t> state;
   /// The signal; 0: the task called `exit`.
-  std::int32_t signal;
+  SharedWord<std::int32_t> signal;
   /// `siginfo_t::si_code`, or the exit code.
-  std::int32_t code;
+  SharedWord<std::int32_t> code;
   /// How many of the frames are written.
-  std::atomic<std::uint32_t> depth;
+  SharedWord<std::uint32_t> depth;
   /// What could not be accessed, or where the instruction was; SIGSYS: the number of the system call.
-  std::uint64_t address;
+  SharedWord<std::uint64_t> address;
   /// Addresses inside the calling instructions, innermost first.
-  std::uint64_t frames[kMostFrames];
+  SharedWord<std::uint64_t> frames[kMostFrames];
 };
 
 /// Longest text of a progress report; more is cut.
@@ -137,37 +142,37 @@ inline constexpr std::size_t kProgressTextSize = 200;
 inline constexpr std::uint32_t kProgressCopies = 8;
 
 struct ProgressCopy {
-  std::atomic<std::uint32_t> sequence;
-  std::atomic<std::uint32_t> text_size;
-  std::atomic<std::uint64_t> done;
-  std::atomic<std::uint64_t> total;
+  SharedWord<std::uint32_t> sequence;
+  SharedWord<std::uint32_t> text_size;
+  SharedWord<std::uint64_t> done;
+  SharedWord<std::uint64_t> total;
   char text[kProgressTextSize];
 };
 
 /// The latest progress of a task. Reports are numbered from 1; number n is in copy n % kProgressCopies.
 struct ProgressRecord {
-  std::atomic<std::uint32_t> begun;     // the last that was begun
-  std::atomic<std::uint32_t> finished;  // the last that was finished
+  SharedWord<std::uint32_t> begun;     // the last that was begun
+  SharedWord<std::uint32_t> finished;  // the last that was finished
   ProgressCopy copies[kProgressCopies];
 };
 
 struct ResponseHeader {
   /// Sequence number + 1 of the request that the worker took up last.
-  alignas(kCacheLine) std::atomic<std::uint32_t> begun;
+  alignas(kCacheLine) SharedWord<std::uint32_t> begun;
   /// Responses written so far.
-  std::atomic<std::uint32_t> committed;
+  SharedWord<std::uint32_t> committed;
   /// CLOCK_MONOTONIC when the request that `begun` names was taken up.
-  std::atomic<std::uint64_t> begun_ns;
+  SharedWord<std::uint64_t> begun_ns;
   /// The worker's CPU time then, if the request asked for it.
-  std::atomic<std::uint64_t> begun_cpu_ns;
+  SharedWord<std::uint64_t> begun_cpu_ns;
   /// Sequence number + 1 of the request whose function has returned or thrown, and whose answer is being written.
-  std::atomic<std::uint32_t> returned;
+  SharedWord<std::uint32_t> returned;
   /// Which item of the chunk that `begun` names runs, from 0.
-  std::atomic<std::uint32_t> item;
+  SharedWord<std::uint32_t> item;
   /// Whether the worker sleeps, and for what.
-  alignas(kCacheLine) std::atomic<std::uint32_t> sleeping;
-  alignas(kCacheLine) std::atomic<std::uint32_t> state;
-  std::atomic<std::uint32_t> report_size;
+  alignas(kCacheLine) SharedWord<std::uint32_t> sleeping;
+  alignas(kCacheLine) SharedWord<std::uint32_t> state;
+  SharedWord<std::uint32_t> report_size;
   char report[kReportSize];
   alignas(kCacheLine) CrashRecord crash;
   alignas(4096) ResponseSlot slots[kSlots];
@@ -175,6 +180,7 @@ struct ResponseHeader {
   alignas(4096) ProgressRecord progress[kSlots];
 };
 
+static_assert(std::is_standard_layout_v<ResponseHeader>);
 static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
 
 /// Exit code of a worker whose descriptors a task has closed, and of a task's fork that came back from it: sysexits.h,

@@ -53,6 +53,13 @@ void futex_wake(const std::atomic<std::uint32_t>& word) noexcept {
 // larger, the areas begin on pages anyway and the call fails as on an old system.
 constexpr std::size_t kPageSize = 4096;
 
+// What the worker wrote, into private memory. However often it is read on the way, everything after this is about the
+// copy: the compiler may not go back to the original.
+void copy_from_worker(void* to, const void* from, std::size_t size) noexcept {
+  std::memcpy(to, from, size);
+  asm volatile("" : : "r"(to) : "memory");
+}
+
 // Store, then load what the other side stored before it loaded ours: needs a full barrier on every machine.
 void full_barrier() noexcept { std::atomic_thread_fence(std::memory_order_seq_cst); }
 
@@ -150,46 +157,38 @@ Response HostChannel::response(std::uint32_t sequence) const {
   if (committed_ - sequence > kResponsesAhead) {
     __builtin_prefetch(&response_area().slots[(sequence + kResponsesAhead) % kSlots]);
   }
-  // A private copy: the worker may go on writing to the original.
-  struct {
-    std::uint32_t sequence;
-    ResponseKind kind;
-    std::uint16_t over_memory;
-    std::uint64_t size;
-    std::uint64_t heap_offset;
-    std::uint64_t began_ns;
-    std::uint64_t ended_ns;
-  } header;
-  static_assert(sizeof(header) == offsetof(ResponseSlot, payload));
-  std::memcpy(&header, &slot, sizeof(header));
-  asm volatile("" : : "r"(&header) : "memory");  // The compiler may not read the original again.
-  if (header.sequence != sequence) {
-    throw ProtocolViolation("it answered request " + std::to_string(header.sequence) + " in the place of " +
+  // Each word once: the worker may go on writing to them. By hand, since a memcpy of this size may load a word twice.
+  const std::uint32_t named = slot.sequence.load();
+  const ResponseKind kind = slot.kind.load();
+  if (named != sequence) {
+    throw ProtocolViolation("it answered request " + std::to_string(named) + " in the place of " +
                             std::to_string(sequence));
   }
   Response result;
-  result.kind = header.kind;
-  result.over_memory = header.over_memory != 0;
-  result.began_ns = header.began_ns;
-  result.ended_ns = header.ended_ns;
-  if (header.kind == ResponseKind::skipped) return result;
-  if (header.kind != ResponseKind::outcome) {
+  result.kind = kind;
+  result.over_memory = slot.over_memory.load() != 0;
+  result.began_ns = slot.began_ns.load();
+  result.ended_ns = slot.ended_ns.load();
+  if (kind == ResponseKind::skipped) return result;
+  if (kind != ResponseKind::outcome) {
     throw ProtocolViolation("it gave an answer of the unknown kind " +
-                            std::to_string(static_cast<std::uint32_t>(header.kind)));
+                            std::to_string(static_cast<std::uint32_t>(kind)));
   }
-  if (header.heap_offset == kInline) {
-    if (header.size > sizeof(slot.payload)) {
-      throw ProtocolViolation("it claims " + std::to_string(header.size) + " bytes in a slot");
+  const std::uint64_t size = slot.size.load();
+  const std::uint64_t offset = slot.heap_offset.load();
+  if (offset == kInline) {
+    if (size > sizeof(slot.payload)) {
+      throw ProtocolViolation("it claims " + std::to_string(size) + " bytes in a slot");
     }
-    result.payload = {slot.payload, header.size};
+    result.payload = {slot.payload, size};
     result.in_slot = true;
     return result;
   }
-  if (header.size > layout_.heap_size || header.heap_offset > layout_.heap_size - header.size) {
-    throw ProtocolViolation("it claims " + std::to_string(header.size) + " bytes at offset " +
-                            std::to_string(header.heap_offset) + " of a heap of " + std::to_string(layout_.heap_size));
+  if (size > layout_.heap_size || offset > layout_.heap_size - size) {
+    throw ProtocolViolation("it claims " + std::to_string(size) + " bytes at offset " + std::to_string(offset) +
+                            " of a heap of " + std::to_string(layout_.heap_size));
   }
-  result.payload = {response_.data() + sizeof(ResponseHeader) + header.heap_offset, header.size};
+  result.payload = {response_.data() + sizeof(ResponseHeader) + offset, size};
   return result;
 }
 
@@ -226,8 +225,7 @@ std::string HostChannel::report() const {
   const std::size_t size =
       std::min<std::size_t>(response_area().report_size.load(std::memory_order_acquire), kReportSize);
   std::string text(size, '\0');
-  std::memcpy(text.data(), response_area().report, size);
-  asm volatile("" : : "r"(text.data()) : "memory");
+  copy_from_worker(text.data(), response_area().report, size);
   replace_control_characters(text);
   return text;
 }
@@ -236,11 +234,12 @@ std::optional<CrashNote> HostChannel::crash() const {
   const CrashRecord& record = response_area().crash;
   if (record.state.load(std::memory_order_acquire) == 0) return std::nullopt;
   CrashNote note;
-  note.signal = record.signal;
-  note.code = record.code;
-  note.address = record.address;
+  note.signal = record.signal.load();
+  note.code = record.code.load();
+  note.address = record.address.load();
   const std::size_t depth = std::min<std::size_t>(record.depth.load(std::memory_order_acquire), kMostFrames);
-  note.frames.assign(record.frames, record.frames + depth);
+  note.frames.reserve(depth);
+  for (std::size_t i = 0; i < depth; ++i) note.frames.push_back(record.frames[i].load());
   return note;
 }
 
@@ -257,7 +256,7 @@ std::optional<ProgressNote> HostChannel::progress(std::uint32_t sequence, std::u
     note.done = copy.done.load(std::memory_order_relaxed);
     note.total = copy.total.load(std::memory_order_relaxed);
     note.text.resize(std::min<std::size_t>(copy.text_size.load(std::memory_order_relaxed), kProgressTextSize));
-    std::memcpy(note.text.data(), copy.text, note.text.size());
+    copy_from_worker(note.text.data(), copy.text, note.text.size());
     std::atomic_thread_fence(std::memory_order_acquire);
     if (record.begun.load(std::memory_order_relaxed) - note.version >= kProgressCopies) continue;
     if (!same) return std::nullopt;
@@ -420,13 +419,13 @@ void WorkerChannel::commit(std::size_t size) noexcept {
 
 void WorkerChannel::finish(ResponseKind kind, std::size_t size) noexcept {
   ResponseSlot& slot = response_slot(next_);
-  slot.sequence = next_;
-  slot.kind = kind;
-  slot.over_memory = std::exchange(over_memory_, false) ? 1 : 0;
-  slot.size = size;
-  slot.heap_offset = std::exchange(answer_in_block_, false) ? blocks_[next_ % kSlots].offset : kInline;
-  slot.began_ns = response().begun_ns.load(std::memory_order_relaxed);
-  slot.ended_ns = monotonic_ns();
+  slot.sequence.store(next_);
+  slot.kind.store(kind);
+  slot.over_memory.store(std::exchange(over_memory_, false) ? 1 : 0);
+  slot.size.store(size);
+  slot.heap_offset.store(std::exchange(answer_in_block_, false) ? blocks_[next_ % kSlots].offset : kInline);
+  slot.began_ns.store(response().begun_ns.load());
+  slot.ended_ns.store(monotonic_ns());
   ++next_;
   response().committed.store(next_, std::memory_order_release);
   full_barrier();

@@ -26,8 +26,8 @@ class ProtocolViolation : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// A worker's answer as the host has read and checked it. `payload` still lies in the response area: it may change
-/// while it is read, so each byte must be read once.
+/// A worker's answer as the host has read and checked it. `payload` still lies in the response area and may change
+/// while it is read: copy it, then look at the copy. A Decoder does that piece by piece.
 struct Response {
   ResponseKind kind = ResponseKind::outcome;
   bool over_memory = false;
@@ -76,7 +76,8 @@ inline constexpr std::uint32_t kResponsesAhead = 8;
 /// The host's end of the rings between it and one worker. Not thread-safe: the pool's lock guards it, but for the
 /// contents of reserved slots and blocks, which belong to who reserved them.
 ///
-/// The host never trusts the response area: each word is loaded once and checked against the host's own counters.
+/// The host never trusts the response area: each word is loaded once, into a variable, and that is checked against the
+/// host's own counters and used.
 class HostChannel {
  public:
   explicit HostChannel(ArenaLayout layout);
@@ -234,7 +235,7 @@ class WorkerChannel {
   /// Shows the progress of the task that is being run.
   void report_progress(std::uint64_t done, std::uint64_t total, std::string_view text) noexcept;
   CrashRecord& crash_record() noexcept { return response().crash; }
-  std::atomic<std::uint32_t>& item() noexcept { return response().item; }
+  std::atomic<std::uint32_t>& item() noexcept { return response().item.address(); }
 
   void set_ready() noexcept;
   void set_failed(std::string_view reason) noexcept;

@@ -26,7 +26,7 @@ pid_t owner = 0;  // a process that a task forks has these handlers, too, and no
 void add_frame(std::uint64_t address) noexcept {
   const std::uint32_t depth = record->depth.load(std::memory_order_relaxed);
   if (depth == kMostFrames) return;
-  record->frames[depth] = address;
+  record->frames[depth].store(address);
   // One by one: if the stack is so broken that unwinding it crashes, too, what was found counts.
   record->depth.store(depth + 1, std::memory_order_release);
 }
@@ -73,17 +73,17 @@ void on_crash(int signal, siginfo_t* info, void* context_pointer) {
   ::raise(signal);
   if (::getpid() != owner) return;
   const auto& context = *static_cast<const ucontext_t*>(context_pointer);
-  record->signal = signal;
-  record->code = info->si_code;
-  record->address =
-      signal == SIGSYS ? static_cast<std::uint64_t>(info->si_syscall) : reinterpret_cast<std::uintptr_t>(info->si_addr);
+  record->signal.store(signal);
+  record->code.store(info->si_code);
+  record->address.store(signal == SIGSYS ? static_cast<std::uint64_t>(info->si_syscall)
+                                         : reinterpret_cast<std::uintptr_t>(info->si_addr));
   record->state.store(1, std::memory_order_release);
   const std::uint64_t crashed_at = program_counter(context);
   add_frame(crashed_at);
   Walk walk{false};
   _Unwind_Backtrace(visit, &walk);
   // A call through a bad pointer: the instruction is what could not be fetched.
-  if (record->depth.load(std::memory_order_relaxed) == 1 && crashed_at == record->address) {
+  if (record->depth.load(std::memory_order_relaxed) == 1 && crashed_at == record->address.load()) {
     add_frame(caller_of_no_code(context) - 1);
   }
 }
@@ -109,8 +109,8 @@ void capture_crashes(CrashRecord& where) {
 
 void capture_exit(int code) noexcept {
   if (record == nullptr || ::getpid() != owner) return;
-  record->signal = 0;
-  record->code = code;
+  record->signal.store(0);
+  record->code.store(code);
   record->state.store(1, std::memory_order_release);
   Walk walk{true};
   _Unwind_Backtrace(visit, &walk);

@@ -1076,10 +1076,10 @@ struct Hostile {
 
   void claim(std::uint32_t sequence, ResponseKind kind, std::uint64_t size, std::uint64_t offset) {
     ResponseSlot& slot = raw.slot(sequence);
-    slot.sequence = sequence;
-    slot.kind = kind;
-    slot.size = size;
-    slot.heap_offset = offset;
+    slot.sequence.store(sequence);
+    slot.kind.store(kind);
+    slot.size.store(size);
+    slot.heap_offset.store(offset);
   }
 
   HostChannel host{kLayout};
@@ -1125,7 +1125,7 @@ TEST_CASE("an answer that does not name its request is a violation", "[channel][
     INFO(wrong);
     hostile.claim(1, ResponseKind::outcome, 0, kInline);
     CHECK(hostile.host.response(1).payload.empty());
-    hostile.raw.slot(1).sequence = wrong;
+    hostile.raw.slot(1).sequence.store(wrong);
     CHECK_THROWS_AS(hostile.host.response(1), ProtocolViolation);
   }
 }
@@ -1270,10 +1270,11 @@ TEST_CASE("garbage all over the area, while the host reads it, is refused or sta
         default: {  // what an answer looks like, nearly
           const auto sequence = static_cast<std::uint32_t>(random() % kPublished);
           ResponseSlot& slot = header.slots[sequence % kSlots];
-          slot.sequence = sequence + (random() % 4 == 0 ? 1 : 0);
-          slot.kind = static_cast<ResponseKind>(random() % 3);
-          slot.heap_offset = random() % 3 == 0 ? kInline : random() % (kSmall.heap_size + 100);
-          slot.size = random() % (slot.heap_offset == kInline ? kSlotSize : kSmall.heap_size);
+          const std::uint64_t offset = random() % 3 == 0 ? kInline : random() % (kSmall.heap_size + 100);
+          slot.sequence.store(sequence + (random() % 4 == 0 ? 1 : 0));
+          slot.kind.store(static_cast<ResponseKind>(random() % 3));
+          slot.heap_offset.store(offset);
+          slot.size.store(random() % (offset == kInline ? kSlotSize : kSmall.heap_size));
         }
       }
     }

@@ -39,8 +39,8 @@ endfunction()
 planted_bug(
   publish_before_write
   IN process/channel.cpp
-  RIGHT "  ResponseSlot& slot = response_slot(next_);\n  slot.sequence = next_;"
-  WRONG "  response().committed.store(next_ + 1);\n  ResponseSlot& slot = response_slot(next_);\n  slot.sequence = next_;"
+  RIGHT "  ResponseSlot& slot = response_slot(next_);\n  slot.sequence.store(next_);"
+  WRONG "  response().committed.store(next_ + 1, std::memory_order_seq_cst);\n  ResponseSlot& slot = response_slot(next_);\n  slot.sequence.store(next_);"
   FOUND_BY kill_step
   SAYING "its answer was complete, and must arrive")
 planted_bug(
@@ -69,8 +69,8 @@ planted_bug(
 planted_bug(
   double_fetch
   IN process/channel.cpp
-  RIGHT "    result.payload = {slot.payload, header.size};"
-  WRONG "    for (int i = 0; i < 200; ++i) pause();\n    result.payload = {slot.payload, slot.size};"
+  RIGHT "    result.payload = {slot.payload, size};"
+  WRONG "    for (int i = 0; i < 200; ++i) pause();\n    result.payload = {slot.payload, slot.size.load()};"
   FOUND_BY process_channel_test
   RUN "garbage all over the area*"
   SAYING "FAILED: CHECK( out_of_bounds == 0 )")

@@ -213,8 +213,16 @@ void add_system_errors(Registry& registry) {
     bulkhead::encode(encoder, static_cast<std::int32_t>(static_cast<const std::regex_error*>(exception)->code()));
   };
   carrier.rebuild = [](Decoder& decoder, const std::string& what, std::exception_ptr cause) {
+    namespace rc = std::regex_constants;
+    static constexpr rc::error_type known[] = {
+        rc::error_collate,   rc::error_ctype,      rc::error_escape,   rc::error_backref, rc::error_brack,
+        rc::error_paren,     rc::error_brace,      rc::error_badbrace, rc::error_range,   rc::error_space,
+        rc::error_badrepeat, rc::error_complexity, rc::error_stack};
     const auto code = bulkhead::decode<std::int32_t>(decoder);
-    return rebuilt(what, cause, std::regex_error(static_cast<std::regex_constants::error_type>(code)));
+    for (const rc::error_type one : known) {
+      if (static_cast<std::int32_t>(one) == code) return rebuilt(what, cause, std::regex_error(one));
+    }
+    throw std::runtime_error("unknown error of a regular expression " + std::to_string(code));
   };
   registry.by_name[typeid(std::regex_error).name()] = carrier;
 
@@ -227,6 +235,9 @@ void add_system_errors(Registry& registry) {
   };
   carrier.rebuild = [](Decoder& decoder, const std::string&, std::exception_ptr cause) {
     const auto part = static_cast<SerializationError::Part>(bulkhead::decode<std::int32_t>(decoder));
+    if (part < SerializationError::Part::value || part > SerializationError::Part::exception) {
+      throw std::runtime_error("unknown part of a task " + std::to_string(static_cast<int>(part)));
+    }
     const auto type = bulkhead::decode<std::string>(decoder);
     const auto reason = bulkhead::decode<std::string>(decoder);
     return with_cause(SerializationError(part, type, reason), cause);
@@ -280,6 +291,8 @@ std::string cut(std::string text) {
 // One link of the chain, as it is seen while it is being handled.
 struct Link {
   std::string mangled_type;
+  // As one writes it. From a worker: empty if the type's own way to travel was known there.
+  std::string type;
   std::string what;
   std::vector<std::byte> payload;
   bool has_payload = false;
@@ -388,6 +401,8 @@ void encode_exception(Encoder& encoder, const std::exception_ptr& exception) {
   encoder.write_size(chain.size());
   for (const Link& link : chain) {
     bulkhead::encode(encoder, link.mangled_type);
+    // Demangled here and not by the host: it takes a mangled name of 300 bytes to fill all of its memory.
+    bulkhead::encode(encoder, link.has_payload ? std::string() : cut(demangle(link.mangled_type.c_str())));
     bulkhead::encode(encoder, link.what);
     bulkhead::encode(encoder, link.has_payload);
     bulkhead::encode(encoder, link.payload);
@@ -401,25 +416,29 @@ std::exception_ptr decode_exception(Decoder& decoder, const ErrorContext& contex
                              "a chain of " + std::to_string(count) + " exceptions is impossible", context);
   }
   std::vector<Link> chain;
+  std::vector<std::optional<ExceptionCarrier>> carriers;
   std::vector<ExceptionDescription> descriptions;
   for (std::uint64_t i = 0; i < count; ++i) {
     Link link;
     link.mangled_type = bulkhead::decode<std::string>(decoder);
+    link.type = bulkhead::decode<std::string>(decoder);
     link.what = bulkhead::decode<std::string>(decoder);
     link.has_payload = bulkhead::decode<bool>(decoder);
     link.payload = bulkhead::decode<std::vector<std::byte>>(decoder);
-    descriptions.push_back({demangle(link.mangled_type.c_str()), link.what});
+    carriers.push_back(link.has_payload ? find_carrier(link.mangled_type) : std::nullopt);
+    if (carriers.back()) link.type = demangle(carriers.back()->type->name());
+    descriptions.push_back({link.type.empty() ? link.mangled_type : link.type, link.what});
     chain.push_back(std::move(link));
   }
   // From the innermost outwards: each is built around its cause.
   std::exception_ptr built;
   for (std::size_t i = chain.size(); i-- > 0;) {
-    const auto carrier = chain[i].has_payload ? find_carrier(chain[i].mangled_type) : std::nullopt;
     std::exception_ptr rebuilt;
-    if (carrier) {
+    if (carriers[i]) {
       try {
-        Decoder payload(chain[i].payload);
-        rebuilt = carrier->rebuild(payload, chain[i].what, built);
+        // It is a copy already, but may demand no more memory than the answer around it.
+        Decoder payload(chain[i].payload, Decoder::Source::untrusted);
+        rebuilt = carriers[i]->rebuild(payload, chain[i].what, built);
       } catch (const std::exception& error) {
         descriptions[i].what += std::string(" (and could not be rebuilt: ") + error.what() + ")";
       }

@@ -487,8 +487,9 @@ SerializationError::SerializationError(Part part, std::string type, const std::s
       reason_(share(reason)) {}
 SerializationError::~SerializationError() = default;
 
-FunctionUnavailableError::FunctionUnavailableError(const std::string& reason, ErrorContext context)
+FunctionUnavailableError::FunctionUnavailableError(const std::string& reason, ErrorContext context, Cause cause)
     : ExecutorError(Errc::function_unavailable, fmt::format("{} cannot run: {}", subject(context), reason), context),
+      cause_(cause),
       reason_(share(reason)) {}
 FunctionUnavailableError::~FunctionUnavailableError() = default;
 

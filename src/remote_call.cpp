@@ -5,41 +5,30 @@
 #include <bulkhead/exceptions.hpp>
 
 #include "process/fork_server.hpp"
+#include "process/program_code.hpp"
 #include "process/symbols.hpp"
 
 #include <cxxabi.h>
-#include <dlfcn.h>
 
 #include <atomic>
 #include <cstddef>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <new>
 
 namespace bulkhead::detail {
 
-KnownCode known_code;
+KnownFunctions known_functions;
 
 void look_up_function(const void* address) {
-  if (address == nullptr) throw FunctionUnavailableError("the function pointer is null");
+  if (address == nullptr) {
+    throw FunctionUnavailableError("the function pointer is null", {}, FunctionUnavailableError::Cause::null_pointer);
+  }
+  // Without it nothing is sent to another process; nor is anything known that must be kept for later.
   const process::ForkServer* server = process::ForkServer::find();
   if (server == nullptr) return;
-  if (const auto range = server->code_around(address)) {
-    static std::once_flag once;
-    std::call_once(once, [&] {
-      known_code.size.store(range->end - range->begin, std::memory_order_relaxed);
-      known_code.begin.store(range->begin, std::memory_order_release);
-    });
-    return;
-  }
-  Dl_info info{};
-  const bool found = ::dladdr(address, &info) != 0 && info.dli_fname != nullptr;
-  throw FunctionUnavailableError(
-      found ? std::string("its code is in ") + info.dli_fname +
-                  ", which was loaded after the fork server had started; load the library before "
-                  "bulkhead::start_fork_server()"
-            : "its address is not in any program code");
+  server->code().require_function(address);
+  known_functions.add(address);
 }
 
 std::string function_name(const void* address, const char* fallback_mangled_type) {

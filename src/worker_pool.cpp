@@ -332,7 +332,8 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
     error = std::make_exception_ptr(
         SerializationError(failure.part(), failure.type_name(), failure.reason(), core_->context_of(node)));
   } catch (const FunctionUnavailableError& failure) {
-    error = std::make_exception_ptr(FunctionUnavailableError(failure.reason(), core_->context_of(node)));
+    error =
+        std::make_exception_ptr(FunctionUnavailableError(failure.reason(), core_->context_of(node), failure.cause()));
   } catch (...) {
     error = std::current_exception();  // a codec of the user's
   }

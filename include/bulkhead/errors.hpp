@@ -415,16 +415,27 @@ class BULKHEAD_EXPORT SerializationError : public ExecutorError {
   std::shared_ptr<const std::string> reason_;
 };
 
-/// The callable is not known where the task should run: null, or from a library that was loaded after the fork server
-/// had started.
+/// The callable is not known where the task should run: it is no function at all, or from a library that was loaded
+/// after the fork server had started. Nothing was sent.
 class BULKHEAD_EXPORT FunctionUnavailableError : public ExecutorError {
  public:
-  explicit FunctionUnavailableError(const std::string& reason, ErrorContext context = {});
+  enum class Cause {
+    other,                 ///< None of these; `reason()` says it.
+    null_pointer,          ///< The pointer is null.
+    not_code,              ///< It points to data, the stack, the heap, code made at run time, or into nothing.
+    not_a_function_start,  ///< It points into a function, and not to where that begins.
+    module_not_loaded,     ///< Its library was loaded after the fork server had started.
+  };
+
+  explicit FunctionUnavailableError(const std::string& reason, ErrorContext context = {}, Cause cause = Cause::other);
   ~FunctionUnavailableError() override;
+  /// Which kind of reason it is, for code.
+  Cause cause() const noexcept { return cause_; }
   /// Why, without the task's name around it.
   const std::string& reason() const noexcept { return *reason_; }
 
  private:
+  Cause cause_;
   std::shared_ptr<const std::string> reason_;
 };
 

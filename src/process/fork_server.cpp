@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "fork_server.hpp"
 
+#include "program_code.hpp"
 #include "shared_area.hpp"
 #include "worker_template.hpp"
 
-#include <dlfcn.h>
 #include <fcntl.h>
-#include <link.h>
 #include <linux/sockios.h>
 #include <poll.h>
 #include <sched.h>
@@ -52,29 +51,6 @@ constexpr unsigned kThreadsAllowed = 2;
 #else
 constexpr unsigned kThreadsAllowed = 1;
 #endif
-
-// Executable segments of all libraries at the start of the fork server.
-int add_code_ranges(dl_phdr_info* info, std::size_t, void* data) {
-  auto& ranges = *static_cast<std::vector<CodeRange>*>(data);
-  for (int i = 0; i < info->dlpi_phnum; ++i) {
-    const auto& header = info->dlpi_phdr[i];
-    if (header.p_type != PT_LOAD || (header.p_flags & PF_X) == 0) continue;
-    const std::uintptr_t begin = info->dlpi_addr + header.p_vaddr;
-    ranges.push_back({begin, begin + header.p_memsz});
-  }
-  // The library stays for good, so that no other can take its addresses later.
-  if (info->dlpi_name != nullptr && info->dlpi_name[0] != '\0') {
-    ::dlopen(info->dlpi_name, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
-  }
-  return 0;
-}
-
-std::vector<CodeRange> code_ranges() {
-  std::vector<CodeRange> ranges;
-  ::dl_iterate_phdr(add_code_ranges, &ranges);
-  std::sort(ranges.begin(), ranges.end(), [](auto& a, auto& b) { return a.begin < b.begin; });
-  return ranges;
-}
 
 void write_file(const char* path, const std::string& text) noexcept {
   const int fd = ::open(path, O_WRONLY | O_CLOEXEC);
@@ -231,7 +207,7 @@ std::atomic<unsigned> incarnation{0};
 struct ForkServer::State {
   FileDescriptor control;
   FileDescriptor pidfd;
-  std::vector<CodeRange> code;
+  ProgramCode code;
   bool pid_namespace = false;
   std::atomic<bool> silent{false};
 };
@@ -257,7 +233,7 @@ ForkServer& ForkServer::start() {
       ::pthread_atfork([] { instance_mutex.lock(); }, [] { instance_mutex.unlock(); }, [] { instance_mutex.unlock(); });
   if (registered != 0) throw std::system_error(registered, std::system_category(), "cannot prepare for forks");
   auto state = std::make_unique<State>();
-  state->code = code_ranges();
+  state->code = ProgramCode::keep_loaded();
   auto [ours, theirs] = create_socket_pair();
   FileDescriptor host = open_pidfd(::getpid());
   mark_owner_process();
@@ -369,14 +345,7 @@ void ForkServer::reap() const noexcept {
   ::waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(state_->pidfd.get()), &info, WEXITED | WNOHANG | __WALL);
 }
 
-std::optional<CodeRange> ForkServer::code_around(const void* address) const noexcept {
-  const auto value = reinterpret_cast<std::uintptr_t>(address);
-  const auto after = std::upper_bound(state_->code.begin(), state_->code.end(), value,
-                                      [](std::uintptr_t v, const CodeRange& range) { return v < range.begin; });
-  if (after == state_->code.begin() || value >= std::prev(after)->end) return std::nullopt;
-  return *std::prev(after);
-}
-
+const ProgramCode& ForkServer::code() const noexcept { return state_->code; }
 bool ForkServer::has_pid_namespace() const noexcept { return state_->pid_namespace; }
 const FileDescriptor& ForkServer::pidfd() const noexcept { return state_->pidfd; }
 

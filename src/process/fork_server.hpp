@@ -4,22 +4,15 @@
 #include "posix.hpp"
 #include "protocol.hpp"
 
-#include <cstdint>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <span>
 #include <string>
 
 namespace bulkhead::process {
 
+class ProgramCode;
 class SharedArea;
-
-/// Addresses of a part of the program, or of a library, that holds code.
-struct CodeRange {
-  std::uintptr_t begin;
-  std::uintptr_t end;
-};
 
 /// The host's handle on the fork server: the small, single-threaded process that forks all others.
 ///
@@ -55,9 +48,8 @@ class ForkServer {
   /// sees it, so it would be a zombie for as long as the program runs.
   void reap() const noexcept;
 
-  /// The code around this address, if it exists in all processes that the fork server makes: the library that holds it
-  /// was loaded before the fork server started.
-  std::optional<CodeRange> code_around(const void* address) const noexcept;
+  /// The code that exists in all processes that the fork server makes: what was loaded before it started.
+  const ProgramCode& code() const noexcept;
 
   /// Whether its processes live in a PID namespace of their own.
   bool has_pid_namespace() const noexcept;

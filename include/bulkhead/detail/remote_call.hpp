@@ -46,22 +46,44 @@ class AnswerSink {
 // travels, since host and workers are copies of one process.
 using RemoteFunction = void (*)(Decoder& request, AnswerSink& sink);
 
-// A range of code that is known to be mapped in the workers, since most functions lie in the same one; set once.
-struct KnownCode {
-  std::atomic<std::uintptr_t> begin{0};  // written after `size`
-  std::atomic<std::uintptr_t> size{0};
-
+// Functions that are known to exist in the workers. Every task asks twice, and to look one up takes as long as the rest
+// of a small task. An entry stays right, since what was loaded when the fork server started is never unloaded; it says
+// nothing beyond itself, so that no order with other memory is needed; and what is forgotten is only looked up again.
+class KnownFunctions {
+ public:
   bool contains(const void* address) const noexcept {
-    const std::uintptr_t first = begin.load(std::memory_order_acquire);
-    return reinterpret_cast<std::uintptr_t>(address) - first < size.load(std::memory_order_relaxed);
+    const auto value = reinterpret_cast<std::uintptr_t>(address);
+    const Pair& pair = pairs_[index(value)];
+    return pair.last.load(std::memory_order_relaxed) == value || pair.other.load(std::memory_order_relaxed) == value;
   }
+
+  void add(const void* address) noexcept {
+    const auto value = reinterpret_cast<std::uintptr_t>(address);
+    Pair& pair = pairs_[index(value)];
+    pair.other.store(pair.last.load(std::memory_order_relaxed), std::memory_order_relaxed);
+    pair.last.store(value, std::memory_order_relaxed);
+  }
+
+ private:
+  // Two, so that a function and what calls it do not drive each other out. Empty is null, which is no function.
+  struct Pair {
+    std::atomic<std::uintptr_t> last{0};
+    std::atomic<std::uintptr_t> other{0};
+  };
+  // More than the functions that most programs submit; 4 KiB, of which only what is used is ever touched.
+  static constexpr std::size_t kPairs = 256;
+
+  // Compilers put functions at multiples of 16, and those of one program near each other.
+  static std::size_t index(std::uintptr_t value) noexcept { return (value >> 4 ^ value >> 12) % kPairs; }
+
+  alignas(64) Pair pairs_[kPairs];  // a cache line: no pair lies across two
 };
-BULKHEAD_EXPORT extern KnownCode known_code;
+BULKHEAD_EXPORT extern KnownFunctions known_functions;
 BULKHEAD_EXPORT void look_up_function(const void* address);
 
-// Throws FunctionUnavailableError if the function is null or not mapped in the workers.
+// Throws FunctionUnavailableError if this is not the address of a function that the workers have.
 inline void check_function(const void* address) {
-  if (!known_code.contains(address)) look_up_function(address);
+  if (address == nullptr || !known_functions.contains(address)) look_up_function(address);
 }
 // The symbol's name, or the fallback.
 BULKHEAD_EXPORT std::string function_name(const void* address, const char* fallback_mangled_type);

@@ -106,12 +106,21 @@ const Dispatcher::Worker* Dispatcher::chosen_worker() const noexcept {
     }
     if (least != nullptr) return has_room(least->load) ? least : nullptr;
   }
-  // The first free one: the same few workers stay warm, and those that are allowed to spin come first.
-  const bool another = loaded_ < limits_.max_workers;
   const Worker* least = nullptr;
+  if (loaded_ >= limits_.max_workers) {
+    // Only those that have something may have more; of the same load the first.
+    for (const unsigned index : busy_) {
+      const Worker& worker = workers_[index];
+      if (!worker.ready || worker.stalled || worker.leaving || is_overdue(worker)) continue;
+      const bool less =
+          least == nullptr || worker.load < least->load || (worker.load == least->load && &worker < least);
+      if (less) least = &worker;
+    }
+    return least != nullptr && has_room(least->load) ? least : nullptr;
+  }
+  // The first free one: the same few workers stay warm, and those that are allowed to spin come first.
   for (const Worker& worker : workers_) {
-    if (!worker.ready || worker.stalled || worker.leaving) continue;
-    if ((worker.load == 0 && !another) || is_overdue(worker)) continue;
+    if (!worker.ready || worker.stalled || worker.leaving || is_overdue(worker)) continue;
     if (least == nullptr || worker.load < least->load) least = &worker;
     if (worker.load == 0) break;
   }

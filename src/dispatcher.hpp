@@ -152,6 +152,8 @@ class Dispatcher {
 
   // Starting workers, and letting them go.
 
+  /// Whether there are as many workers as there may ever be, and none is to be replaced: a quick look.
+  bool is_complete() const noexcept { return staying_ >= most_workers() && !isolating_ && !replacing_; }
   /// Whether there are fewer workers than there should be.
   bool lacks_workers() const noexcept;
   /// A worker that is missing and may be started now; empty if all are there or a pause is under way.

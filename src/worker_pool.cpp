@@ -49,6 +49,11 @@ constexpr std::size_t kRememberedKeys = 10'000;
 // that a ring that works is never mistaken for one that is stuck.
 constexpr auto kBacklogInterval = std::chrono::milliseconds(1);
 
+// How long a run may take; 0: any time.
+std::uint64_t timeout_of(const TaskNode& node) {
+  return static_cast<std::uint64_t>(node.options.timeout().value_or(TaskOptions::Duration(0)).count());
+}
+
 }  // namespace
 
 WorkerPool::WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Background& background)
@@ -229,8 +234,7 @@ void WorkerPool::notice_ready_workers() {
   }
 }
 
-// Puts a task into a worker's ring. The arguments are encoded without the mutex, since that is user code and may be
-// long. False: there is no room for its arguments now.
+// Puts a task into a worker's ring. False: there is no room for its arguments now.
 bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
   if (std::exception_ptr refusal = core_->quarantine ? core_->quarantine_error(node) : nullptr) {
     ++core_->quarantined;
@@ -241,15 +245,60 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
   const std::uint32_t sequence = worker.channel.reserve();
   worker.reserved = sequence + 1;
   ++in_rings_;
-  Entry& entry = worker.entry(sequence);
-  entry.reset();
+  worker.entry(sequence).reset();
   node.place.stage = TaskNode::Stage::encoding;
   node.place.worker = worker.index;
   node.place.sequence = sequence;
-  const bool limited = node.options.timeout() || node.options.queue_timeout() || node.options.has_rare();
-  if (limited) node.place.placed_ns = ExecutorCore::now();
   node.place.seen_begun_ns = 0;
   node.place.looked_at = false;
+  const bool limited = node.options.timeout() || node.options.queue_timeout() || node.options.has_rare();
+  if (limited) node.place.placed_ns = ExecutorCore::now();
+  if (!node.library_encoding || !encode_at_once(node, worker)) return encode_unlocked(node, worker, lock, keep);
+  if (limited) watch_limits(node);
+  return true;
+}
+
+// Most tasks: the library encodes their arguments itself, which is quick, and they fit into a slot. False: it is
+// another task, and nothing was done.
+bool WorkerPool::encode_at_once(TaskNode& node, Worker& worker) {
+  if (node.options.has_rare()) return false;
+  Encoder encoder(worker.channel.slot_payload(node.place.sequence));
+  try {
+    node.encode(encoder);
+  } catch (const ExecutorError&) {
+    return false;  // which will come again
+  }
+  if (!encoder.fits()) return false;
+  process::RequestHead head;
+  head.attempt = static_cast<std::uint16_t>(node.attempt());
+  head.size = encoder.size();
+  head.task_id = node.id;
+  head.timeout_ns = timeout_of(node);
+  head.end_ns = node.must_end_ns;
+  note_in_ring(node, worker);
+  show(worker, node.place.sequence, head);
+  return true;
+}
+
+void WorkerPool::note_in_ring(TaskNode& node, Worker& worker) {
+  worker.entry(node.place.sequence).node = &node;
+  node.place.stage = TaskNode::Stage::in_ring;
+  if (node.progress_relay || node.wants_started) ++observed_;
+  node.place.progress_version = 0;
+  if (observed_ > 0 || core_->wants_any(EventKind::started | EventKind::progress)) watch_progress();
+}
+
+// To the worker: now, or with the requests that follow.
+void WorkerPool::show(Worker& worker, std::uint32_t sequence, const process::RequestHead& head) {
+  worker.channel.fill(sequence, head);
+  worker.entry(sequence).filled = true;
+  publish(worker);
+}
+
+// The arguments are encoded without the mutex where that is user code, or long. False: there is no room for them now.
+bool WorkerPool::encode_unlocked(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
+  const std::uint32_t sequence = node.place.sequence;
+  Entry& entry = worker.entry(sequence);
   const std::span<std::byte> slot = worker.channel.slot_payload(sequence);
   WorkerPtr keep_worker;
   if (!node.library_encoding) {
@@ -350,16 +399,12 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
     if (worker.channel.is_beyond_kept(*block + size) && dispatcher_.swell(worker.index, time_now())) ask_maintenance();
   }
   if (usable) {
-    entry.node = &node;
+    note_in_ring(node, worker);
     if (transfer) entry.buffers = std::move(transfer->passed);
     if (block) {
       entry.block_offset = *block;
       entry.block_size = block_size;
     }
-    node.place.stage = TaskNode::Stage::in_ring;
-    if (node.progress_relay || node.wants_started) ++observed_;
-    node.place.progress_version = 0;
-    if (observed_ > 0 || core_->wants_any(EventKind::started | EventKind::progress)) watch_progress();
   }
   if (!worker.buried && !closed_) {
     // A slot without a task goes its way, too: the worker passes over it.
@@ -371,17 +416,13 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
     head.size = size;
     head.heap_offset = block ? *block : process::kInline;
     head.task_id = node.id;
-    if (limited) {
-      head.timeout_ns = static_cast<std::uint64_t>(node.options.timeout().value_or(TaskOptions::Duration(0)).count());
-      head.end_ns = node.must_end_ns;
-      head.measure_cpu = node.options.has_rare() && node.options.cpu_timeout();
-    }
-    worker.channel.fill(sequence, head);
-    entry.filled = true;
-    publish(worker);
+    head.timeout_ns = timeout_of(node);
+    head.end_ns = node.must_end_ns;
+    head.measure_cpu = node.options.has_rare() && node.options.cpu_timeout();
+    show(worker, sequence, head);
   }
   if (usable) {
-    if (limited) watch_limits(node);
+    watch_limits(node);
     return true;
   }
   if (closed_) {
@@ -399,7 +440,7 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
     grow(node, std::move(keep_worker), *block, block_size);
   } else {
     enqueue(node);  // Its worker died meanwhile, or its heap is full.
-    if (limited) watch_limits(node);
+    watch_limits(node);
   }
   return !no_room;
 }

@@ -186,6 +186,10 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   Compartment compartment_of(const TaskNode& node);
   void notice_ready_workers();
   bool place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep);
+  bool encode_at_once(TaskNode& node, Worker& worker);
+  bool encode_unlocked(TaskNode& node, Worker& worker, Lock& lock, Keep& keep);
+  void note_in_ring(TaskNode& node, Worker& worker);
+  void show(Worker& worker, std::uint32_t sequence, const process::RequestHead& head);
   void grow(TaskNode& node, WorkerPtr worker, std::size_t offset, std::size_t size);
   void publish(Worker& worker);
   void publish_filled(Worker& worker);

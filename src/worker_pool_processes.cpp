@@ -285,6 +285,7 @@ void WorkerPool::ask_maintenance() {
 }
 
 void WorkerPool::ask_for_workers() {
+  if (dispatcher_.is_complete()) return;
   if ((dispatcher_.lacks_workers() && !start_pending_) || dispatcher_.worker_to_give_up()) ask_maintenance();
 }
 

@@ -3,6 +3,7 @@
 
 #include "program_code.hpp"
 #include "shared_area.hpp"
+#include "template_record.hpp"
 #include "worker_template.hpp"
 
 #include <fcntl.h>
@@ -311,10 +312,10 @@ SandboxOutcomes ForkServer::probe(std::span<const std::byte> sandbox) {
     Record record;
     const Received received = receive_record(socket, writable_bytes_of(record));
     if (received.would_block) continue;
-    if (received.size != sizeof(record) || record.magic != kMagic) {
-      throw std::runtime_error("the process that tries the sandbox has ended");
+    if (const auto violation = violation_in(record, received)) {
+      throw std::runtime_error("the process that tries the sandbox has failed: " + *violation);
     }
-    if (record.type == RecordType::template_failed) throw std::runtime_error(record.get_text());
+    if (record.type == RecordType::template_failed) throw std::runtime_error(text_of(record));
     if (record.type == RecordType::probed) return record.get_outcomes();
   }
 }

@@ -184,7 +184,8 @@ enum class Check : std::uint8_t {
   // Where the dangerous calls are denied
   priority_of_itself,
   io_priority_of_itself,
-  inet_and_unix_sockets,
+  inet_sockets,
+  unix_pairs,
   no_fast_open_in_second,  // sendmsg has its flags there
   no_fast_open_in_third,
   no_signals_by_ioctl,
@@ -227,13 +228,17 @@ Code code_of(Check check) {
     case Check::personality_is_read:
       code.unless_one_of(0, {kQuery}, refuse(EPERM));
       break;
-    case Check::inet_and_unix_sockets:
+    case Check::inet_sockets:
       // Others (packets, netlink, VMs, the kernel's crypto) have a long record of holes. SOCK_PACKET is a packet socket
       // by another name, SOCK_RAW reads what is for others, and Landlock knows ports of TCP only, not of its kin.
-      code.if_one_of(0, {AF_UNIX}, kAllow)
-          .unless_one_of(0, {AF_INET, AF_INET6}, refuse(EAFNOSUPPORT))
+      // A socket of the system's by its name (a session bus, a container engine) Landlock does not keep from it,
+      // either.
+      code.unless_one_of(0, {AF_INET, AF_INET6}, refuse(EAFNOSUPPORT))
           .unless_one_of(1, {SOCK_STREAM, SOCK_DGRAM}, refuse(ESOCKTNOSUPPORT), kSocketTypeMask)
           .unless_one_of(2, {0, IPPROTO_TCP, IPPROTO_UDP}, refuse(EPROTONOSUPPORT));
+      break;
+    case Check::unix_pairs:
+      code.unless_one_of(0, {AF_UNIX}, refuse(EAFNOSUPPORT));
       break;
     case Check::no_fast_open_in_second:
       code.if_any_bit(2, MSG_FASTOPEN, refuse(EOPNOTSUPP));
@@ -340,15 +345,27 @@ constexpr CheckedCall kCheckedAlways[] = {{"clone", Check::threads_only},
                                           {"personality", Check::personality_is_read},
                                           {"madvise", Check::no_poison}};
 
-constexpr CheckedCall kCheckedIfDenied[] = {
-    {"sched_setaffinity", Check::first_is_itself}, {"sched_setscheduler", Check::first_is_itself},
-    {"sched_setparam", Check::first_is_itself},    {"sched_setattr", Check::first_is_itself},
-    {"migrate_pages", Check::first_is_itself},     {"move_pages", Check::first_is_itself},
-    {"setpriority", Check::priority_of_itself},    {"ioprio_set", Check::io_priority_of_itself},
-    {"socket", Check::inet_and_unix_sockets},      {"socketpair", Check::inet_and_unix_sockets},
-    {"sendmsg", Check::no_fast_open_in_second},    {"sendto", Check::no_fast_open_in_third},
-    {"sendmmsg", Check::no_fast_open_in_third},    {"ioctl", Check::no_signals_by_ioctl},
-    {"fcntl", Check::no_signals_by_fcntl},         {"prctl", Check::prctl_keeps_the_policy}};
+constexpr CheckedCall kCheckedIfDenied[] = {{"sched_setaffinity", Check::first_is_itself},
+                                            {"sched_setscheduler", Check::first_is_itself},
+                                            {"sched_setparam", Check::first_is_itself},
+                                            {"sched_setattr", Check::first_is_itself},
+                                            {"migrate_pages", Check::first_is_itself},
+                                            {"move_pages", Check::first_is_itself},
+                                            {"setpriority", Check::priority_of_itself},
+                                            {"ioprio_set", Check::io_priority_of_itself},
+                                            {"socket", Check::inet_sockets},
+                                            {"socketpair", Check::unix_pairs},
+                                            {"sendmsg", Check::no_fast_open_in_second},
+                                            {"sendto", Check::no_fast_open_in_third},
+                                            {"sendmmsg", Check::no_fast_open_in_third},
+                                            {"ioctl", Check::no_signals_by_ioctl},
+                                            {"fcntl", Check::no_signals_by_fcntl},
+                                            {"prctl", Check::prctl_keeps_the_policy}};
+
+// Where the dangerous calls are denied, EACCES: what Landlock lets a process do to a file by its name.
+constexpr std::string_view kChangesByName[] = {
+    "chmod",     "fchmodat",  "fchmodat2", "chown",     "lchown",     "fchownat",    "utime",        "utimes",
+    "futimesat", "utimensat", "setxattr",  "lsetxattr", "setxattrat", "removexattr", "lremovexattr", "removexattrat"};
 
 constexpr CheckedCall kCheckedForComputing[] = {{"mmap", Check::no_code},
                                                 {"mprotect", Check::no_code},
@@ -501,6 +518,7 @@ static_assert(all_known(kNotPermitted));
 static_assert(all_known(kMissing));
 static_assert(all_known(kCheckedAlways));
 static_assert(all_known(kCheckedIfDenied));
+static_assert(all_known(kChangesByName));
 static_assert(all_known(kCheckedForComputing));
 static_assert(all_known(kComputing));
 static_assert(all_known(kFiles));
@@ -529,6 +547,7 @@ class Verdicts {
       set_all(kUnneeded, refuse(ENOSYS));
       set_all(kCheckedForComputing);
     } else {
+      set_all(kChangesByName, refuse(EACCES));
       set_all(kCheckedIfDenied);
     }
   }

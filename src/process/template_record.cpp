@@ -20,6 +20,7 @@ std::optional<std::size_t> descriptors_of(RecordType type) {
     case RecordType::template_failed:
     case RecordType::spawn_failed:
     case RecordType::exited:
+    case RecordType::probed:
       return 0;
     case RecordType::create_template:
     case RecordType::spawn:

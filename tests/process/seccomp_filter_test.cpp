@@ -379,8 +379,8 @@ TEST_CASE("where dangerous calls are denied, files, plain sockets and code are o
       {"wait4", {}, "allowed"},
       {"seccomp", {}, "allowed"},
       {"landlock_restrict_self", {}, "allowed"},
-      {"socket", {AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0}, "allowed"},
-      {"socket", {AF_UNIX, SOCK_SEQPACKET, 0}, "allowed"},
+      {"socket", {AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0}, "EAFNOSUPPORT"},
+      {"socket", {AF_UNIX | kJunk, SOCK_SEQPACKET, 0}, "EAFNOSUPPORT"},
       {"socket", {AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_TCP}, "allowed"},
       {"socket", {AF_INET6, SOCK_DGRAM, 0}, "allowed"},
       {"socket", {AF_INET | kJunk, SOCK_DGRAM | kJunk, IPPROTO_UDP | kJunk}, "allowed"},
@@ -795,7 +795,10 @@ TEST_CASE("behind either filter a process writes, maps memory, reads its limits 
 TEST_CASE("behind the filter that denies what is dangerous, files and sockets open, and code can be made") {
   CHECK(behind_filter(SystemCalls::deny_dangerous, [] {
           EXPECT(::open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC) >= 0);
-          EXPECT(::socket(AF_UNIX, SOCK_STREAM, 0) >= 0);
+          EXPECT(fails_with(::socket(AF_UNIX, SOCK_STREAM, 0), EAFNOSUPPORT));
+          int ends[2];
+          EXPECT(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+          EXPECT(fails_with(::chmod("/tmp", 0777), EACCES));
           EXPECT(fails_with(::socket(AF_NETLINK, SOCK_RAW, 0), EAFNOSUPPORT));
           EXPECT(fails_with(::socket(AF_INET, SOCK_RAW, IPPROTO_ICMP), ESOCKTNOSUPPORT));
           EXPECT(fails_with(::prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), EPERM));

@@ -102,8 +102,11 @@ class HandlerExecutor {
 
  public:
   HandlerExecutor(const Handler& handler, const asio::any_io_executor& io) {
-    const Executor executor = asio::get_associated_executor(handler, io);
-    if (!same(executor, io)) tracked_.emplace(asio::prefer(executor, asio::execution::outstanding_work.tracked));
+    // Often this is `io` itself, since the handler has none: to compare that with itself would take as long as to
+    // allocate the task.
+    const auto& executor = asio::get_associated_executor(handler, io);
+    if (static_cast<const void*>(std::addressof(executor)) == std::addressof(io) || same(executor, io)) return;
+    tracked_.emplace(asio::prefer(executor, asio::execution::outstanding_work.tracked));
   }
 
   // What is moved from keeps nothing at work.
@@ -285,7 +288,8 @@ class TaskImpl final : public TaskNode {
         allocator_(asio::get_associated_allocator(handler, asio::recycling_allocator<void>())),
         executor_(handler, core->io),
         handler_(std::forward<H>(handler)) {
-    if (options.on_progress()) progress_relay = std::make_shared<ProgressRelay>(options.on_progress());
+    if (options.has_rare() && options.on_progress())
+      progress_relay = std::make_shared<ProgressRelay>(options.on_progress());
     if constexpr (Sendable<C> && !gives_coroutine) {
       library_encoding = Remote<C>::library_encoding;
       library_decoding = Remote<C>::library_decoding;

@@ -36,7 +36,6 @@ inline constexpr Cell unless_pid = unless(SandboxItem::pid_namespace);
 // Root looks into anything.
 inline constexpr Cell unless_dump = unless(SandboxItem::non_dumpable);
 inline constexpr Cell unless_tcp = unless(SandboxItem::network_access);
-inline constexpr Cell unless_unix = unless(SandboxItem::abstract_socket_scope);
 inline constexpr Cell unless_few = unless(SandboxItem::open_files_limit);
 
 struct Row {
@@ -67,7 +66,7 @@ inline const std::array kExpected{
     Row{"inet socket",            open_inet_socket,           "",                  {yes,        yes,         yes,         yes,         no,     no}},
     Row{"netlink socket",         open_netlink_socket,        "",                  {yes,        yes,         no,          no,          no,     no}},
     Row{"connect by TCP",         connect_by_tcp,             "",                  {yes,        yes,         unless_tcp,  unless_tcp,  no,     no}},
-    Row{"abstract Unix socket",   connect_to_abstract_socket, "",                  {yes,        yes,         unless_unix, unless_unix, no,     no}},
+    Row{"abstract Unix socket",   connect_to_abstract_socket, "",                  {yes,        yes,         no,          no,          no,     no}},
     Row{"send by UDP",            send_by_udp,                "",                  {yes,        yes,         yes,         yes,         no,     no}},
     Row{"fork",                   fork_a_child,               "clone",             {yes,        yes,         killed,      killed,      killed, killed}},
     Row{"run a program",          run_a_program,              "execve",            {yes,        yes,         killed,      killed,      killed, killed}},

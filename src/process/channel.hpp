@@ -235,7 +235,7 @@ class WorkerChannel {
   /// Shows the progress of the task that is being run.
   void report_progress(std::uint64_t done, std::uint64_t total, std::string_view text) noexcept;
   CrashRecord& crash_record() noexcept { return response().crash; }
-  std::atomic<std::uint32_t>& item() noexcept { return response().item.address(); }
+  std::atomic<std::uint32_t>& item() noexcept { return *response().item.address(); }
 
   void set_ready() noexcept;
   void set_failed(std::string_view reason) noexcept;

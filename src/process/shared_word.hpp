@@ -26,7 +26,7 @@ class SharedWord {
 
   /// The word itself, for its writer: to sleep on it, or to hand it to who knows nothing of other processes. The reader
   /// has only a constant one.
-  std::atomic<T>& address() noexcept { return word_; }
+  std::atomic<T>* address() noexcept { return &word_; }
 
  private:
   std::atomic<T> word_;

@@ -51,7 +51,8 @@ BULKHEAD_EXPORT std::string_view name_of(SandboxItem item) noexcept;
 /// Which system calls a worker may make, once its `initializer` is over.
 enum class SystemCalls : std::uint8_t {
   /// All but those that reach other processes, start programs, or offer the kernel's widest surfaces (ptrace,
-  /// process_vm_writev, pidfd_getfd, kill of others, execve, fork, bpf, userfaultfd, io_uring, mount, ...).
+  /// process_vm_writev, pidfd_getfd, kill of others, execve, fork, bpf, userfaultfd, io_uring, mount, ...). Unix sockets,
+  /// and changing a file's mode, owner and times, which Landlock does not keep from a process, fail with an errno.
   deny_dangerous,
   /// Only those that computing and memory need, beside reading and writing open descriptors. Opening a file fails with
   /// EACCES.
@@ -64,8 +65,8 @@ enum class SystemCalls : std::uint8_t {
 struct SandboxPolicy {
   /// For code of one's own that may fail, but is nobody's enemy: the default.
   BULKHEAD_EXPORT static SandboxPolicy trusted();
-  /// For code that reads hostile input: it reaches no file, no other process, no TCP port, and starts no program. What
-  /// it needs of files is read in `preload`, or named in `readable_paths`.
+  /// For code that reads hostile input: it opens no file, reaches no other process and no TCP port, and starts no
+  /// program. What it needs of files is read in `preload`, or named in `readable_paths`.
   BULKHEAD_EXPORT static SandboxPolicy contained();
   /// For code that is taken for hostile: it can compute, and answer. `never_reuse_workers` is set.
   BULKHEAD_EXPORT static SandboxPolicy untrusted();

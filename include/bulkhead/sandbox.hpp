@@ -51,7 +51,8 @@ BULKHEAD_EXPORT std::string_view name_of(SandboxItem item) noexcept;
 /// Which system calls a worker may make, once its `initializer` is over.
 enum class SystemCalls : std::uint8_t {
   /// All but those that reach other processes, start programs, or offer the kernel's widest surfaces (ptrace,
-  /// process_vm_writev, pidfd_getfd, kill of others, execve, fork, bpf, userfaultfd, io_uring, mount, ...). Unix sockets,
+  /// process_vm_writev, pidfd_getfd, kill of others, execve, fork, bpf, userfaultfd, io_uring, mount, ...). Unix
+  /// sockets,
   /// and changing a file's mode, owner and times, which Landlock does not keep from a process, fail with an errno.
   deny_dangerous,
   /// Only those that computing and memory need, beside reading and writing open descriptors. Opening a file fails with

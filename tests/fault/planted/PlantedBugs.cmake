@@ -18,7 +18,7 @@ planted_bug(
   SAYING "the worker sleeps on")
 planted_bug(
   no_final_drain
-  IN worker_pool_processes.cpp
+  IN worker_pool_deaths.cpp
   RIGHT "  collect_all(*worker);\n  worker->buried = true"
   WRONG "  worker->buried = true"
   FOUND_BY kill_step
@@ -65,7 +65,7 @@ planted_bug(
   SAYING "callers were told of")
 planted_bug(
   wrong_signal
-  IN worker_pool_processes.cpp
+  IN worker_pool_deaths.cpp
   RIGHT "    ending.signal = worker.status->signal;"
   WRONG "    ending.signal = worker.status->signal == SIGSEGV ? SIGABRT : worker.status->signal;"
   FOUND_BY fault_chaos_test

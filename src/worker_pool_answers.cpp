@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: BSL-1.0
+#include "worker_pool.hpp"
+
+#include "run_here.hpp"
+
+#include <bulkhead/detail/progress_relay.hpp>
+#include <bulkhead/detail/remote_call.hpp>
+
+#include <boost/asio/defer.hpp>
+
+#include <sys/epoll.h>
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <exception>
+#include <utility>
+
+// The program's side of the pool: answers come out, and progress is looked at.
+
+namespace bulkhead::detail {
+namespace {
+
+using process::ResponseKind;
+
+// Tasks that are delivered before other handlers of the event loop get their turn.
+constexpr unsigned kDeliveriesPerRound = 64;
+
+// Answers of one worker that are read before the first of them is delivered: their callers may have the next requests,
+// which the worker is to get before it runs dry.
+constexpr unsigned kCollectedTogether = 64;
+
+// How often a backlog is looked at: five times the work that may lie in a ring (Dispatcher::Limits::ring_budget), so
+// that a ring that works is never mistaken for one that is stuck.
+constexpr auto kBacklogInterval = std::chrono::milliseconds(1);
+
+}  // namespace
+
+// Has `drain` called by the event loop. Deferred, so that a thread of the loop that calls this goes on with it itself
+// and no other is woken.
+void WorkerPool::schedule_drain() {
+  if (drain_posted_ || !core_->context_alive || closed_) return;
+  drain_posted_ = true;
+  asio::defer(core_->io, [self = shared_from_this()] {
+    Lock lock(self->core_->mutex);
+    self->drain_posted_ = false;
+    self->drain(lock);
+  });
+}
+
+void WorkerPool::drain(Lock& lock) {
+  Keep keep;                     // who calls this holds the pool, too
+  if (is_forked_copy()) return;  // The areas are not mapped here, and the tasks are the parent's.
+  // A handler that throws leaves through here: the rest must still be delivered.
+  struct Guard {
+    WorkerPool& pool;
+    Lock& held;
+    ~Guard() {
+      if (!held.owns_lock()) held.lock();
+      if (std::uncaught_exceptions() > exceptions) pool.schedule_drain();
+    }
+    int exceptions = std::uncaught_exceptions();
+  } guard{*this, lock};
+
+  if (freed_places_ > 0) core_->give_back(std::exchange(freed_places_, 0), lock);
+  bool progress = false;
+  for (unsigned delivered = 0; !closed_; ++delivered) {
+    if (ready_.empty()) {
+      collect();
+      pump(lock, keep);
+      if (closed_) break;
+      relieve();
+      pump(lock, keep);
+    }
+    TaskNode* node = ready_.pop_front();
+    if (node == nullptr) break;
+    --ready_count_;
+    progress = true;
+    if (delivered == kDeliveriesPerRound) {
+      ready_.push_front(*node);
+      ++ready_count_;
+      schedule_drain();
+      break;
+    }
+    // Other threads of the event loop may help; and if a handler blocks, it blocks nobody else.
+    if (!ready_.empty() || in_rings_ > 0 || dispatcher_.queued() > 0) schedule_drain();
+    finish(node, lock);
+  }
+  if (closed_) return;
+  for (const WorkerPtr& worker : workers_) {
+    if (worker && worker->unpublished > 0) publish_filled(*worker);
+  }
+  ask_for_workers();
+  if (progress) {
+    if (!std::exchange(slept_, false)) looking_.found(fruitless_rounds_);
+    fruitless_rounds_ = 0;
+  }
+  // Also while there is always something to deliver: a task may lie behind a long one all that time.
+  watch_backlog();
+  if (drain_posted_) return;
+  if (core_->open == 0 && core_->waiting.empty()) {
+    fruitless_rounds_ = 0;
+    nothing_left();
+    return;
+  }
+  if (in_rings_ > 0 && fruitless_rounds_ < looking_.looks(settings_.host_rounds)) {
+    ++fruitless_rounds_;
+    schedule_drain();
+  } else {
+    if (in_rings_ > 0) looking_.missed(settings_.host_rounds);
+    wait_for_answers();
+  }
+}
+
+void WorkerPool::nothing_left() {
+  if (!core_->context_alive || closed_) return;
+  if (waiting_) doorbell_wait_->cancel();
+  if (watching_backlog_) backlog_timer_->cancel();
+}
+
+void WorkerPool::wait_for_answers() {
+  fruitless_rounds_ = 0;
+  if (!core_->context_alive) return;
+  watch_backlog();
+  watch_heads();
+  bool answered = false;
+  for (const WorkerPtr& worker : workers_) {
+    // Of one that was killed the background thread tells.
+    if (!worker || dispatcher_.load(worker->index) == 0 || worker->killed != Killed::no) continue;
+    worker->channel.arm();
+    // Whatever was answered before the worker could see that we sleep, we must see now.
+    try {
+      answered = answered || worker->channel.committed() != worker->collected;
+    } catch (const process::ProtocolViolation& violation) {
+      violated(*worker, violation.what());
+    }
+  }
+  if (answered) {
+    schedule_drain();
+    return;
+  }
+  slept_ = true;
+  if (waiting_) return;
+  waiting_ = true;
+  doorbell_wait_->async_wait([self = shared_from_this()](boost::system::error_code) {
+    Lock lock(self->core_->mutex);
+    self->waiting_ = false;
+    // A forked copy shares the doorbells: what it took note of, its parent would never hear of.
+    if (self->closed_ || self->is_forked_copy()) return;
+    self->clear_doorbells();
+    self->drain(lock);
+  });
+}
+
+// Doorbells are watched edge-triggered: asking once is enough, they need not be read.
+void WorkerPool::clear_doorbells() {
+  std::array<epoll_event, 64> events;
+  while (::epoll_wait(doorbells_.get(), events.data(), static_cast<int>(events.size()), 0) ==
+         static_cast<int>(events.size())) {
+  }
+}
+
+// Looks after tasks that lie behind another one in a ring, for as long as there are any.
+void WorkerPool::watch_backlog() {
+  if (watching_backlog_ || core_->open == 0 || !dispatcher_.has_backlog()) return;
+  watching_backlog_ = true;
+  backlog_timer_->expires_after(kBacklogInterval);
+  backlog_timer_->async_wait([self = shared_from_this()](boost::system::error_code error) {
+    Lock lock(self->core_->mutex);
+    self->watching_backlog_ = false;
+    if (self->closed_ || self->is_forked_copy()) return;
+    if (error) {
+      // When it was cancelled nothing was left; there may be again.
+      self->watch_backlog();
+      return;
+    }
+    for (const unsigned index : self->dispatcher_.stalled_workers()) {
+      // All that has no answer, but for what it runs.
+      if (const WorkerPtr& worker = self->workers_[index]) self->take_back_behind(*worker, worker->collected - 1);
+    }
+    self->drain(lock);
+    if (!self->closed_) self->watch_backlog();
+  });
+}
+
+void WorkerPool::collect() {
+  for (const WorkerPtr& worker : workers_) {
+    if (worker && dispatcher_.load(worker->index) > 0) collect_from(*worker);
+  }
+}
+
+void WorkerPool::collect_from(Worker& worker) {
+  if (worker.killed == Killed::protocol) return;
+  try {
+    const std::uint32_t committed = worker.channel.committed();
+    if (committed == worker.collected) return;
+    if (!dispatcher_.ready(worker.index)) {
+      dispatcher_.worker_ready(worker.index, time_now());
+      dispatcher_.start_succeeded();
+    }
+    const std::uint64_t now = ExecutorCore::now();
+    for (unsigned i = 0; i < kCollectedTogether && worker.collected != committed; ++i) {
+      const process::Response response = worker.channel.response(worker.collected);
+      take_answer(worker, worker.collected, response, now);
+      ++worker.collected;
+    }
+  } catch (const process::ProtocolViolation& violation) {
+    violated(worker, violation.what());
+  }
+  consume(worker);
+}
+
+// All that there is, for those who will not come again.
+void WorkerPool::collect_all(Worker& worker) {
+  std::uint32_t before;
+  do {
+    before = worker.collected;
+    collect_from(worker);
+  } while (worker.collected != before);
+}
+
+void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response,
+                             std::uint64_t now) {
+  Entry& entry = worker.entry(sequence);
+  TaskNode* const node = entry.node;
+  if (response.kind == ResponseKind::skipped) {
+    if (node != nullptr && !entry.revoked) {
+      throw process::ProtocolViolation("it skipped a task that was not taken back");
+    }
+    entry.answered = true;
+    --in_rings_;
+    if (node != nullptr) dispatcher_.taken_back(worker.index);
+    dispatcher_.left(worker.index, std::nullopt, time_of(now));
+    if (dispatcher_.leaving(worker.index) && dispatcher_.load(worker.index) == 0) ask_maintenance();
+    if (node == nullptr) return;
+    // We and the worker saw each other: it had taken the task up when we looked, and then found it taken back.
+    free_entry(worker, entry);
+    worker.doomed.erase(node);
+    if (node->place.cancel_requested) {
+      decide(*node, cancelled_error(*node, TaskCancelledError::Stage::queued, shutdown_reason_), Outcome::cancelled);
+    } else {
+      queue_again(*node);
+    }
+    return;
+  }
+  if (node == nullptr) throw process::ProtocolViolation("it answered a request that was taken back");
+  if (!worker.doomed.empty()) worker.doomed.erase(node);  // It had been quicker.
+  if (response.over_memory && !dispatcher_.leaving(worker.index)) dispatcher_.leave(worker.index);
+  if (node->progress_relay || core_->wants(EventKind::progress)) pass_progress(worker, *node);
+  // The worker's clock readings are only believed as far as they are possible.
+  now = std::max(now, node->submitted_ns);
+  node->began_ns = std::clamp(response.began_ns, node->submitted_ns, now);
+  node->ended_ns = std::clamp(response.ended_ns, node->began_ns, now);
+  if (!entry.buffers.empty()) {
+    node->place.buffers = std::make_shared<std::vector<SharedBuffer>>(std::move(entry.buffers));
+    entry.buffers.clear();
+  }
+  free_entry(worker, entry);
+  --in_rings_;
+  dispatcher_.left(worker.index, std::chrono::nanoseconds(node->ended_ns - node->began_ns), time_of(now));
+  // It has ended what it had, and can go.
+  if (dispatcher_.leaving(worker.index) && dispatcher_.load(worker.index) == 0) ask_maintenance();
+  disarm_deadline(*node);
+  node->place.stage = TaskNode::Stage::answered;
+  node->place.worker_pid = worker.pid;
+  if (response.in_slot) {
+    // Whatever the worker writes there from now on: the copy is what is decoded, and the slot is free at once.
+    std::memcpy(node->place.copy, response.payload.data(), response.payload.size());
+    asm volatile("" : : "r"(node->place.copy) : "memory");
+    node->place.answer = {node->place.copy, response.payload.size()};
+    entry.answered = true;
+    if (node->library_decoding && decode_short_answer(*node, node->place.answer)) {
+      node->outcome = node->error ? Outcome::failed : Outcome::completed;
+      node->place.decided = true;
+    }
+  } else {
+    // Decoded where it lies, since a copy of 64 MiB takes as long as decoding it: the decoder copies each piece into
+    // private memory before it looks at it, and never goes back.
+    node->place.answer = response.payload;
+    node->place.area = workers_[worker.index];
+  }
+  ready_.push_back(*node);
+  ++ready_count_;
+}
+
+// Gives back what is answered and read, in order.
+void WorkerPool::consume(Worker& worker) {
+  std::uint32_t end = worker.channel.consumed();
+  while (end != worker.collected && worker.entry(end).answered) ++end;
+  worker.channel.consume(end);
+}
+
+// Without the mutex: what it decodes with is user code.
+void WorkerPool::decode(TaskNode& node) const {
+  const auto passed = std::static_pointer_cast<std::vector<SharedBuffer>>(std::move(node.place.buffers));
+  const BufferTransfer transfer(settings_.shared.get(), passed ? std::move(*passed) : std::vector<SharedBuffer>());
+  node.outcome = decode_answer(node, node.place.answer);
+}
+
+// Decodes a task's answer if that is not done yet, accounts for it, and hands it to the caller. User code, which codecs
+// and handlers are, runs without the mutex.
+void WorkerPool::finish(TaskNode* node, Lock& lock) {
+  if (!node->place.decided) {
+    const auto area = std::static_pointer_cast<Worker>(node->place.area);
+    lock.unlock();
+    decode(*node);
+    lock.lock();
+    if (area) {
+      area->entry(node->place.sequence).answered = true;
+      node->place.area.reset();
+      consume(*area);
+    }
+  }
+  core_->settle(node, node->outcome, Delivery::on_io_executor, lock);
+  lock.lock();
+}
+
+// A task gets its outcome without an answer.
+void WorkerPool::decide(TaskNode& node, std::exception_ptr error, Outcome outcome) {
+  disarm_deadline(node);
+  node.error = std::move(error);
+  node.outcome = outcome;
+  node.place.decided = true;
+  node.place.stage = TaskNode::Stage::answered;
+  ready_.push_back(node);
+  ++ready_count_;
+  schedule_drain();
+}
+
+std::exception_ptr WorkerPool::cancelled_error(const TaskNode& node, TaskCancelledError::Stage stage,
+                                               const std::string& reason) const {
+  ErrorContext context = core_->context_of(node);
+  if (node.place.worker_pid > 0) context.worker_pid = node.place.worker_pid;
+  return std::make_exception_ptr(TaskCancelledError(stage, std::move(context), reason));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Progress.
+
+// Looks at it from time to time for as long as somebody wants to know.
+void WorkerPool::watch_progress() {
+  if (watching_progress_) return;
+  watching_progress_ = true;
+  progress_timer_->expires_after(std::chrono::nanoseconds(kProgressInterval));
+  progress_timer_->async_wait(in_background([](WorkerPool& self, Lock&, boost::system::error_code error) {
+    self.watching_progress_ = false;
+    if (error || !self.core_->context_alive) return;
+    for (const WorkerPtr& worker : self.workers_) {
+      // Only the first in a ring can be running.
+      if (!worker || worker->collected == worker->reserved) continue;
+      TaskNode* const node = worker->entry(worker->collected).node;
+      if (node == nullptr) continue;
+      // One that we have tried to take back is either running, or is passed over in the next microseconds.
+      const bool sure = !worker->entry(worker->collected).revoked || node->place.looked_at;
+      node->place.looked_at = worker->channel.begun(node->place.sequence);
+      if (node->place.looked_at && sure) {
+        node->began_ns = std::max(node->began_ns, node->submitted_ns);
+        self.core_->tell_started(*node);
+      }
+      if (node->progress_relay || self.core_->wants(EventKind::progress)) self.pass_progress(*worker, *node);
+    }
+    const bool listened = self.core_->wants_any(EventKind::started | EventKind::progress);
+    if (self.observed_ > 0 || (listened && self.in_rings_ > 0)) self.watch_progress();
+  }));
+}
+
+void WorkerPool::pass_progress(Worker& worker, TaskNode& node) {
+  if (node.settled || !core_->context_alive) return;
+  auto note = worker.channel.progress(node.place.sequence, node.place.progress_version);
+  if (!note) return;
+  node.place.progress_version = note->version;
+  core_->tell_progress(node, {note->done, note->total, std::move(note->text)});
+}
+
+}  // namespace bulkhead::detail

@@ -175,7 +175,8 @@ void be_counted(Form form, Side side) {
   asio::io_context context(1);
   LocalExecutorOptions options;
   options.max_workers = 1;
-  options.spin = bulkhead::SpinPolicy::never;  // it is seen to be done when it sleeps
+  options.spin = bulkhead::SpinPolicy::never;            // it is seen to be done when it sleeps
+  options.sandbox.non_dumpable = bulkhead::Demand::off;  // it is traced
   LocalExecutor executor(context.get_executor(), options);
   Load load(context, executor, form);
   load.run(kWarmUp);

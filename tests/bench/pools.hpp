@@ -47,6 +47,7 @@ inline int use_cpu(int microseconds) {
 
 inline LocalExecutorOptions pool_of(unsigned workers, std::size_t pending) {
   LocalExecutorOptions options;
+  options.sandbox.non_dumpable = bulkhead::Demand::off;  // its memory is looked at
   options.max_workers = workers;
   options.max_pending = pending;
   options.max_message_size = std::size_t{1} << 20;

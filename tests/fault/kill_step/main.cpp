@@ -228,6 +228,7 @@ struct Pool {
                            LocalExecutorOptions options;
                            options.max_workers = 1;
                            options.spin = bulkhead::SpinPolicy::never;
+                           options.sandbox.non_dumpable = bulkhead::Demand::off;  // it is traced
                            return options;
                          }()};
 

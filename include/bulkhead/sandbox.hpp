@@ -100,7 +100,7 @@ struct SandboxPolicy {
   /// RLIMIT_NPROC: processes and threads of the worker's user; the kernel does not apply it to root.
   Demand process_limit = Demand::off;
   std::uint64_t processes = 0;
-  /// RLIMIT_CORE 0: no core dump.
+  /// RLIMIT_CORE: no core dump.
   Demand core_limit = Demand::attempt;
 
   /// Landlock: no file can be opened, but in `readable_paths` (for reading) and `writable_paths` (for everything but to

@@ -18,6 +18,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
@@ -396,7 +397,14 @@ void Sandbox::enter(SandboxOutcomes& outcomes) const {
   limit(Item::cpu_limit, outcomes, RLIMIT_CPU, asked.cpu_seconds);
   limit(Item::file_size_limit, outcomes, RLIMIT_FSIZE, asked.file_size);
   limit(Item::process_limit, outcomes, RLIMIT_NPROC, asked.processes);
-  limit(Item::core_limit, outcomes, RLIMIT_CORE, 0);
+  put_in_force(Item::core_limit, outcomes, [] {
+    // One byte is less than any core; at 0 the kernel still starts the program that core_pattern names (fs/coredump.c).
+    rlimit limit{};
+    ::getrlimit(RLIMIT_CORE, &limit);
+    limit.rlim_cur = limit.rlim_max = std::min<rlim_t>(limit.rlim_max, 1);
+    if (::setrlimit(RLIMIT_CORE, &limit) != 0) throw_errno("cannot set the limit");
+    return "no core";
+  });
   put_in_force(Item::non_dumpable, outcomes, [] {
     if (::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0) throw_errno("cannot be made non-dumpable");
     return "";

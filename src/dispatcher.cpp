@@ -160,7 +160,7 @@ std::optional<unsigned> Dispatcher::worker_to_give_up() const {
   if (stopping_ || staying_ < most_workers() || !lacks_unused_worker()) return std::nullopt;
   const Worker* longest_idle = nullptr;
   for (const Worker& worker : workers_) {
-    if (!worker.ready || worker.leaving || worker.load > 0) continue;
+    if (!worker.ready || worker.leaving || worker.load > 0 || worker.holds > 0) continue;
     if (longest_idle == nullptr || worker.idle_since < longest_idle->idle_since) longest_idle = &worker;
   }
   if (longest_idle == nullptr) return std::nullopt;
@@ -258,7 +258,7 @@ std::optional<unsigned> Dispatcher::worker_to_dismiss(Time now) const {
   for (unsigned i = static_cast<unsigned>(workers_.size()); i-- > 0;) {
     const Worker& worker = workers_[i];
     if (has_replacement && is_to_be_replaced(worker, now)) return i;
-    if (!worker.ready || worker.leaving || worker.load > 0) continue;
+    if (!worker.ready || worker.leaving || worker.load > 0 || worker.holds > 0) continue;
     if (too_many && now >= worker.idle_since + limits_.idle_timeout) return i;
   }
   return std::nullopt;

@@ -86,6 +86,11 @@ class Dispatcher {
   /// A worker is started; it is given tasks once it is ready. After `most_tasks` of them (0: no limit) it leaves.
   void worker_added(unsigned worker, std::uint64_t most_tasks = 0);
   void worker_ready(unsigned worker, Time now = Time(0));
+  /// It is kept for the task that it was last given, which comes back: it is neither given up nor dismissed.
+  void hold(unsigned worker) noexcept { ++workers_[worker].holds; }
+  void release(unsigned worker) noexcept {
+    if (workers_[worker].holds > 0) --workers_[worker].holds;
+  }
   /// It gets no task any more and is replaced; what it has, it ends.
   void leave(unsigned worker);
   /// A request takes more of its memory than it should keep, which only its end gives back: some time after the last of
@@ -100,6 +105,8 @@ class Dispatcher {
   bool present(unsigned worker) const { return workers_[worker].present; }
   bool ready(unsigned worker) const { return workers_[worker].ready; }
   bool leaving(unsigned worker) const { return workers_[worker].leaving; }
+  /// Whether it has been given a task that does not share workers with all others.
+  bool isolated(unsigned worker) const { return workers_[worker].compartment > kSharedCompartment; }
   unsigned starting() const noexcept { return starting_; }
   /// Workers that are there to stay.
   unsigned staying() const noexcept { return staying_; }
@@ -192,6 +199,7 @@ class Dispatcher {
     std::size_t load = 0;
     int last_priority = 0;  // of the task that was put into its ring last
     Compartment compartment = kNoCompartment;
+    unsigned holds = 0;
     bool limited = false;  // leaves after some tasks
     std::uint64_t tasks_left = 0;
     std::size_t busy_place = 0;  // in `busy_`, if it has a load
@@ -204,8 +212,7 @@ class Dispatcher {
     return worker.load > 0 && now_ - worker.progressed_at > limits_.ring_budget;
   }
   static bool may_take(const Worker& worker, Compartment compartment) noexcept {
-    return worker.compartment == kNoCompartment ||
-           (worker.compartment == compartment && compartment != kFreshCompartment);
+    return worker.compartment == kNoCompartment || worker.compartment == compartment;
   }
   const Worker* chosen_worker() const noexcept;
   const Worker* chosen_worker_of(Compartment compartment) const noexcept;
@@ -265,7 +272,6 @@ inline void Dispatcher::placed(unsigned worker, int priority, Compartment compar
     add_busy(worker);
   }
   if (state.limited && --state.tasks_left == 0) begin_leaving(state);
-  if (compartment == kFreshCompartment) leave(worker);
 }
 
 inline void Dispatcher::left(unsigned worker, std::optional<Duration> run_time, Time now) {

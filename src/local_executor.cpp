@@ -126,6 +126,14 @@ std::chrono::nanoseconds at_most_a_century(std::chrono::nanoseconds time) {
   return std::min<std::chrono::nanoseconds>(time, std::chrono::hours(24 * 365 * 100));
 }
 
+// Then there is nothing that anybody relies on.
+bool asks_no_more_than_trusted(SandboxPolicy policy) {
+  const SandboxPolicy trusted = SandboxPolicy::trusted();
+  policy.profile = trusted.profile;
+  policy.never_reuse_workers = trusted.never_reuse_workers;
+  return policy == trusted;
+}
+
 detail::WorkerPool::Settings pool_settings(const LocalExecutorOptions& options) {
   detail::WorkerPool::Settings settings;
   settings.max_workers = options.max_workers;
@@ -242,13 +250,10 @@ LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOpt
     auto settings = pool_settings(options_);
     settings.shared = engine_->shared;
     if (options_.spin == SpinPolicy::automatic) engine_->spinning = settings.spinning_workers;
-    const SandboxReport probed = process::Sandbox::report(options_.sandbox, {});
-    const bool demanding = std::any_of(probed.entries.begin(), probed.entries.end(), [](const auto& entry) {
-      return entry.demand == Demand::require && entry.item != SandboxItem::descriptors;
-    });
-    if (demanding) {
-      engine_->sandbox =
-          process::Sandbox::report(options_.sandbox, process::ForkServer::start().probe(settings.sandbox));
+    if (!asks_no_more_than_trusted(options_.sandbox)) {
+      const auto outcomes = process::ForkServer::start().probe(settings.sandbox);
+      engine_->sandbox = process::Sandbox::report(options_.sandbox, outcomes);
+      settings.sandbox = process::Sandbox::as_tried(std::move(settings.sandbox), outcomes);
     }
     engine_->pool = std::make_shared<detail::WorkerPool>(core(), std::move(settings), *engine_->background);
     {

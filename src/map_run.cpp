@@ -71,12 +71,14 @@ MapLimits map_limits(const MapOptions& options, const TaskOptions& task, bool on
   if (task.only_spawned()) {
     throw std::invalid_argument("TaskOptions::id and metadata are of single tasks, and map makes many");
   }
-  const bool limits_runs =
-      task.timeout() || task.total_timeout() || task.cpu_timeout() || task.retry() != nullptr || one_by_one;
+  const bool limits_runs = task.timeout() || task.total_timeout() || task.cpu_timeout() || task.retry() != nullptr ||
+                           one_by_one ||
+                           (task.isolation() != nullptr && task.isolation()->kind() == Isolation::Kind::fresh);
   if (limits_runs && options.chunk() > 1) {
-    throw std::invalid_argument(fmt::format(
-        "option 'chunk' of map is {}, and must be 1 for {}", options.chunk(),
-        one_by_one ? "coroutines, which run one by one" : "a time limit or a retry policy to hold for each"));
+    throw std::invalid_argument(fmt::format("option 'chunk' of map is {}, and must be 1 for {}", options.chunk(),
+                                            one_by_one
+                                                ? "coroutines, which run one by one"
+                                                : "a time limit, a retry policy or a fresh worker to hold for each"));
   }
   if (options.window() != 0 && options.chunk() > options.window()) {
     throw std::invalid_argument(

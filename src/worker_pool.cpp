@@ -105,7 +105,7 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
   }
   dispatcher_.set_time(time_of(node->submitted_ns));
   if (settings_.never_reuse_workers || (node->options.has_rare() && node->options.isolation() != nullptr)) {
-    node->compartment = compartment_of(*node);
+    assign_compartment(*node);
   }
   // Usually nobody waits, and there is room: no need to queue first.
   Worker* worker = dispatcher_.queued() == 0 ? worker_with_room(node->compartment) : nullptr;
@@ -175,19 +175,23 @@ void WorkerPool::pump(Lock& lock, Keep& keep) {
 }
 
 // Which workers may run the task.
-Compartment WorkerPool::compartment_of(const TaskNode& node) {
+void WorkerPool::assign_compartment(TaskNode& node) {
   const Isolation* const isolation = node.options.isolation();
   const auto kind = isolation != nullptr            ? isolation->kind()
                     : settings_.never_reuse_workers ? Isolation::Kind::fresh
                                                     : Isolation::Kind::reuse;
-  if (kind == Isolation::Kind::reuse) return kSharedCompartment;
+  if (kind == Isolation::Kind::reuse) return;
   dispatcher_.isolate();
-  if (kind == Isolation::Kind::fresh) return kFreshCompartment;
+  if (kind == Isolation::Kind::fresh) {
+    node.place.fresh = true;
+    node.compartment = ++last_compartment_;
+    return;
+  }
   // Many more than there are workers: who comes again after that gets another worker, as if it had never been here.
   if (keyed_compartments_.size() > kRememberedKeys) keyed_compartments_.clear();
   const auto [known, added] = keyed_compartments_.try_emplace(isolation->key(), last_compartment_);
   if (added) known->second = ++last_compartment_;
-  return known->second;
+  node.compartment = known->second;
 }
 
 WorkerPool::Worker* WorkerPool::worker_with_room(Compartment compartment) {
@@ -258,6 +262,7 @@ bool WorkerPool::encode_at_once(TaskNode& node, Worker& worker) {
   head.task_id = node.id;
   head.timeout_ns = timeout_of(node);
   head.end_ns = node.must_end_ns;
+  if (node.place.fresh) dispatcher_.leave(worker.index);
   note_in_ring(node, worker);
   show(worker, node.place.sequence, head);
   return true;
@@ -375,6 +380,8 @@ bool WorkerPool::encode_unlocked(TaskNode& node, Worker& worker, Lock& lock, Kee
   const bool usable = worker.killed == Killed::no && !worker.buried && !error && !no_room && !grows &&
                       !node.place.cancel_requested && !closed_;
   if (!usable && block) worker.channel.release(*block, block_size);
+  // It has the arguments, or a part of them. While its memory grows it is kept for the task.
+  if (node.place.fresh && !grows && !no_room) dispatcher_.leave(worker.index);
   if (usable && block) {
     worker.channel.shrink(*block, block_size, size);
     block_size = size;
@@ -432,6 +439,7 @@ bool WorkerPool::encode_unlocked(TaskNode& node, Worker& worker, Lock& lock, Kee
 void WorkerPool::grow(TaskNode& node, WorkerPtr worker, std::size_t offset, std::size_t size) {
   node.place.stage = TaskNode::Stage::encoding;
   growing_.push_back(node);
+  dispatcher_.hold(worker->index);
   asio::post(slow_, [weak = weak_from_this(), &node, worker = std::move(worker), offset, size] {
     worker->channel.populate(offset, size);
     const auto self = weak.lock();
@@ -439,6 +447,10 @@ void WorkerPool::grow(TaskNode& node, WorkerPtr worker, std::size_t offset, std:
     const Lock lock(self->core_->mutex);
     worker->channel.set_populated(offset + size);
     if (self->closed_) return;  // Which has seen to the task.
+    if (self->workers_[worker->index] == worker) {
+      self->dispatcher_.release(worker->index);
+      if (node.place.fresh && node.place.cancel_requested) self->dispatcher_.leave(worker->index);
+    }
     self->growing_.erase(node);
     if (node.place.cancel_requested) {
       self->decide(node, self->cancelled_error(node, TaskCancelledError::Stage::queued, self->shutdown_reason_),

@@ -176,6 +176,15 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   };
   using WorkerPtr = std::shared_ptr<Worker>;
 
+  // Whether a worker has taken the request up, or must be taken to have: one that shares its worker with no other
+  // compartment is given to one that was ready, and had nothing else to do.
+  bool taken_up(const Worker& worker, std::uint32_t sequence) const {
+    if (worker.channel.begun(sequence)) return true;
+    const TaskNode* const node = worker.ring[sequence % process::kSlots].node;
+    return node != nullptr && node->compartment != kSharedCompartment && sequence == worker.collected &&
+           static_cast<std::int32_t>(sequence - worker.channel.published()) < 0;
+  }
+
   static Dispatcher::Time time_of(std::uint64_t now) { return Dispatcher::Time(static_cast<std::int64_t>(now)); }
   static Dispatcher::Time time_now() { return time_of(ExecutorCore::now()); }
 
@@ -183,7 +192,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void enqueue(TaskNode& node);
   void pump(Lock& lock, Keep& keep);
   Worker* worker_with_room(Compartment compartment);
-  Compartment compartment_of(const TaskNode& node);
+  void assign_compartment(TaskNode& node);
   void notice_ready_workers();
   bool place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep);
   bool encode_at_once(TaskNode& node, Worker& worker);
@@ -279,7 +288,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   // Guarded by core_->mutex, all below.
   Dispatcher dispatcher_;
   std::map<std::string, Compartment> keyed_compartments_;
-  Compartment last_compartment_ = kFirstKeyedCompartment;
+  Compartment last_compartment_ = kFirstOwnCompartment;
   std::vector<WorkerPtr> workers_;
   IntrusiveList<TaskNode, QueuedTask> ready_;  // tasks with an answer or a decided outcome
   std::size_t ready_count_ = 0;

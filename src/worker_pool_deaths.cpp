@@ -88,7 +88,7 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
   // has shown that it can work: whoever kills those is not to slow the pool down.
   const bool unasked = !worker->told_to_stop && worker->killed == Killed::no;
   const bool took_up_nothing =
-      worker->collected == 0 && (worker->reserved == 0 || !worker->channel.begun(worker->collected));
+      worker->channel.published() == 0;  // what it was shown it may have taken up, whatever it says
   const bool died_young =
       unasked && took_up_nothing && !worker->orphaned && ExecutorCore::now() - worker->started_ns < kProbation;
   if (was_ready && died_young) dispatcher_.died_young(time_now());
@@ -110,10 +110,11 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
   bool blamed = false;
   for (std::uint32_t sequence = worker->collected; sequence != worker->reserved; ++sequence) {
     --in_rings_;
+    const bool counts_as_begun = taken_up(*worker, sequence);
     TaskNode* const node = clear(worker->entry(sequence));
     const bool published = static_cast<std::int32_t>(sequence - worker->channel.published()) < 0;
-    const bool begun = published && !worker->channel.take_back(sequence) && node != nullptr &&
-                       (!dead || sequence == worker->collected);
+    const bool refused = published && !worker->channel.take_back(sequence);
+    const bool begun = (refused || counts_as_begun) && node != nullptr && (!dead || sequence == worker->collected);
     blamed = blamed || begun;
     if (node != nullptr) judge(*worker, *node, begun, blamed);
   }

@@ -24,12 +24,17 @@ constexpr std::uint64_t kHeadInterval = 100'000'000;  // ns
 // A worker that has taken nothing up for so long is stopped: not even an overloaded machine makes it wait so long.
 constexpr std::uint64_t kStopped = 5'000'000'000;  // ns
 
+// So often a task is taken back from a worker that was ready and does not take it up. Workers that are stopped are no
+// task's fault, but it is not stopped ten times in a row by chance.
+constexpr unsigned kMostDenials = 10;
+
 // A task with a shorter time limit is not to keep its worker longer by pretending never to have begun, and a stopped
 // worker costs it less. Still ten looks.
 constexpr std::uint64_t kLeastPatience = 10 * kHeadInterval;
 
 std::uint64_t patience(const TaskNode* node) {
-  if (node == nullptr || !node->options.timeout()) return kStopped;
+  if (node == nullptr) return kLeastPatience;  // what it had was taken back: nothing is lost with it
+  if (!node->options.timeout()) return kStopped;
   return std::clamp(static_cast<std::uint64_t>(node->options.timeout()->count()), kLeastPatience, kStopped);
 }
 
@@ -114,7 +119,7 @@ void WorkerPool::watch_heads() {
 void WorkerPool::look_at_head(Worker& worker, std::uint64_t now) {
   const std::uint32_t head = worker.collected;
   const bool waits = dispatcher_.ready(worker.index) && worker.killed == Killed::no && head != worker.reserved &&
-                     static_cast<std::int32_t>(head - worker.channel.published()) < 0 && !worker.channel.begun(head);
+                     static_cast<std::int32_t>(head - worker.channel.published()) < 0 && !taken_up(worker, head);
   if (!waits || worker.unbegun != head || worker.unbegun_since == 0) {
     worker.unbegun = head;
     worker.unbegun_since = waits ? now : 0;
@@ -124,7 +129,19 @@ void WorkerPool::look_at_head(Worker& worker, std::uint64_t now) {
     kill(worker, Killed::stopped, "it took no task up: it was stopped");
   } else {
     dispatcher_.stall(worker.index);
+    TaskNode* const node = worker.entry(head).node;
     take_back_behind(worker, head - 1);
+    if (node != nullptr && node->place.stage == TaskNode::Stage::queued && ++node->place.denials == kMostDenials) {
+      dispatcher_.remove(*node);
+      WorkerCrashedError::Ending ending;
+      ErrorContext context = core_->context_of(*node);
+      if (worker.pid > 0) context.worker_pid = worker.pid;
+      decide(*node,
+             std::make_exception_ptr(WorkerCrashedError(
+                 std::move(ending), std::move(context),
+                 fmt::format("{} workers in a row did not take it up, or deny that they did", kMostDenials))),
+             Outcome::failed);
+    }
     schedule_drain();
   }
 }
@@ -134,8 +151,7 @@ void WorkerPool::look_at_head(Worker& worker, std::uint64_t now) {
 
 bool WorkerPool::has_begun(const TaskNode& node) const {
   if (node.place.stage == TaskNode::Stage::answered) return node.began_ns != 0;
-  return node.place.stage == TaskNode::Stage::in_ring &&
-         workers_[node.place.worker]->channel.begun(node.place.sequence);
+  return node.place.stage == TaskNode::Stage::in_ring && taken_up(*workers_[node.place.worker], node.place.sequence);
 }
 
 std::optional<Progress> WorkerPool::progress_of(const TaskNode& node) const {
@@ -256,7 +272,7 @@ RunState WorkerPool::state_of(TaskNode& node, std::uint64_t now) {
   RunState state;
   if (node.place.stage != TaskNode::Stage::in_ring) return state;
   const Worker& worker = *workers_[node.place.worker];
-  state.begun = worker.channel.begun(node.place.sequence);
+  state.begun = taken_up(worker, node.place.sequence);
   if (!state.begun) return state;
   // When it began is what the worker says, as far as that is possible.
   if (node.place.seen_begun_ns == 0) node.place.seen_begun_ns = now;

@@ -20,7 +20,10 @@ namespace bulkhead::detail {
 namespace {
 
 // How long a worker that is replaced may take to leave when it has nothing to do: it only flushes standard output.
-constexpr auto kLeavePatience = std::chrono::seconds(1);
+constexpr std::chrono::milliseconds kLeavePatience(1000);
+
+// The same for one that ran isolated tasks, which may be hostile and hold it up: it has a place that others wait for.
+constexpr std::chrono::milliseconds kIsolatedLeavePatience(50);
 
 // How long the fork server may take to fork a template, and a template that is done with preload to fork a worker. Both
 // are one fork, far below a millisecond; five seconds mean that the process is stopped.
@@ -292,7 +295,8 @@ void WorkerPool::dismiss_idle_workers() {
     if (dispatcher_.load(worker->index) > 0 || worker->told_to_stop || worker->killed != Killed::no) continue;
     ++workers_recycled_;
     stop_worker(*worker);
-    worker->limit_timer = std::make_unique<asio::steady_timer>(background_, kLeavePatience);
+    const auto patience = dispatcher_.isolated(worker->index) ? kIsolatedLeavePatience : kLeavePatience;
+    worker->limit_timer = std::make_unique<asio::steady_timer>(background_, patience);
     worker->limit_timer->async_wait(
         in_background([generation = worker->generation](WorkerPool& self, Lock&, boost::system::error_code error) {
           Worker* const late = error ? nullptr : self.find_worker(generation);

@@ -1042,12 +1042,11 @@ Workers start_all(Dispatcher& dispatcher, Dispatcher::Time now, std::uint64_t mo
 }
 
 using bulkhead::detail::Compartment;
-using bulkhead::detail::kFirstKeyedCompartment;
-using bulkhead::detail::kFreshCompartment;
+using bulkhead::detail::kFirstOwnCompartment;
 using bulkhead::detail::kSharedCompartment;
 
-constexpr Compartment kA = kFirstKeyedCompartment;
-constexpr Compartment kB = kFirstKeyedCompartment + 1;
+constexpr Compartment kA = kFirstOwnCompartment;
+constexpr Compartment kB = kFirstOwnCompartment + 1;
 
 Dispatcher with_isolation(unsigned workers) {
   Dispatcher dispatcher = with_ready_workers(workers);
@@ -1070,7 +1069,6 @@ TEST_CASE("A worker that has run a task of one key is given none of another, nor
   CHECK(run_one(dispatcher, kA) == 0U);
   CHECK_FALSE(dispatcher.choose_worker(kB));
   CHECK_FALSE(dispatcher.choose_worker(kSharedCompartment));
-  CHECK_FALSE(dispatcher.choose_worker(kFreshCompartment));
 }
 
 TEST_CASE("A task of a key goes to the worker that its key has before it takes one that has run nothing") {
@@ -1082,18 +1080,30 @@ TEST_CASE("A task of a key goes to the worker that its key has before it takes o
   CHECK(run_one(dispatcher, kSharedCompartment) == 0U);
 }
 
-TEST_CASE("A fresh task is given a worker that has run nothing, which then leaves") {
+TEST_CASE("A task of a compartment of its own is given a worker that has run nothing, once that is ready") {
   Dispatcher dispatcher = with_isolation(2);
   CHECK(run_one(dispatcher, kSharedCompartment) == 0U);
-  CHECK(run_one(dispatcher, kFreshCompartment) == 1U);
-  CHECK(dispatcher.leaving(1));
-  CHECK_FALSE(dispatcher.choose_worker(kFreshCompartment));
+  CHECK(run_one(dispatcher, kA) == 1U);
+  dispatcher.leave(1);
+  CHECK_FALSE(dispatcher.choose_worker(kB));
   CHECK(dispatcher.worker_to_start(0ns) == 2U);
   dispatcher.worker_added(2);
-  // One that is still starting is given no isolated task: what would be taken back from it again could be read there.
-  CHECK_FALSE(dispatcher.choose_worker(kFreshCompartment));
+  CHECK_FALSE(dispatcher.choose_worker(kB));
   dispatcher.worker_ready(2);
-  CHECK(dispatcher.choose_worker(kFreshCompartment) == 2U);
+  CHECK(dispatcher.choose_worker(kB) == 2U);
+}
+
+TEST_CASE("A worker that is held for its task is not given up for another") {
+  Dispatcher dispatcher = with_isolation(1);
+  CHECK(run_one(dispatcher, kA) == 0U);
+  Work waiting(1);
+  waiting.compartment = kB;
+  dispatcher.enqueue(waiting);
+  dispatcher.hold(0);
+  CHECK_FALSE(dispatcher.worker_to_give_up());
+  CHECK(dispatcher.choose_worker(kA) == 0U);
+  dispatcher.release(0);
+  CHECK(dispatcher.worker_to_give_up() == 0U);
 }
 
 TEST_CASE("A task whose key has no worker has the one leave that has been idle for longest") {

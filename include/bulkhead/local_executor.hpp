@@ -123,7 +123,8 @@ struct LocalExecutorOptions {
   /// How long such tasks are refused. More than zero.
   std::chrono::nanoseconds quarantine_time = std::chrono::seconds(60);
   /// What workers may reach: `SandboxPolicy::contained()`, say. An item that is required and cannot be had throws
-  /// `WorkerStartError` from the constructor, which then waits for a worker that tries it: a few milliseconds.
+  /// `WorkerStartError` from the constructor. Where more is asked for than in `trusted`, that waits for a process that
+  /// tries it, for a few milliseconds; what that could have every worker has, or it does not start.
   SandboxPolicy sandbox = SandboxPolicy::trusted();
   /// What becomes of what workers print.
   CaptureOutput capture_output = CaptureOutput::inherit;

@@ -91,7 +91,8 @@ struct SandboxPolicy {
   /// RLIMIT_CPU, whole seconds over the worker's whole life: then it is killed.
   Demand cpu_limit = Demand::off;
   std::uint64_t cpu_seconds = 0;
-  /// RLIMIT_FSIZE, bytes: no file can be made larger.
+  /// RLIMIT_FSIZE, bytes: no file can be made larger; writing beyond fails with EFBIG, also where standard output is a
+  /// file (`CaptureOutput::inherit`).
   Demand file_size_limit = Demand::off;
   std::uint64_t file_size = 0;
   /// RLIMIT_NOFILE: no descriptor of this number or above can be opened.

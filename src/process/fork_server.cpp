@@ -283,6 +283,7 @@ FileDescriptor ForkServer::create_template(TemplateConfiguration configuration, 
     const Mapping mapping(memfd, bytes.size(), Mapping::Access::read_write);
     std::memcpy(mapping.data(), bytes.data(), bytes.size());
   }
+  seal(memfd, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
   auto [ours, theirs] = create_socket_pair();
   Record record;
   record.type = RecordType::create_template;

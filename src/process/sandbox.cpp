@@ -20,9 +20,11 @@
 #include <unistd.h>
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -147,7 +149,6 @@ void become(uid_t uid, gid_t gid) {
   if (::setgroups(0, nullptr) != 0) throw_errno("cannot leave its groups");
   if (::setresgid(gid, gid, gid) != 0) throw_errno("cannot change its group");
   if (::setresuid(uid, uid, uid) != 0) throw_errno("cannot change its user");
-  drop_capabilities();
 }
 
 void enter_user_namespace() {
@@ -244,6 +245,15 @@ std::vector<std::byte> Sandbox::compiled(const SandboxPolicy& policy) {
   if (!filter.empty()) std::memcpy(after, filter.data(), header.filter_bytes);
   std::memcpy(after + header.filter_bytes, paths.data(), paths.size());
   return bytes;
+}
+
+std::vector<std::byte> Sandbox::as_tried(std::vector<std::byte> compiled, const SandboxOutcomes& outcomes) {
+  Header asked = Sandbox(compiled).header();
+  for (std::size_t i = 0; i < kSandboxItems; ++i) {
+    if (outcomes[i].state == State::in_force) asked.demands[i] = Demand::require;
+  }
+  std::memcpy(compiled.data(), &asked, sizeof(asked));
+  return compiled;
 }
 
 Sandbox::Sandbox(std::span<const std::byte> compiled) : bytes_(compiled) {}
@@ -389,13 +399,16 @@ void Sandbox::enter(SandboxOutcomes& outcomes) const {
     return "1000";
   });
   put_in_force(Item::memory_limit, outcomes, [&] {
-    const std::uint64_t most = address_space() + asked.memory;
+    const std::uint64_t used = address_space();
+    const std::uint64_t most = used + std::min(asked.memory, std::numeric_limits<std::uint64_t>::max() - used);
     const rlimit limit{most, most};
     if (::setrlimit(RLIMIT_AS, &limit) != 0) throw_errno("cannot set the limit");
     return fmt::format("{} bytes of address space", most);
   });
   limit(Item::cpu_limit, outcomes, RLIMIT_CPU, asked.cpu_seconds);
   limit(Item::file_size_limit, outcomes, RLIMIT_FSIZE, asked.file_size);
+  // Whoever prints where standard output is a file is to see an error, and not to die of it.
+  if (asked.demands[index_of(Item::file_size_limit)] != Demand::off) ::signal(SIGXFSZ, SIG_IGN);
   limit(Item::process_limit, outcomes, RLIMIT_NPROC, asked.processes);
   put_in_force(Item::core_limit, outcomes, [] {
     // One byte is less than any core; at 0 the kernel still starts the program that core_pattern names (fs/coredump.c).
@@ -425,6 +438,8 @@ void Sandbox::filter_system_calls(SandboxOutcomes& outcomes) const {
     std::vector<sock_filter> filter(asked.filter_bytes / sizeof(sock_filter));
     if (!filter.empty()) std::memcpy(filter.data(), bytes_.data() + sizeof(Header), asked.filter_bytes);
     set_own_process(filter, ::getpid());
+    // What root may, or who made a user namespace, in it. Without no_new_privileges only they may install a filter.
+    if (::prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1) drop_capabilities();
     const std::string size = fmt::format("{} instructions", filter.size());
     if (const int error = install_system_call_filter(filter); error != 0) {
       throw std::system_error(error, std::system_category(), "cannot install the filter");

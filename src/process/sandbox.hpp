@@ -27,6 +27,10 @@ class Sandbox {
   /// Throws `std::invalid_argument` with what is wrong with the policy.
   static std::vector<std::byte> compiled(const SandboxPolicy& policy);
 
+  /// The same, but what a process that tried it could have is required from now on: else what was told of it would not
+  /// be true any more.
+  static std::vector<std::byte> as_tried(std::vector<std::byte> compiled, const SandboxOutcomes& outcomes);
+
   /// Views the bytes. None: nothing is asked for.
   explicit Sandbox(std::span<const std::byte> compiled);
 

@@ -238,7 +238,9 @@ Code code_of(Check check) {
           .unless_one_of(2, {0, IPPROTO_TCP, IPPROTO_UDP}, refuse(EPROTONOSUPPORT));
       break;
     case Check::unix_pairs:
-      code.unless_one_of(0, {AF_UNIX}, refuse(EAFNOSUPPORT));
+      // One for datagrams could still send to any name.
+      code.unless_one_of(0, {AF_UNIX}, refuse(EAFNOSUPPORT))
+          .unless_one_of(1, {SOCK_STREAM, SOCK_SEQPACKET}, refuse(ESOCKTNOSUPPORT), kSocketTypeMask);
       break;
     case Check::no_fast_open_in_second:
       code.if_any_bit(2, MSG_FASTOPEN, refuse(EOPNOTSUPP));
@@ -362,10 +364,16 @@ constexpr CheckedCall kCheckedIfDenied[] = {{"sched_setaffinity", Check::first_i
                                             {"fcntl", Check::no_signals_by_fcntl},
                                             {"prctl", Check::prctl_keeps_the_policy}};
 
-// Where the dangerous calls are denied, EACCES: what Landlock lets a process do to a file by its name.
-constexpr std::string_view kChangesByName[] = {
-    "chmod",     "fchmodat",  "fchmodat2", "chown",     "lchown",     "fchownat",    "utime",        "utimes",
-    "futimesat", "utimensat", "setxattr",  "lsetxattr", "setxattrat", "removexattr", "lremovexattr", "removexattrat"};
+// Where the dangerous calls are denied, EACCES: what Landlock lets a process do to a file by its name, or see of it,
+// and what it shares with others by other names than files'.
+constexpr std::string_view kByOtherNames[] = {
+    "mknod",      "mknodat",     "inotify_init", "inotify_init1", "shmget",    "shmat",
+    "shmctl",     "semget",      "semop",        "semtimedop",    "semctl",    "msgget",
+    "msgsnd",     "msgrcv",      "msgctl",       "mq_open",       "mq_unlink", "listen",
+
+    "chmod",      "fchmodat",    "fchmodat2",    "chown",         "lchown",    "fchownat",
+    "utime",      "utimes",      "futimesat",    "utimensat",     "setxattr",  "lsetxattr",
+    "setxattrat", "removexattr", "lremovexattr", "removexattrat"};
 
 constexpr CheckedCall kCheckedForComputing[] = {{"mmap", Check::no_code},
                                                 {"mprotect", Check::no_code},
@@ -518,7 +526,7 @@ static_assert(all_known(kNotPermitted));
 static_assert(all_known(kMissing));
 static_assert(all_known(kCheckedAlways));
 static_assert(all_known(kCheckedIfDenied));
-static_assert(all_known(kChangesByName));
+static_assert(all_known(kByOtherNames));
 static_assert(all_known(kCheckedForComputing));
 static_assert(all_known(kComputing));
 static_assert(all_known(kFiles));
@@ -547,7 +555,7 @@ class Verdicts {
       set_all(kUnneeded, refuse(ENOSYS));
       set_all(kCheckedForComputing);
     } else {
-      set_all(kChangesByName, refuse(EACCES));
+      set_all(kByOtherNames, refuse(EACCES));
       set_all(kCheckedIfDenied);
     }
   }

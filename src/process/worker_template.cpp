@@ -29,10 +29,10 @@ namespace {
 class Template {
  public:
   Template(FileDescriptor host, const FileDescriptor& configuration, FileDescriptor shared)
-      : host_(std::move(host)), mapping_(map(configuration)) {
-    std::memcpy(&configuration_, mapping_.data(), sizeof(configuration_));
+      : host_(std::move(host)), bytes_(read(configuration)) {
+    std::memcpy(&configuration_, bytes_.data(), sizeof(configuration_));
     if (configuration_.magic != kMagic) leave(kProtocolExitCode);
-    parts_ = parts_of(mapping_, configuration_);
+    parts_ = parts_of(bytes_, configuration_);
     sandbox_ = Sandbox(parts_.sandbox);
     if (shared) {
       // Its workers get it with everything else that is mapped here.
@@ -70,16 +70,19 @@ class Template {
     bool reported = false;  // has ended, and waits to be reaped
   };
 
-  static Mapping map(const FileDescriptor& configuration) {
+  // A copy of its own: what workers have mapped together one of them could change for all, the sandbox of the next
+  // among it.
+  static std::vector<std::byte> read(const FileDescriptor& configuration) {
     struct stat info {};
     if (::fstat(configuration.get(), &info) != 0) throw_errno("cannot read the template's configuration");
     const auto size = static_cast<std::size_t>(info.st_size);
     if (size < sizeof(TemplateConfiguration)) leave(kProtocolExitCode);
-    return Mapping(configuration, size, Mapping::Access::read_only);
+    const Mapping mapping(configuration, size, Mapping::Access::read_only);
+    return {mapping.data(), mapping.data() + size};
   }
 
-  static TemplateParts parts_of(const Mapping& mapping, const TemplateConfiguration& configuration) {
-    auto rest = std::span<const std::byte>(mapping.data(), mapping.size()).subspan(sizeof(configuration));
+  static TemplateParts parts_of(std::span<const std::byte> bytes, const TemplateConfiguration& configuration) {
+    auto rest = bytes.subspan(sizeof(configuration));
     const auto next = [&](std::uint64_t size) {
       if (size > rest.size()) leave(kProtocolExitCode);
       const auto part = rest.first(size);
@@ -109,8 +112,9 @@ class Template {
       }
       const FileDescriptor pidfd = open_pidfd(pid);
       pollfd dead{pidfd.get(), POLLIN, 0};
-      while (::poll(&dead, 1, -1) < 0 && errno == EINTR) {
-      }
+      // Longer than the host waits.
+      constexpr int kPatienceMilliseconds = 10'000;
+      if (::poll(&dead, 1, kPatienceMilliseconds) == 0) kill_process(pidfd);
       if (::read(ours.get(), &result, sizeof(result)) != sizeof(result)) {
         const auto status = exit_status(pidfd);
         throw std::runtime_error(
@@ -270,7 +274,7 @@ class Template {
   }
 
   FileDescriptor host_;
-  Mapping mapping_;
+  std::vector<std::byte> bytes_;
   TemplateConfiguration configuration_;
   TemplateParts parts_;
   Sandbox sandbox_{std::span<const std::byte>()};

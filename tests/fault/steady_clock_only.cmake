@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSL-1.0
 # Fault 24: a clock that is set must not end a task, or keep it. So nothing that waits or measures may name the system's
-# time; the files below tell people when something was, or start a task when a calendar says so.
+# time; the files below tell people when something was, start a task when a calendar says so, or name system calls.
 #   cmake -DPROJECT=DIRECTORY -P tests/fault/steady_clock_only.cmake
 set(may_name_it
     include/bulkhead/detail/timed_runs.hpp
@@ -8,6 +8,8 @@ set(may_name_it
     include/bulkhead/task_info.hpp
     include/bulkhead/task_interface.hpp
     src/executor_core_events.cpp
+    src/process/seccomp_filter.cpp
+    src/process/system_call_names.hpp
     src/scheduled_runs.cpp
     src/task_record.cpp)
 

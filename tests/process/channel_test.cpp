@@ -533,6 +533,10 @@ struct HostConsumed {
   using type = std::uint32_t HostChannel::*;
   friend type reach(HostConsumed);
 };
+struct HostBegun {
+  using type = std::uint32_t HostChannel::*;
+  friend type reach(HostBegun);
+};
 struct WorkerNext {
   using type = std::uint32_t WorkerChannel::*;
   friend type reach(WorkerNext);
@@ -545,6 +549,7 @@ template struct Reach<HostReserved, &HostChannel::reserved_>;
 template struct Reach<HostPublished, &HostChannel::published_>;
 template struct Reach<HostCommitted, &HostChannel::committed_>;
 template struct Reach<HostConsumed, &HostChannel::consumed_>;
+template struct Reach<HostBegun, &HostChannel::begun_>;
 template struct Reach<WorkerNext, &WorkerChannel::next_>;
 template struct Reach<WorkerReleased, &WorkerChannel::released_>;
 
@@ -558,6 +563,7 @@ void set_counters(Channels& both, std::uint32_t count) {
   both.host.*reach(HostPublished()) = count;
   both.host.*reach(HostCommitted()) = count;
   both.host.*reach(HostConsumed()) = count;
+  both.host.*reach(HostBegun()) = count;
   both.worker.*reach(WorkerNext()) = count;
   both.worker.*reach(WorkerReleased()) = count;
 }
@@ -1231,10 +1237,15 @@ TEST_CASE("a worker that lies about what it has begun cannot make a request both
   hostile.raw.header().begun.store(3);
   CHECK(hostile.host.begun(2));
   CHECK_FALSE(hostile.host.take_back(2));
+  // What it has begun it cannot unsay.
   hostile.raw.header().begun.store(0);
-  CHECK(hostile.host.take_back(2));
-  hostile.raw.header().begun.store(std::numeric_limits<std::uint32_t>::max());
-  CHECK_FALSE(hostile.host.begun(0));
+  CHECK(hostile.host.begun(2));
+  CHECK_FALSE(hostile.host.take_back(2));
+  // It has begun no more than there is.
+  Hostile other(3);
+  other.raw.header().begun.store(1000);
+  CHECK(other.host.begun(2));
+  CHECK_FALSE(other.host.begun(3));
 }
 
 TEST_CASE("garbage all over the area, while the host reads it, is refused or stays within bounds",

@@ -32,7 +32,7 @@ Received received(std::size_t descriptors, bool lost = false) {
 
 constexpr RecordType kWithDescriptor[] = {RecordType::template_started, RecordType::spawned};
 constexpr RecordType kWithout[] = {RecordType::template_ready, RecordType::template_failed, RecordType::spawn_failed,
-                                   RecordType::exited};
+                                   RecordType::exited, RecordType::probed};
 
 }  // namespace
 
@@ -57,7 +57,7 @@ TEST_CASE("what a template sends is possible with the descriptors that belong to
 
 TEST_CASE("a record of a type that no template sends is impossible", "[template_record]") {
   for (const auto type : {RecordType::create_template, RecordType::spawn, RecordType::reap, RecordType::discard,
-                          RecordType{0}, RecordType{11}, RecordType{0xffffffffU}}) {
+                          RecordType{0}, RecordType{12}, RecordType{0xffffffffU}}) {
     for (const std::size_t descriptors : {0U, 1U, 4U}) {
       INFO("type " << static_cast<unsigned>(type) << " with " << descriptors << " descriptors");
       CHECK(violation_in(record_of(type), received(descriptors)));

@@ -12,9 +12,7 @@ using Compartment = std::uint64_t;
 // Of a worker: it has been given no task yet.
 inline constexpr Compartment kNoCompartment = 0;
 inline constexpr Compartment kSharedCompartment = 1;
-// Its worker runs nothing else, not even of this compartment.
-inline constexpr Compartment kFreshCompartment = 2;
-inline constexpr Compartment kFirstKeyedCompartment = 3;
+inline constexpr Compartment kFirstOwnCompartment = 2;
 
 // A task as a queue sees it.
 struct QueuedTask : ListLink {

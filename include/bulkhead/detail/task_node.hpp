@@ -188,6 +188,10 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
     int worker_pid = -1;
     std::uint32_t sequence = 0;
     unsigned restarts = 0;
+    // How often a worker that was ready did not take it up.
+    unsigned denials = 0;
+    // Its worker is for it alone.
+    bool fresh = false;
     std::uint64_t placed_ns = 0;
     // When the host first saw that it had begun; 0: not yet.
     std::uint64_t seen_begun_ns = 0;

@@ -544,4 +544,9 @@ Metrics ExecutorCore::snapshot() const {
   return metrics;
 }
 
+TaskOptions ExecutorCore::with_isolation(TaskOptions options) const {
+  if (never_reuses_workers && options.isolation() == nullptr) options.isolation(Isolation::fresh());
+  return options;
+}
+
 }  // namespace bulkhead::detail

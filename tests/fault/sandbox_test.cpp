@@ -658,6 +658,96 @@ TEST_CASE("67: tasks of one key share a worker that no other task has, with any 
   REQUIRE(run_until(context, [&] { return whole(pool); }));
 }
 
+std::size_t size_of(const std::string& text) { return text.size(); }
+
+TEST_CASE("67: a fresh task whose arguments take more memory than its worker has got runs in its first worker",
+          "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  const std::string large(std::size_t{4} << 20, 'x');
+  for (int i = 0; i < 3; ++i)
+    CHECK(run(context, pool.submit(isolated(Isolation::fresh()), size_of, large)) == large.size());
+  // One for each task, and the one that waits for the next.
+  CHECK(pool.metrics().workers_started <= 4 + 1);
+}
+
+TEST_CASE("67: large tasks of two keys in turns take a worker each, and not one for each growth", "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  const std::string large(std::size_t{4} << 20, 'x');
+  constexpr std::size_t kTasks = 8;
+  std::array<Outcome<std::size_t>, kTasks> outcomes;
+  for (std::size_t i = 0; i < kTasks; ++i) {
+    pool.async_submit(isolated(Isolation::per_key(i % 2 == 0 ? "one" : "other")), bulkhead::call(size_of, large),
+                      outcomes[i].handler());
+  }
+  REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+  for (const auto& outcome : outcomes) CHECK(outcome.value == large.size());
+  CHECK(pool.metrics().workers_started <= kTasks + 2);
+}
+
+TEST_CASE("67: map gives each item a worker of its own where tasks are fresh", "[fault]") {
+  asio::io_context context;
+  SandboxPolicy policy;
+  policy.never_reuse_workers = GENERATE(false, true);
+  LocalExecutor pool(context.get_executor(), with_policy(policy, 2));
+  const TaskOptions task = policy.never_reuse_workers ? TaskOptions() : isolated(Isolation::fresh());
+  const std::vector<std::string> items(20, "item");
+  const std::vector<Visit> visits = run(context, pool.map(task, visit, items));
+  for (const Visit& seen : visits) CHECK(seen.number == 1);
+}
+
+// Parts of its memory that it shares with others and could write, by the names that the kernel gives them.
+std::vector<std::string> writable_shared_memory() {
+  std::ifstream file("/proc/self/smaps");
+  std::vector<std::string> names;
+  std::string line;
+  std::string name;
+  bool shared = false;
+  while (std::getline(file, line)) {
+    // "7f00-7f10 r--s 00000000 00:01 4  /memfd:name (deleted)", and further down "VmFlags: rd mr mw me"
+    const auto space = line.find(' ');
+    if (line.find('-') < space && space + 4 < line.size()) {
+      shared = line[space + 4] == 's';
+      name = line.substr(line.rfind(' ', line.rfind(' ') - 1) + 1);
+      if (const auto slash = line.find('/'); slash != std::string::npos) name = line.substr(slash);
+    } else if (shared && line.starts_with("VmFlags:") && line.find(" mw") != std::string::npos) {
+      names.push_back(name);
+    }
+  }
+  return names;
+}
+
+TEST_CASE("66: a worker shares no memory that it could make writable but its own response area", "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  std::vector<std::string> names = run(context, pool.submit(writable_shared_memory));
+  // What this program shares with its processes itself has no name of the library's.
+  std::erase_if(names, [](const std::string& name) { return name.find("bulkhead") == std::string::npos; });
+  CAPTURE(names);
+  REQUIRE(names.size() == 1);
+  CHECK(names.front().find("bulkhead-response") != std::string::npos);
+}
+
+TEST_CASE("64: what could be had when the executor was made no worker goes without later", "[fault]") {
+  const std::filesystem::path directory =
+      std::filesystem::temp_directory_path() / ("bulkhead-" + std::to_string(::getpid()));
+  std::filesystem::create_directory(directory);
+  SandboxPolicy policy;
+  policy.file_access = Demand::attempt;
+  policy.readable_paths = {directory.string()};
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), with_policy(policy, 1));
+  const bool had = pool.sandbox_report().in_force(SandboxItem::file_access);
+  CHECK(run(context, pool.submit(twice, 21)) == 42);
+  std::filesystem::remove(directory);
+  const auto error = bulkhead::test::failure(context, pool.submit(isolated(Isolation::fresh()), twice, 21));
+  const auto again = bulkhead::test::failure(context, pool.submit(isolated(Isolation::fresh()), twice, 21));
+  INFO(message(again));
+  if (had) CHECK(holds<WorkerStartError>(again));
+  static_cast<void>(error);
+}
+
 TEST_CASE("67: a key's crash costs its own worker, and the key gets another", "[fault]") {
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), workers(2));

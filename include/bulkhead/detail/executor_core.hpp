@@ -176,7 +176,10 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   bool owner_holds_work = false;
   // Whether the executor itself ends runs that last too long; else the core tells their callers, and lets them run on.
   bool owner_limits_runs = false;
-  // Whether tasks may ask for an Isolation, and whether they must have one.
+  // The options with the isolation that a task without one has here.
+  TaskOptions with_isolation(TaskOptions options) const;
+
+  // Whether tasks may ask for an Isolation, and whether they must have one. Set by the constructor of the owner.
   bool isolates = false;
   bool never_reuses_workers = false;
   // Whether outcomes come from threads that nobody waits for when the Asio context is destroyed: then they are posted

@@ -208,7 +208,7 @@ class MapRun final : public MapState<R> {
   MapRun(std::shared_ptr<ExecutorCore> core, TaskOptions task, F function, Range range, const MapOptions& options)
       : Base(options.order()),
         core_(std::move(core)),
-        task_(std::move(task)),
+        task_(core_->with_isolation(std::move(task))),
         function_(std::move(function)),
         range_(std::move(range)),
         limits_(map_limits(options, task_, one_by_one, core_->max_pending)),

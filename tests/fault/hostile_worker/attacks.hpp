@@ -208,6 +208,11 @@ inline int leave_as_if_not_begun(std::uint64_t) { return lie_and_leave(offsetof(
 inline int leave_as_if_all_had_begun(std::uint64_t) {
   return lie_and_leave(offsetof(ResponseHeader, begun), 0x7fff'ffffU, 3);
 }
+inline int wait_as_if_not_begun(std::uint64_t) {
+  const Transport transport = begin_attack();
+  transport.response().put<std::uint32_t>(offsetof(ResponseHeader, begun), 0);
+  wait_to_be_killed();
+}
 inline int wait_as_if_the_start_had_failed(std::uint64_t) {
   const Transport transport = begin_attack();
   transport.response().put<std::uint32_t>(offsetof(ResponseHeader, state), 2);

@@ -29,7 +29,7 @@
 namespace bulkhead::test::hostile {
 
 /// How an attacking task may end.
-enum class End { value, serialization, protocol, crashed, timed_out };
+enum class End { value, serialization, protocol, crashed, timed_out, stopped };
 
 inline std::string name_of(End end) {
   switch (end) {
@@ -41,6 +41,8 @@ inline std::string name_of(End end) {
       return "ProtocolError";
     case End::crashed:
       return "WorkerCrashedError";
+    case End::stopped:
+      return "TaskCancelledError";
     case End::timed_out:
       return "TaskTimeoutError";
   }
@@ -53,6 +55,8 @@ inline std::optional<End> end_of(const std::exception_ptr& error) {
   if (holds<ProtocolError>(error)) return End::protocol;
   if (holds<WorkerCrashedError>(error)) return End::crashed;
   if (holds<TaskTimeoutError>(error)) return End::timed_out;
+  // An answer, too: that it stopped since it was asked to.
+  if (holds<TaskCancelledError>(error)) return End::stopped;
   return std::nullopt;
 }
 

@@ -214,7 +214,9 @@ WorkerPool::Worker* WorkerPool::worker_with_room(Compartment compartment) {
 
 void WorkerPool::notice_ready_workers() {
   for (const WorkerPtr& worker : workers_) {
-    if (worker && !dispatcher_.ready(worker->index) && worker->channel.state() == process::WorkerState::ready) {
+    // Not before it is known whom to kill.
+    if (!worker || !worker->pidfd || dispatcher_.ready(worker->index)) continue;
+    if (worker->channel.state() == process::WorkerState::ready) {
       dispatcher_.worker_ready(worker->index, time_now());
       dispatcher_.start_succeeded();
     }

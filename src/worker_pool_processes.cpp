@@ -428,6 +428,8 @@ void WorkerPool::worker_spawned(Worker& worker, process::FileDescriptor pidfd) {
   worker.pid = process::pid_of(worker.pidfd);
   core_->tell_worker(EventKind::worker_started, worker.pid);
   if (worker.killed != Killed::no || stopping_) process::kill_process(worker.pidfd);
+  // It may be ready already, and have rung.
+  if (dispatcher_.queued() > 0) schedule_drain();
   if (worker.killed == Killed::no) limit_start(worker);
   worker.death = std::make_unique<DescriptorWatch>(background_, worker.pidfd.get());
   worker.death->async_wait([weak = weak_from_this(), generation = worker.generation](boost::system::error_code error) {

@@ -118,12 +118,12 @@ int try_a_socket() {
 }
 void note_file_in_preload() { notes.preload = try_to_open("/etc/passwd", O_RDONLY); }
 void note_file_in_initializer() { notes.initializer = try_to_open("/etc/passwd", O_RDONLY); }
-void note_socket_in_initializer() { notes.initializer = try_a_socket(); }
+[[maybe_unused]] void note_socket_in_initializer() { notes.initializer = try_a_socket(); }
 
-long call_by_number(long number) { return ::syscall(number, 0, 0, 0, 0, 0, 0) < 0 ? errno : 0; }
-int trace_somebody() { return ::ptrace(PTRACE_SEIZE, 1, nullptr, nullptr) == 0 ? 0 : errno; }
+[[maybe_unused]] long call_by_number(long number) { return ::syscall(number, 0, 0, 0, 0, 0, 0) < 0 ? errno : 0; }
+[[maybe_unused]] int trace_somebody() { return ::ptrace(PTRACE_SEIZE, 1, nullptr, nullptr) == 0 ? 0 : errno; }
 
-std::size_t allocate(std::size_t size) {
+[[maybe_unused]] std::size_t allocate(std::size_t size) {
   std::vector<char> memory(size, 'x');
   return static_cast<std::size_t>(std::count(memory.begin(), memory.end(), 'x'));
 }
@@ -169,7 +169,7 @@ int fork_many_times() {
   for (;;) ::pause();
 }
 
-int sum_on_threads(int threads) {
+[[maybe_unused]] int sum_on_threads(int threads) {
   std::vector<std::thread> all;
   std::atomic<int> sum{0};
   for (int i = 1; i <= threads; ++i) all.emplace_back([&sum, i] { sum += i; });
@@ -191,7 +191,7 @@ LocalExecutorOptions with_policy(const SandboxPolicy& policy, unsigned number = 
   return options;
 }
 
-std::vector<SandboxPolicy> all_profiles() {
+[[maybe_unused]] std::vector<SandboxPolicy> all_profiles() {
   return {SandboxPolicy::trusted(), SandboxPolicy::contained(), SandboxPolicy::untrusted()};
 }
 

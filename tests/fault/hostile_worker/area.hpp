@@ -135,7 +135,8 @@ class Transport {
 
   /// Answers the present task with these bytes, and tells the host.
   void answer_in_slot(std::span<const std::uint8_t> bytes) const {
-    std::memcpy(response_.begin + slot(sequence_) + offsetof(ResponseSlot, payload), bytes.data(), bytes.size());
+    if (!bytes.empty())
+      std::memcpy(response_.begin + slot(sequence_) + offsetof(ResponseSlot, payload), bytes.data(), bytes.size());
     write_slot(sequence_, {sequence_, 0, bytes.size(), process::kInline});
     claim_and_ring(sequence_ + 1);
   }

@@ -151,7 +151,6 @@ detail::WorkerPool::Settings pool_settings(const LocalExecutorOptions& options) 
   settings.preload = options.preload.encoded();
   settings.initializer = options.initializer.encoded();
   settings.sandbox = process::Sandbox::compiled(options.sandbox);
-  settings.never_reuse_workers = options.sandbox.never_reuse_workers;
   switch (options.spin) {
     case SpinPolicy::automatic:
       settings.spinning_workers = take_spinning_workers(options.max_workers);

@@ -104,7 +104,7 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
     return;
   }
   dispatcher_.set_time(time_of(node->submitted_ns));
-  if (settings_.never_reuse_workers || (node->options.has_rare() && node->options.isolation() != nullptr)) {
+  if (core_->never_reuses_workers || (node->options.has_rare() && node->options.isolation() != nullptr)) {
     assign_compartment(*node);
   }
   // Usually nobody waits, and there is room: no need to queue first.
@@ -177,9 +177,9 @@ void WorkerPool::pump(Lock& lock, Keep& keep) {
 // Which workers may run the task.
 void WorkerPool::assign_compartment(TaskNode& node) {
   const Isolation* const isolation = node.options.isolation();
-  const auto kind = isolation != nullptr            ? isolation->kind()
-                    : settings_.never_reuse_workers ? Isolation::Kind::fresh
-                                                    : Isolation::Kind::reuse;
+  const auto kind = isolation != nullptr          ? isolation->kind()
+                    : core_->never_reuses_workers ? Isolation::Kind::fresh
+                                                  : Isolation::Kind::reuse;
   if (kind == Isolation::Kind::reuse) return;
   dispatcher_.isolate();
   if (kind == Isolation::Kind::fresh) {
@@ -441,7 +441,8 @@ bool WorkerPool::encode_unlocked(TaskNode& node, Worker& worker, Lock& lock, Kee
 void WorkerPool::grow(TaskNode& node, WorkerPtr worker, std::size_t offset, std::size_t size) {
   node.place.stage = TaskNode::Stage::encoding;
   growing_.push_back(node);
-  dispatcher_.hold(worker->index);
+  // It may have died meanwhile, and its place have been given to another.
+  if (workers_[worker->index] == worker) dispatcher_.hold(worker->index);
   asio::post(slow_, [weak = weak_from_this(), &node, worker = std::move(worker), offset, size] {
     worker->channel.populate(offset, size);
     const auto self = weak.lock();

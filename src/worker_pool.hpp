@@ -67,7 +67,6 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     std::vector<std::byte> preload;
     std::vector<std::byte> initializer;
     std::vector<std::byte> sandbox;
-    bool never_reuse_workers = false;
   };
 
   WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Background& background);

@@ -87,10 +87,10 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
   // One that dies young, and not of a task, would be replaced by one that does the same. One that has answered a task
   // has shown that it can work: whoever kills those is not to slow the pool down.
   const bool unasked = !worker->told_to_stop && worker->killed == Killed::no;
-  const bool took_up_nothing =
-      worker->channel.published() == 0;  // what it was shown it may have taken up, whatever it says
+  // What it was shown it may have taken up, whatever it says.
+  const bool shown_nothing = worker->channel.published() == 0;
   const bool died_young =
-      unasked && took_up_nothing && !worker->orphaned && ExecutorCore::now() - worker->started_ns < kProbation;
+      unasked && shown_nothing && !worker->orphaned && ExecutorCore::now() - worker->started_ns < kProbation;
   if (was_ready && died_young) dispatcher_.died_young(time_now());
   const bool never_worked = (!was_ready || (died_young && worker->reserved == 0)) && !worker->told_to_stop;
   if (never_worked) {

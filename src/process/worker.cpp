@@ -102,19 +102,12 @@ std::string check_memory(std::uint64_t most) {
   leave(kStartFailedExitCode);
 }
 
-void enter(const Sandbox& sandbox, WorkerChannel& channel) {
+// What cannot be had of the sandbox ends the worker before its first task.
+template <class Step>
+void enforce(WorkerChannel& channel, Step step) {
   try {
     SandboxOutcomes outcomes;
-    sandbox.enter(outcomes);
-  } catch (const std::runtime_error& error) {
-    fail_start(channel, error.what());
-  }
-}
-
-void filter_system_calls(const Sandbox& sandbox, WorkerChannel& channel) {
-  try {
-    SandboxOutcomes outcomes;
-    sandbox.filter_system_calls(outcomes);
+    step(outcomes);
   } catch (const std::runtime_error& error) {
     fail_start(channel, error.what());
   }
@@ -141,12 +134,12 @@ void worker_main(WorkerDescriptors descriptors, const TemplateConfiguration& con
     std::string reason = limit_memory(configuration.memory_limit);
     if (!reason.empty()) fail_start(channel, reason);
     const Sandbox sandbox(parts.sandbox);
-    enter(sandbox, channel);
+    enforce(channel, [&](SandboxOutcomes& outcomes) { sandbox.enter(outcomes); });
     if (!parts.initializer.empty() && !configuration.hooks->start(parts.initializer, reason)) {
       fail_start(channel, "initializer failed: " + reason);
     }
     if (reason = check_memory(configuration.max_worker_memory); !reason.empty()) fail_start(channel, reason);
-    filter_system_calls(sandbox, channel);
+    enforce(channel, [&](SandboxOutcomes& outcomes) { sandbox.filter_system_calls(outcomes); });
     channel.set_ready();
     for (;;) {
       // What a task printed appears at the latest when the worker falls idle.

@@ -114,7 +114,11 @@ class Template {
       pollfd dead{pidfd.get(), POLLIN, 0};
       // Longer than the host waits.
       constexpr int kPatienceMilliseconds = 10'000;
-      if (::poll(&dead, 1, kPatienceMilliseconds) == 0) kill_process(pidfd);
+      int ended = 0;
+      do {
+        ended = ::poll(&dead, 1, kPatienceMilliseconds);
+      } while (ended < 0 && errno == EINTR);
+      if (ended == 0) kill_process(pidfd);
       if (::read(ours.get(), &result, sizeof(result)) != sizeof(result)) {
         const auto status = exit_status(pidfd);
         throw std::runtime_error(

@@ -742,10 +742,9 @@ TEST_CASE("64: what could be had when the executor was made no worker goes witho
   CHECK(run(context, pool.submit(twice, 21)) == 42);
   std::filesystem::remove(directory);
   const auto error = bulkhead::test::failure(context, pool.submit(isolated(Isolation::fresh()), twice, 21));
-  const auto again = bulkhead::test::failure(context, pool.submit(isolated(Isolation::fresh()), twice, 21));
-  INFO(message(again));
-  if (had) CHECK(holds<WorkerStartError>(again));
-  static_cast<void>(error);
+  INFO(message(error));
+  // Where the machine has none, none was promised.
+  CHECK(holds<WorkerStartError>(error) == had);
 }
 
 TEST_CASE("67: a key's crash costs its own worker, and the key gets another", "[fault]") {

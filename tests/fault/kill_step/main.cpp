@@ -134,15 +134,21 @@ class Traced {
   }
   // The number of the system call that its next instruction makes.
   std::optional<long> about_to_call() const {
-    user_regs_struct registers{};
-    iovec area{&registers, sizeof(registers)};
-    if (::ptrace(PTRACE_GETREGSET, pid_, reinterpret_cast<void*>(NT_PRSTATUS), &area) != 0) fail("cannot look");
+    const user_regs_struct now = registers();
 #if defined(__x86_64__)
-    if ((instruction_at(registers.rip) & 0xffff) != 0x050f) return std::nullopt;  // syscall
-    return static_cast<long>(registers.rax);
+    if ((instruction_at(now.rip) & 0xffff) != 0x050f) return std::nullopt;  // syscall
+    return static_cast<long>(now.rax);
 #elif defined(__aarch64__)
-    if ((instruction_at(registers.pc) & 0xffffffff) != 0xd4000001) return std::nullopt;  // svc #0
-    return static_cast<long>(registers.regs[8]);
+    if ((instruction_at(now.pc) & 0xffffffff) != 0xd4000001) return std::nullopt;  // svc #0
+    return static_cast<long>(now.regs[8]);
+#endif
+  }
+  // The address of its next instruction.
+  unsigned long address() const {
+#if defined(__x86_64__)
+    return registers().rip;
+#elif defined(__aarch64__)
+    return registers().pc;
 #endif
   }
   void go_on() {
@@ -180,6 +186,11 @@ class Traced {
     std::uint32_t begun;
     std::uint32_t returned;
     std::uint32_t committed;
+
+    Progress since(const Progress& before) const {
+      return {begun - before.begun, returned - before.returned, committed - before.committed};
+    }
+    bool operator==(const Progress&) const = default;
   };
   Progress progress() const {
     const unsigned long area = response_area();
@@ -210,6 +221,13 @@ class Traced {
       alive_ = false;
       traced_ = false;
     }
+  }
+
+  user_regs_struct registers() const {
+    user_regs_struct result{};
+    iovec area{&result, sizeof(result)};
+    if (::ptrace(PTRACE_GETREGSET, pid_, reinterpret_cast<void*>(NT_PRSTATUS), &area) != 0) fail("cannot look");
+    return result;
   }
 
   unsigned long instruction_at(unsigned long address) const {
@@ -368,24 +386,44 @@ std::optional<std::uint32_t> begun_by(pid_t pid) {
 // once more: so it comes to three requests for two tasks. An overloaded machine may look like that once.
 constexpr int kAttempts = 3;
 
+// Where a worker was given its second task. How many steps lead there differs a little from one task to the next.
+struct WakePoint {
+  unsigned long address;
+  Traced::Progress progress;  // since it was stopped
+
+  bool operator==(const WakePoint&) const = default;
+};
+
+WakePoint point_of(const Traced& worker, const Traced::Progress& before) {
+  return {worker.address(), worker.progress().since(before)};
+}
+
 void wake_after_each_step(Pool& pool, unsigned stride) {
   bool idle_again = false;
   unsigned points = 0;
   int attempt = 1;
+  WakePoint point{};
   for (unsigned steps = 0; !idle_again || attempt > 1; ++points) {
     Outcome<> first;
     Outcome<> second;
     unsigned done = 0;
     const pid_t pid = pool.idle_worker();
-    std::uint32_t begun = 0;
+    Traced::Progress before{};
     {
       Traced worker(pid);
-      begun = worker.progress().begun;
+      before = worker.progress();
       board.runs = 0;
       pool.executor.async_submit(bulkhead::call(add_one, 41), first.handler());
       bulkhead::test::settle(pool.context);
-      while (done < steps && (worker.step() || done < 8)) ++done;
-      idle_again = done < steps;
+      const auto arrived = [&] {
+        if (attempt == 1) return done == steps;
+        return worker.address() == point.address && point_of(worker, before) == point;
+      };
+      while (!arrived() && (worker.step() || done < 8)) ++done;
+      if (attempt == 1) {
+        idle_again = done < steps;
+        point = point_of(worker, before);
+      }
       // If the worker has rung for the first answer, it is read now, and the second task goes into the ring at once,
       // however long the steps have taken.
       bulkhead::test::settle(pool.context);
@@ -400,7 +438,7 @@ void wake_after_each_step(Pool& pool, unsigned stride) {
       throw Violation("given a task after " + std::to_string(done) + " steps: wrong results");
     }
     // One that slept on may have been replaced: then it is dead, or about to be, and cannot be traced.
-    const bool woken = pool.executor.worker_pids() == std::vector<int>{pid} && begun_by(pid) == begun + 2;
+    const bool woken = pool.executor.worker_pids() == std::vector<int>{pid} && begun_by(pid) == before.begun + 2;
     if (woken) {
       attempt = 1;
       steps += stride;

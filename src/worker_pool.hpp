@@ -271,6 +271,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void watch_heads();
   void watch_shared_memory();
   void look_at_head(Worker& worker, std::uint64_t now);
+  void fail_denied(Worker& worker, TaskNode& node);
   void stop_workers();
   void all_gone_if_so();
   Worker* find_worker(std::uint64_t generation);

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <csignal>
 #include <exception>
 #include <utility>
 
@@ -132,18 +133,24 @@ void WorkerPool::look_at_head(Worker& worker, std::uint64_t now) {
     TaskNode* const node = worker.entry(head).node;
     take_back_behind(worker, head - 1);
     if (node != nullptr && node->place.stage == TaskNode::Stage::queued && ++node->place.denials == kMostDenials) {
-      dispatcher_.remove(*node);
-      WorkerCrashedError::Ending ending;
-      ErrorContext context = core_->context_of(*node);
-      if (worker.pid > 0) context.worker_pid = worker.pid;
-      decide(*node,
-             std::make_exception_ptr(WorkerCrashedError(
-                 std::move(ending), std::move(context),
-                 fmt::format("{} workers in a row did not take it up, or deny that they did", kMostDenials))),
-             Outcome::failed);
+      fail_denied(worker, *node);
     }
     schedule_drain();
   }
+}
+
+// Nobody takes the task up, or all deny that they did: it is failed, and the last of them is not trusted any more.
+void WorkerPool::fail_denied(Worker& worker, TaskNode& node) {
+  dispatcher_.remove(node);
+  WorkerCrashedError::Ending ending;
+  ending.signal = SIGKILL;
+  ErrorContext context = core_->context_of(node);
+  if (worker.pid > 0) context.worker_pid = worker.pid;
+  const std::string reason = fmt::format(
+      "it was killed, the last of {} workers in a row that did not take the task up, or deny it", kMostDenials);
+  decide(node, std::make_exception_ptr(WorkerCrashedError(std::move(ending), std::move(context), reason)),
+         Outcome::failed);
+  kill(worker, Killed::stopped, reason);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -51,9 +51,9 @@ BULKHEAD_EXPORT std::string_view name_of(SandboxItem item) noexcept;
 /// Which system calls a worker may make, once its `initializer` is over.
 enum class SystemCalls : std::uint8_t {
   /// All but those that reach other processes, start programs, or offer the kernel's widest surfaces (ptrace,
-  /// process_vm_writev, pidfd_getfd, kill of others, execve, fork, bpf, userfaultfd, io_uring, mount, ...). Unix
-  /// sockets,
-  /// and changing a file's mode, owner and times, which Landlock does not keep from a process, fail with an errno.
+  /// process_vm_writev, pidfd_getfd, kill of others, execve, fork, bpf, userfaultfd, io_uring, mount, ...). What
+  /// Landlock does not keep from a process fails with an errno: Unix sockets, and to change a file's mode, owner and
+  /// times.
   deny_dangerous,
   /// Only those that computing and memory need, beside reading and writing open descriptors. Opening a file fails with
   /// EACCES.
@@ -136,7 +136,8 @@ struct SandboxPolicy {
   std::uint32_t gid = 65534;
 
   /// cgroup v2: the executor's workers are put into `cgroup_path`, the directory of a group without members that was
-  /// delegated to the program and is this executor's alone; with limits for all workers together, 0: none.
+  /// delegated to the program and is this executor's alone; with limits for all workers and their template together, 0:
+  /// none. Memory in bytes, and no swap beside it: beyond that the kernel kills a worker. Processes, threads counted.
   Demand cgroup = Demand::off;
   std::string cgroup_path;
   std::uint64_t cgroup_memory = 0;

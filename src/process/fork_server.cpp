@@ -53,13 +53,6 @@ constexpr unsigned kThreadsAllowed = 2;
 constexpr unsigned kThreadsAllowed = 1;
 #endif
 
-void write_file(const char* path, const std::string& text) noexcept {
-  const int fd = ::open(path, O_WRONLY | O_CLOEXEC);
-  if (fd < 0) return;
-  [[maybe_unused]] const ssize_t written = ::write(fd, text.data(), text.size());
-  ::close(fd);
-}
-
 struct Cloned {
   pid_t pid = -1;
   int pidfd = -1;
@@ -81,12 +74,8 @@ Cloned clone_fork_server() {
   result.pid = clone_process(namespaces, &result.pidfd);
   if (result.pid >= 0) {
     result.pid_namespace = true;
-    if (result.pid == 0 && uid != 0) {
-      // The same ids as outside. `setgroups` must be denied before an unprivileged process may map its group.
-      write_file("/proc/self/setgroups", "deny");
-      write_file("/proc/self/uid_map", std::to_string(uid) + " " + std::to_string(uid) + " 1");
-      write_file("/proc/self/gid_map", std::to_string(gid) + " " + std::to_string(gid) + " 1");
-    }
+    // Where that fails it is nobody, and a worker's errors tell what comes of it.
+    if (result.pid == 0 && uid != 0) map_ids_to_themselves(uid, gid);
     return result;
   }
   // Namespaces are often forbidden, in containers above all.

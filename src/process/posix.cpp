@@ -320,12 +320,13 @@ MemoryUse memory_use(const FileDescriptor& statm) noexcept {
   std::array<char, 256> text{};
   if (!statm || ::pread(statm.get(), text.data(), text.size() - 1, 0) <= 0) return {};
   // proc(5): size, resident, shared, text, lib, data, all in pages.
+  std::size_t size = 0;
   std::size_t resident = 0;
   std::size_t shared = 0;
   std::size_t data = 0;
-  if (std::sscanf(text.data(), "%*u %zu %zu %*u %*u %zu", &resident, &shared, &data) != 3) return {};
+  if (std::sscanf(text.data(), "%zu %zu %zu %*u %*u %zu", &size, &resident, &shared, &data) != 4) return {};
   const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-  return {(resident - std::min(resident, shared)) * page, data * page};
+  return {(resident - std::min(resident, shared)) * page, data * page, size * page};
 }
 
 FileDescriptor open_memory_use() noexcept { return FileDescriptor(::open("/proc/self/statm", O_RDONLY | O_CLOEXEC)); }
@@ -340,6 +341,18 @@ FileDescriptor& memory_since_birth_source() noexcept {
 }  // namespace
 
 MemoryUse memory_use() noexcept { return memory_use(open_memory_use()); }
+
+bool write_file(const char* path, const std::string& text) noexcept {
+  const FileDescriptor file(::open(path, O_WRONLY | O_CLOEXEC));
+  return file && ::write(file.get(), text.data(), text.size()) >= 0;
+}
+
+bool map_ids_to_themselves(uid_t uid, gid_t gid) {
+  const auto map = [](unsigned id) { return std::to_string(id) + " " + std::to_string(id) + " 1"; };
+  // `setgroups` must be denied before an unprivileged process may map its group.
+  return write_file("/proc/self/setgroups", "deny") && write_file("/proc/self/uid_map", map(uid)) &&
+         write_file("/proc/self/gid_map", map(gid));
+}
 
 void note_birth() {
   memory_since_birth_source() = open_memory_use();

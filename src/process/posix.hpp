@@ -165,8 +165,16 @@ struct MemoryUse {
   std::size_t resident = 0;
   /// What counts against RLIMIT_DATA: private and writable, touched or not.
   std::size_t data = 0;
+  /// What counts against RLIMIT_AS: all that is mapped.
+  std::size_t mapped = 0;
 };
+/// All 0 if it cannot be read.
 MemoryUse memory_use() noexcept;
+
+/// Writes to a file of the kernel's, which takes all or nothing. False: it does not, `errno` says why.
+bool write_file(const char* path, const std::string& text) noexcept;
+/// For who has just got a user namespace: its ids in there are those outside. False: `errno` says why not.
+bool map_ids_to_themselves(uid_t uid, gid_t gid);
 
 /// From here on `memory_since_birth` counts: what a fork has from its parent is not its own.
 void note_birth();

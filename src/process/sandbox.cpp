@@ -22,7 +22,6 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
@@ -125,12 +124,8 @@ void check(const SandboxPolicy& policy) {
   }
 }
 
-// To a file of the kernel's, which takes all or nothing.
-void write_to(const std::string& path, const std::string& text) {
-  const FileDescriptor file(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
-  if (!file || ::write(file.get(), text.data(), text.size()) < 0) {
-    throw std::system_error(errno, std::system_category(), path);
-  }
+void write_or_throw(const std::string& path, const std::string& text) {
+  if (!write_file(path.c_str(), text)) throw std::system_error(errno, std::system_category(), path);
 }
 
 // Nothing gives one back: not to the process itself, nor by a program that it starts.
@@ -157,20 +152,7 @@ void enter_user_namespace() {
   // Whoever has changed its user is not dumpable any more, and then its files in /proc are root's.
   ::prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
   if (::unshare(CLONE_NEWUSER) != 0) throw_errno("cannot have a user namespace");
-  // The same ids as outside. `setgroups` must be denied before an unprivileged process may map its group.
-  write_to("/proc/self/setgroups", "deny");
-  write_to("/proc/self/uid_map", fmt::format("{0} {0} 1", uid));
-  write_to("/proc/self/gid_map", fmt::format("{0} {0} 1", gid));
-}
-
-std::size_t address_space() {
-  const FileDescriptor statm(::open("/proc/self/statm", O_RDONLY | O_CLOEXEC));
-  char text[256] = {};
-  unsigned long pages = 0;
-  if (!statm || ::read(statm.get(), text, sizeof(text) - 1) <= 0 || std::sscanf(text, "%lu", &pages) != 1) {
-    throw_errno("cannot read the size of its address space");
-  }
-  return pages * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  if (!map_ids_to_themselves(uid, gid)) throw_errno("cannot have its ids in a user namespace");
 }
 
 }  // namespace
@@ -315,9 +297,16 @@ void Sandbox::enter_shared(SandboxOutcomes& outcomes, bool has_pid_namespace) co
                   [&](PathUse use, const char* name) {
                     if (use == PathUse::cgroup) path = name;
                   });
-    if (asked.cgroup_memory > 0) write_to(path + "/memory.max", std::to_string(asked.cgroup_memory));
-    if (asked.cgroup_processes > 0) write_to(path + "/pids.max", std::to_string(asked.cgroup_processes));
-    write_to(path + "/cgroup.procs", "0");  // who writes
+    if (asked.cgroup_memory > 0) {
+      write_or_throw(path + "/memory.max", std::to_string(asked.cgroup_memory));
+      // With swap it would not be a limit, but a slow machine. A kernel without swap has no such file.
+      const std::string swap = path + "/memory.swap.max";
+      if (!write_file(swap.c_str(), "0") && errno != ENOENT) {
+        throw std::system_error(errno, std::system_category(), swap);
+      }
+    }
+    if (asked.cgroup_processes > 0) write_or_throw(path + "/pids.max", std::to_string(asked.cgroup_processes));
+    write_or_throw(path + "/cgroup.procs", "0");  // who writes
     return path;
   });
   put_in_force(Item::pid_namespace, outcomes, [&] {
@@ -395,11 +384,12 @@ void Sandbox::enter(SandboxOutcomes& outcomes) const {
   if (bytes_.empty()) return;
   const Header asked = header();
   put_in_force(Item::oom_score, outcomes, [] {
-    write_to("/proc/self/oom_score_adj", "1000");
+    write_or_throw("/proc/self/oom_score_adj", "1000");
     return "1000";
   });
   put_in_force(Item::memory_limit, outcomes, [&] {
-    const std::uint64_t used = address_space();
+    const std::uint64_t used = memory_use().mapped;
+    if (used == 0) throw std::runtime_error("cannot read the size of its address space");
     const std::uint64_t most = used + std::min(asked.memory, std::numeric_limits<std::uint64_t>::max() - used);
     const rlimit limit{most, most};
     if (::setrlimit(RLIMIT_AS, &limit) != 0) throw_errno("cannot set the limit");

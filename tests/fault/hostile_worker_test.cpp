@@ -109,6 +109,7 @@ std::vector<Attack> lies() {
       attack("28: leaves as if it had begun everything", hostile::leave_as_if_all_had_begun, ends),
       within(kTimeout, attack("28: waits as if it had not begun", hostile::wait_as_if_not_begun,
                               {End::protocol, End::crashed, End::timed_out})),
+      attack("28: waits as if it had not begun, with all the time in the world", hostile::wait_as_if_not_begun, ends),
       within(kTimeout, attack("28: waits as if its start had failed", hostile::wait_as_if_the_start_had_failed,
                               {End::protocol, End::crashed, End::timed_out})),
   };

@@ -26,6 +26,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sched.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -381,6 +382,23 @@ TEST_CASE("64: an item that cannot be had is an error where it is required, and 
   check_part("without_landlock_ENOSYS");
   check_part("without_landlock_EPERM");
   check_part("without_unshare");
+  check_part("without_namespaces_as_nobody");
+}
+
+// What the kernel lets a process do beyond its user's rights, as five masks.
+std::map<std::string, std::string> capabilities_of(int pid) {
+  std::ifstream status("/proc/" + std::to_string(pid) + "/status");
+  std::map<std::string, std::string> masks;
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("Cap")) masks[line.substr(0, line.find(':'))] = line.substr(line.find('\t') + 1);
+  }
+  return masks;
+}
+
+TEST_CASE("66: a worker under contained or untrusted has no capabilities, and can get none, whoever the host is",
+          "[fault]") {
+  check_part("capabilities");
+  if (::geteuid() == 0) check_part("capabilities_as_nobody");
 }
 
 TEST_CASE("64: a policy that allows a system call of an unknown name is refused with std::invalid_argument",
@@ -765,6 +783,37 @@ TEST_CASE("67: a key's crash costs its own worker, and the key gets another", "[
   CHECK(adds_up(pool));
 }
 
+// Another thread has what the worker needs to leave, and never gives it back.
+int hold_up_the_end(int value) {
+  std::atomic<bool> held{false};
+  std::thread([&held] {
+    ::flockfile(stdout);
+    held = true;
+    for (;;) ::pause();
+  }).detach();
+  while (!held) std::this_thread::yield();
+  return twice(value);
+}
+
+TEST_CASE("67: a worker whose task holds up its end is killed, and keeps no place from those who come after",
+          "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  constexpr int kTasks = 8;
+  std::array<Outcome<>, kTasks> outcomes;
+  for (int i = 0; i < kTasks; ++i) {
+    pool.async_submit(isolated(Isolation::fresh()), bulkhead::call(hold_up_the_end, i),
+                      outcomes[static_cast<std::size_t>(i)].handler());
+  }
+  REQUIRE(run_until(context, [&] { return all_over(outcomes); }));
+  for (int i = 0; i < kTasks; ++i) CHECK(outcomes[static_cast<std::size_t>(i)].value == 2 * i);
+  CHECK(run(context, pool.submit(twice, 21)) == 42);
+  // Each has ended by force, which is what it wanted, and no fault of the task's.
+  CHECK(pool.metrics().completed == kTasks + 1);
+  CHECK(pool.metrics().failed == 0);
+  CHECK(adds_up(pool));
+}
+
 TEST_CASE("67: executors without workers refuse every isolation but reuse with std::invalid_argument", "[fault]") {
   for (const char* const type : {"thread", "inline", "io"}) {
     CAPTURE(type);
@@ -837,6 +886,53 @@ int host_without_unshare() {
   return report.exit_code();
 }
 
+// On a machine that has namespaces, and gives none.
+int host_without_namespaces() {
+  Report report;
+  expect_unavailable(report, SandboxItem::user_namespace,
+                     [](SandboxPolicy& policy, Demand demand) { policy.user_namespace = demand; });
+  expect_unavailable(report, SandboxItem::pid_namespace,
+                     [](SandboxPolicy& policy, Demand demand) { policy.pid_namespace = demand; });
+  expect_unavailable(report, SandboxItem::network_namespace,
+                     [](SandboxPolicy& policy, Demand demand) { policy.network_namespace = demand; });
+  expect_unavailable(report, SandboxItem::ipc_namespace,
+                     [](SandboxPolicy& policy, Demand demand) { policy.ipc_namespace = demand; });
+  expect_unavailable(report, SandboxItem::mount_namespace,
+                     [](SandboxPolicy& policy, Demand demand) { policy.mount_namespace = demand; });
+#if !WITH_SANITIZER
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), with_policy(SandboxPolicy::untrusted()));
+  report.expect(run(context, pool.submit(twice, 21)) == 42, "untrusted does without them");
+#endif
+  return report.exit_code();
+}
+
+int host_of_workers_without_capabilities() {
+  Report report;
+  std::vector<SandboxPolicy> policies{SandboxPolicy::contained(), SandboxPolicy::untrusted()};
+  policies.push_back(SandboxPolicy::contained());
+  policies.back().profile = "contained, in a user namespace";
+  policies.back().user_namespace = Demand::attempt;
+  for (SandboxPolicy& policy : policies) {
+    policy.never_reuse_workers = false;
+    asio::io_context context;
+    LocalExecutor pool(context.get_executor(), with_policy(policy));
+    // The filter is there, and with it all else, once a task has run.
+    report.expect(run(context, pool.submit(twice, 21)) == 42, policy.profile + " works");
+    // Who has no privileges cannot drop those that it could never get, and no_new_privs keeps them from it.
+    const bool could_drop = ::geteuid() == 0 || pool.sandbox_report().in_force(SandboxItem::user_namespace);
+    for (const int pid : pool.worker_pids()) {
+      const auto masks = capabilities_of(pid);
+      report.expect(masks.size() == 5, "the kernel tells five masks of capabilities");
+      for (const auto& [name, mask] : masks) {
+        const bool none = mask.find_first_not_of('0') == std::string::npos;
+        if (name != "CapBnd" || could_drop) report.expect(none, policy.profile + ": " + name + " is " + mask);
+      }
+    }
+  }
+  return report.exit_code();
+}
+
 int host_with_a_process_limit() {
   Report report;
   asio::io_context context;
@@ -876,12 +972,22 @@ void become_nobody() {
 #define SYS_landlock_create_ruleset 444  // the same on all machines, since Linux 5.13
 #endif
 
+// As a machine that forbids them to everybody. Only within a namespace of its own, so that no one else suffers from it.
+void forbid_namespaces() {
+  if (::unshare(CLONE_NEWUSER) != 0) throw std::runtime_error("cannot have a user namespace");
+  for (const char* const kind : {"user", "pid", "net", "ipc", "mnt"}) {
+    std::ofstream file("/proc/sys/user/max_" + std::string(kind) + "_namespaces");
+    if (!(file << 0 << std::flush)) throw std::runtime_error("cannot forbid namespaces");
+  }
+}
+
 // What must be so before the fork server starts.
 void prepare(std::string_view part) {
   if (part.ends_with("as_nobody") || part == "ordinary_user_cannot_drop") become_nobody();
   if (part == "without_landlock_ENOSYS") refuse_call(SYS_landlock_create_ruleset, ENOSYS);
   if (part == "without_landlock_EPERM") refuse_call(SYS_landlock_create_ruleset, EPERM);
   if (part == "without_unshare") refuse_call(SYS_unshare, EPERM);
+  if (part == "without_namespaces_as_nobody") forbid_namespaces();
 }
 
 int run_part(std::string_view part) {
@@ -889,6 +995,8 @@ int run_part(std::string_view part) {
   if (part == "ordinary_user_cannot_drop") return ordinary_user_cannot_drop();
   if (part.starts_with("without_landlock")) return host_without_landlock();
   if (part == "without_unshare") return host_without_unshare();
+  if (part == "without_namespaces_as_nobody") return host_without_namespaces();
+  if (part.starts_with("capabilities")) return host_of_workers_without_capabilities();
   if (part == "process_limit_as_nobody") return host_with_a_process_limit();
   return 2;
 }

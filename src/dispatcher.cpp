@@ -33,6 +33,7 @@ void Dispatcher::begin_leaving(Worker& worker) noexcept {
 }
 
 void Dispatcher::leave(unsigned worker) {
+  if (!workers_[worker].present) return;
   workers_[worker].limited = false;  // whatever is taken back, it leaves
   begin_leaving(workers_[worker]);
 }

@@ -383,7 +383,7 @@ bool WorkerPool::encode_unlocked(TaskNode& node, Worker& worker, Lock& lock, Kee
                       !node.place.cancel_requested && !closed_;
   if (!usable && block) worker.channel.release(*block, block_size);
   // It has the arguments, or a part of them. While its memory grows it is kept for the task.
-  if (node.place.fresh && !grows && !no_room) dispatcher_.leave(worker.index);
+  if (node.place.fresh && !grows && !no_room && !worker.buried) dispatcher_.leave(worker.index);
   if (usable && block) {
     worker.channel.shrink(*block, block_size, size);
     block_size = size;

@@ -217,6 +217,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void free_entry(Worker& worker, Entry& entry);
   bool take_back(Worker& worker, std::uint32_t sequence);
   bool take_back_behind(Worker& worker, std::uint32_t sequence);
+  void take_all_back(Worker& worker);
+  void count_denial(Worker& worker, TaskNode& node);
   bool overtake(const TaskNode& node);
   void relieve();
   void queue_again(TaskNode& node);
@@ -271,7 +273,6 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void watch_heads();
   void watch_shared_memory();
   void look_at_head(Worker& worker, std::uint64_t now);
-  void fail_denied(Worker& worker, TaskNode& node);
   void stop_workers();
   void all_gone_if_so();
   Worker* find_worker(std::uint64_t generation);

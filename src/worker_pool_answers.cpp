@@ -174,8 +174,7 @@ void WorkerPool::watch_backlog() {
       return;
     }
     for (const unsigned index : self->dispatcher_.stalled_workers()) {
-      // All that has no answer, but for what it runs.
-      if (const WorkerPtr& worker = self->workers_[index]) self->take_back_behind(*worker, worker->collected - 1);
+      if (const WorkerPtr& worker = self->workers_[index]) self->take_all_back(*worker);
     }
     self->drain(lock);
     if (!self->closed_) self->watch_backlog();

@@ -25,8 +25,9 @@ constexpr std::uint64_t kHeadInterval = 100'000'000;  // ns
 // A worker that has taken nothing up for so long is stopped: not even an overloaded machine makes it wait so long.
 constexpr std::uint64_t kStopped = 5'000'000'000;  // ns
 
-// So often a task is taken back from a worker that was ready and does not take it up. Workers that are stopped are no
-// task's fault, but it is not stopped ten times in a row by chance.
+// So often a task is taken back from a worker that was ready and does not take it up, and for so long at the least.
+// Workers that are stopped are no task's fault, but it is not stopped ten times in a row by chance; where the machine
+// is overloaded, ten may follow within milliseconds.
 constexpr unsigned kMostDenials = 10;
 
 // A task with a shorter time limit is not to keep its worker longer by pretending never to have begun, and a stopped
@@ -70,8 +71,9 @@ void WorkerPool::free_entry(Worker& worker, Entry& entry) {
 // runs, or will be answered with `skipped`.
 bool WorkerPool::take_back(Worker& worker, std::uint32_t sequence) {
   Entry& entry = worker.entry(sequence);
+  const bool counts_as_begun = taken_up(worker, sequence);
   entry.revoked = true;
-  const bool taken_back = worker.channel.take_back(sequence);
+  const bool taken_back = worker.channel.take_back(sequence) && !counts_as_begun;
   const bool published = static_cast<std::int32_t>(sequence - worker.channel.published()) < 0;
   if (published && !taken_back) return false;
   if (entry.node != nullptr) dispatcher_.taken_back(worker.index);
@@ -89,6 +91,32 @@ bool WorkerPool::take_back_behind(Worker& worker, std::uint32_t first) {
     queue_again(*node);
   }
   return true;
+}
+
+// All that it has not begun.
+void WorkerPool::take_all_back(Worker& worker) {
+  const std::uint32_t head = worker.collected;
+  TaskNode* const node = head != worker.reserved ? worker.entry(head).node : nullptr;
+  take_back_behind(worker, taken_up(worker, head) ? head : head - 1);
+  if (node != nullptr && node->place.stage == TaskNode::Stage::queued) count_denial(worker, *node);
+}
+
+// A worker that was ready has not taken the task up, or denies it. If that goes on, the task is failed, and the last of
+// them is not trusted any more.
+void WorkerPool::count_denial(Worker& worker, TaskNode& node) {
+  const std::uint64_t now = ExecutorCore::now();
+  if (node.place.denials++ == 0) node.place.denied_since_ns = now;
+  if (node.place.denials < kMostDenials || now - node.place.denied_since_ns < kLeastPatience) return;
+  dispatcher_.remove(node);
+  WorkerCrashedError::Ending ending;
+  ending.signal = SIGKILL;
+  ErrorContext context = core_->context_of(node);
+  if (worker.pid > 0) context.worker_pid = worker.pid;
+  const std::string reason = fmt::format(
+      "it was killed, the last of {} workers in a row that did not take the task up, or deny it", node.place.denials);
+  decide(node, std::make_exception_ptr(WorkerCrashedError(std::move(ending), std::move(context), reason)),
+         Outcome::failed);
+  kill(worker, Killed::stopped, reason);
 }
 
 // A task that has not begun waits once more, in its old place.
@@ -120,7 +148,7 @@ void WorkerPool::watch_heads() {
 void WorkerPool::look_at_head(Worker& worker, std::uint64_t now) {
   const std::uint32_t head = worker.collected;
   const bool waits = dispatcher_.ready(worker.index) && worker.killed == Killed::no && head != worker.reserved &&
-                     static_cast<std::int32_t>(head - worker.channel.published()) < 0 && !taken_up(worker, head);
+                     static_cast<std::int32_t>(head - worker.channel.published()) < 0 && !worker.channel.begun(head);
   if (!waits || worker.unbegun != head || worker.unbegun_since == 0) {
     worker.unbegun = head;
     worker.unbegun_since = waits ? now : 0;
@@ -130,27 +158,9 @@ void WorkerPool::look_at_head(Worker& worker, std::uint64_t now) {
     kill(worker, Killed::stopped, "it took no task up: it was stopped");
   } else {
     dispatcher_.stall(worker.index);
-    TaskNode* const node = worker.entry(head).node;
-    take_back_behind(worker, head - 1);
-    if (node != nullptr && node->place.stage == TaskNode::Stage::queued && ++node->place.denials == kMostDenials) {
-      fail_denied(worker, *node);
-    }
+    take_all_back(worker);
     schedule_drain();
   }
-}
-
-// Nobody takes the task up, or all deny that they did: it is failed, and the last of them is not trusted any more.
-void WorkerPool::fail_denied(Worker& worker, TaskNode& node) {
-  dispatcher_.remove(node);
-  WorkerCrashedError::Ending ending;
-  ending.signal = SIGKILL;
-  ErrorContext context = core_->context_of(node);
-  if (worker.pid > 0) context.worker_pid = worker.pid;
-  const std::string reason = fmt::format(
-      "it was killed, the last of {} workers in a row that did not take the task up, or deny it", kMostDenials);
-  decide(node, std::make_exception_ptr(WorkerCrashedError(std::move(ending), std::move(context), reason)),
-         Outcome::failed);
-  kill(worker, Killed::stopped, reason);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -783,6 +783,77 @@ TEST_CASE("67: a key's crash costs its own worker, and the key gets another", "[
   CHECK(adds_up(pool));
 }
 
+TEST_CASE("67: a stopped worker keeps a key's task no longer than any other, and the task is not run a second time",
+          "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  const auto key = isolated(Isolation::per_key("one"));
+  const int worker = run(context, pool.submit(key, pid_here));
+  REQUIRE(pool.worker_pids().size() == 1);
+  const bulkhead::test::Process stopped(pool.worker_pids().front());
+  stopped.signal(SIGSTOP);
+  Outcome<> outcome;
+  pool.async_submit(key, bulkhead::call(pid_here), outcome.handler());
+  REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+  INFO(message(outcome.error));
+  CHECK(holds<WorkerCrashedError>(outcome.error));
+  CHECK_THAT(message(outcome.error), ContainsSubstring("stopped"));
+  CHECK(run(context, pool.submit(key, pid_here)) != worker);
+  CHECK(adds_up(pool));
+}
+
+namespace {
+
+// Something that the program encodes itself: it has the worker that the task is to go to killed, and waits for its end.
+struct Deadly {
+  LocalExecutor* pool = nullptr;
+  std::shared_ptr<bool> armed;  // for once
+};
+int take(const Deadly&) { return 42; }
+
+}  // namespace
+
+template <>
+struct bulkhead::codec<Deadly> {
+  static void encode(Encoder& encoder, const Deadly& value) {
+    if (std::exchange(*value.armed, false)) {
+      const auto before = value.pool->worker_pids();
+      for (const int pid : before) ::kill(pid, SIGKILL);
+      const auto replaced = [&] {
+        const auto now = value.pool->worker_pids();
+        return std::none_of(before.begin(), before.end(),
+                            [&](int pid) { return std::find(now.begin(), now.end(), pid) != now.end(); });
+      };
+      if (!poll_until(replaced, kGone)) throw std::runtime_error("a killed worker stays");
+    }
+    bulkhead::encode(encoder, true);
+  }
+  static Deadly decode(Decoder& decoder) {
+    bulkhead::decode<bool>(decoder);
+    return {};
+  }
+};
+
+TEST_CASE("67: a worker that dies while a fresh task is being encoded takes nothing with it, and the pool stays whole",
+          "[fault]") {
+  const unsigned least = GENERATE(0U, 2U);
+  asio::io_context context;
+  LocalExecutorOptions options = workers(2);
+  options.min_workers = least;
+  LocalExecutor pool(context.get_executor(), options);
+  for (int i = 0; i < 4; ++i) {
+    Outcome<> outcome;
+    run(context, pool.submit(isolated(Isolation::fresh()), twice, 1));
+    const Deadly deadly{&pool, std::make_shared<bool>(true)};
+    pool.async_submit(isolated(Isolation::fresh()), bulkhead::call(take, deadly), outcome.handler());
+    REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+    CHECK(outcome.value == 42);
+  }
+  for (int i = 0; i < 4; ++i) CHECK(run(context, pool.submit(isolated(Isolation::fresh()), twice, 21)) == 42);
+  if (least > 0) CHECK(run_until(context, [&] { return whole(pool); }));
+  CHECK(adds_up(pool));
+}
+
 // Another thread has what the worker needs to leave, and never gives it back.
 int hold_up_the_end(int value) {
   std::atomic<bool> held{false};

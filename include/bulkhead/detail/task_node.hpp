@@ -188,8 +188,9 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
     int worker_pid = -1;
     std::uint32_t sequence = 0;
     unsigned restarts = 0;
-    // How often a worker that was ready did not take it up.
+    // How often a worker that was ready did not take it up, and since when.
     unsigned denials = 0;
+    std::uint64_t denied_since_ns = 0;
     // Its worker is for it alone.
     bool fresh = false;
     std::uint64_t placed_ns = 0;

@@ -15,6 +15,7 @@
 #include <boost/asio/post.hpp>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -173,12 +174,37 @@ struct Findings {
 /// The fork server, which stays. All else that is below the host belongs to a pool.
 inline std::size_t processes_kept() { return 1; }
 
+/// With whom an attacking task shares its worker.
+inline constexpr std::array kIsolations{Isolation::Kind::reuse, Isolation::Kind::per_key, Isolation::Kind::fresh};
+
+inline Isolation isolation_of(Isolation::Kind kind) {
+  switch (kind) {
+    case Isolation::Kind::per_key:
+      return Isolation::per_key("attacker");
+    case Isolation::Kind::fresh:
+      return Isolation::fresh();
+    default:
+      return Isolation::reuse();
+  }
+}
+
+inline std::string name_of(Isolation::Kind kind) {
+  switch (kind) {
+    case Isolation::Kind::per_key:
+      return "per_key";
+    case Isolation::Kind::fresh:
+      return "fresh";
+    default:
+      return "reuse";
+  }
+}
+
 /// Runs the attack and sees that the task ends as it may, that its worker is gone, that a bystander on the other worker
 /// and tasks afterwards have their results, and that nothing is left.
-inline void try_attack(Findings& findings, const Attack& attack, std::uint64_t seed = 1) {
+inline void try_attack(Findings& findings, const Attack& attack, Isolation::Kind kind, std::uint64_t seed = 1) {
   const std::size_t descriptors = open_descriptors();
   const auto expect = [&](bool holds, const std::string& what) {
-    findings.expect(holds, attack.name + ": " + what);
+    findings.expect(holds, attack.name + ", " + name_of(kind) + ": " + what);
     return holds;
   };
   {
@@ -192,9 +218,9 @@ inline void try_attack(Findings& findings, const Attack& attack, std::uint64_t s
     board.worker = 0;
     board.runs = 0;
     std::uint64_t answered = 8;
-    const std::uint64_t failed = 1;
     Turns turns(context);
     TaskOptions task_options;
+    task_options.isolation(isolation_of(kind));
     if (attack.timeout) task_options.timeout(*attack.timeout);
     const auto attempt = attack.start(pool, std::move(task_options), seed);
     run_until(context, [&] { return board.worker != 0 || attempt->over(); });
@@ -202,23 +228,32 @@ inline void try_attack(Findings& findings, const Attack& attack, std::uint64_t s
     // One at a time, so that they find the other worker idle.
     Outcome<> bystander;
     int started = 0;
+    int hurt = 0;
+    bool hurt_by_attacker = false;
     const auto keep_asking = [&] {
+      if (bystander.calls == started && bystander.error && hurt < 1) {
+        ++hurt;
+        const auto error = error_as<ExecutorError>(bystander.error);
+        hurt_by_attacker = error && error->context().worker_pid == board.worker;
+        return attempt->over();
+      }
       if (attempt->over() && bystander.calls == started) return true;
-      if (bystander.calls == started && started < 1000) {
+      if (bystander.calls == started && hurt == 0 && started < 1000) {
         pool.async_submit(call(twice, 21), bystander.handler());
         ++started;
       }
-      if (bystander.error) return true;
       return false;
     };
     const auto begin = std::chrono::steady_clock::now();
     expect(run_until(context, keep_asking), "it and its bystanders are over in time");
     const auto time = std::chrono::steady_clock::now() - begin;
-    answered += static_cast<std::uint64_t>(bystander.calls) - (bystander.error ? 1 : 0);
-    expect(!bystander.error, "a bystander is not hurt: " + message(bystander.error));
+    answered += static_cast<std::uint64_t>(bystander.calls - hurt);
+    // On an overloaded machine it may come to the attacker's worker after all, where that is anybody's.
+    expect(hurt == 0 || (kind == Isolation::Kind::reuse && hurt_by_attacker),
+           "a bystander is not hurt: " + message(bystander.error));
     const double gap = std::chrono::duration<double, std::milli>(turns.longest_gap()).count();
     findings.turns +=
-        fmt::format("{:<44} {:>8.1f} ms, {} runs, {} turns, longest gap {:.1f} ms\n", attack.name,
+        fmt::format("{:<44} {:<8} {:>8.1f} ms, {} runs, {} turns, longest gap {:.1f} ms\n", attack.name, name_of(kind),
                     std::chrono::duration<double, std::milli>(time).count(), board.runs.load(), turns.count(), gap);
     if (!expect(attempt->over(), "its task ends")) return;
     const auto end = end_of(attempt->error());
@@ -239,8 +274,9 @@ inline void try_attack(Findings& findings, const Attack& attack, std::uint64_t s
     const Metrics metrics = pool.metrics();
     expect(adds_up(metrics) && metrics.running == 0 && metrics.pending == 0, "the metrics add up");
     const bool failure = end && *end != End::value;
-    expect(metrics.submitted == answered + 1 && metrics.completed == answered + (failure ? 0 : 1) &&
-               metrics.failed + metrics.timed_out == (failure ? failed : 0),
+    expect(metrics.submitted == answered + 1 + static_cast<std::uint64_t>(hurt) &&
+               metrics.completed == answered + (failure ? 0 : 1) &&
+               metrics.failed + metrics.timed_out == (failure ? 1 : 0) + static_cast<std::uint64_t>(hurt),
            "each task is counted once: " + to_string(metrics));
   }
   expect(poll_until([&] { return descendants().size() <= processes_kept(); }, kGone), "no process is left");

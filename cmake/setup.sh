@@ -11,6 +11,7 @@ packages_to_test='catch2 spin valgrind libc6-dbg libssl-dev'
 packages_to_sanitize='clang-16 libclang-rt-16-dev llvm-16'
 # The last two have the pictures that the gallery shows.
 packages_for_examples='libjpeg-dev libpng-dev desktop-base lxde-common'
+packages_for_vm='qemu-system-x86 busybox-static cpio'
 packages_to_format='clang-format-14 git'
 
 say() {

@@ -96,14 +96,18 @@ bool Dispatcher::few_are_enough() const noexcept {
   return loaded_ >= limits_.cpus && average_run_.count() >= 0 && average_run_ < limits_.wake_up && !mixed_;
 }
 
+// For a task that shares workers with all others.
 const Dispatcher::Worker* Dispatcher::chosen_worker() const noexcept {
+  const auto available = [this](const Worker& worker) {
+    return worker.ready && !worker.stalled && !worker.leaving && may_take(worker, kSharedCompartment) &&
+           !is_overdue(worker);
+  };
   if (few_are_enough()) {
     // Those that get on will come to it sooner than another would be awake.
     const Worker* least = nullptr;
     for (const unsigned index : busy_) {
       const Worker& worker = workers_[index];
-      if (!worker.ready || worker.stalled || worker.leaving || is_overdue(worker)) continue;
-      if (least == nullptr || worker.load < least->load) least = &worker;
+      if (available(worker) && (least == nullptr || worker.load < least->load)) least = &worker;
     }
     if (least != nullptr) return has_room(least->load) ? least : nullptr;
   }
@@ -112,18 +116,21 @@ const Dispatcher::Worker* Dispatcher::chosen_worker() const noexcept {
     // Only those that have something may have more; of the same load the first.
     for (const unsigned index : busy_) {
       const Worker& worker = workers_[index];
-      if (!worker.ready || worker.stalled || worker.leaving || is_overdue(worker)) continue;
+      if (!available(worker)) continue;
       const bool less =
           least == nullptr || worker.load < least->load || (worker.load == least->load && &worker < least);
       if (less) least = &worker;
     }
     return least != nullptr && has_room(least->load) ? least : nullptr;
   }
-  // The first free one: the same few workers stay warm, and those that are allowed to spin come first.
+  // The first free one: the same few workers stay warm, and those that are allowed to spin come first. One that has run
+  // nothing only if there is no other, since others may need it.
   for (const Worker& worker : workers_) {
-    if (!worker.ready || worker.stalled || worker.leaving || is_overdue(worker)) continue;
-    if (least == nullptr || worker.load < least->load) least = &worker;
-    if (worker.load == 0) break;
+    if (!available(worker)) continue;
+    const bool spares_unused = isolating_ && least != nullptr && worker.load == least->load &&
+                               least->compartment == kNoCompartment && worker.compartment != kNoCompartment;
+    if (least == nullptr || worker.load < least->load || spares_unused) least = &worker;
+    if (worker.load == 0 && (!isolating_ || worker.compartment != kNoCompartment)) break;
   }
   return least != nullptr && has_room(least->load) ? least : nullptr;
 }
@@ -151,7 +158,7 @@ const Dispatcher::Worker* Dispatcher::chosen_worker_of(Compartment compartment) 
 // Whether the first task of the queue has to wait for a worker that has run nothing, and none is there or on its way.
 bool Dispatcher::lacks_unused_worker() const noexcept {
   if (!isolating_ || queue_.size() == 0 || loaded_ >= limits_.max_workers) return false;
-  if (chosen_worker_of(queue_.front()->compartment) != nullptr) return false;
+  if (choose_worker(queue_.front()->compartment)) return false;
   return std::none_of(workers_.begin(), workers_.end(), [](const Worker& worker) {
     return worker.present && !worker.leaving && worker.compartment == kNoCompartment;
   });

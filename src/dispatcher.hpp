@@ -117,7 +117,7 @@ class Dispatcher {
   void isolate() noexcept { isolating_ = true; }
   /// Which worker should be given the first task of the queue, which is of this compartment, if any.
   std::optional<unsigned> choose_worker(Compartment compartment = kSharedCompartment) const {
-    const Worker* const chosen = isolating_ ? chosen_worker_of(compartment) : chosen_worker();
+    const Worker* const chosen = compartment == kSharedCompartment ? chosen_worker() : chosen_worker_of(compartment);
     if (chosen == nullptr) return std::nullopt;
     return static_cast<unsigned>(chosen - workers_.data());
   }
@@ -156,6 +156,8 @@ class Dispatcher {
   std::vector<unsigned> stalled_workers();
   /// The same for one that is known to take nothing up.
   void stall(unsigned worker) { workers_[worker].stalled = true; }
+  /// It is dead, and how it died is still to be told: it gets no tasks until it is removed.
+  void worker_died(unsigned worker) { workers_[worker].dead = workers_[worker].stalled = true; }
 
   // Starting workers, and letting them go.
 
@@ -195,6 +197,7 @@ class Dispatcher {
     bool progressed = false;
     bool leaving = false;
     bool killed = false;
+    bool dead = false;
     bool swollen = false;
     std::size_t load = 0;
     int last_priority = 0;  // of the task that was put into its ring last
@@ -283,7 +286,7 @@ inline void Dispatcher::left(unsigned worker, std::optional<Duration> run_time, 
     state.idle_since = now;
     remove_busy(worker);
   }
-  state.stalled = false;
+  state.stalled = state.dead;
   state.progressed = true;
   if (!run_time) return;
   long_runs_ = long_runs_ << 1 | (*run_time > limits_.ring_budget ? 1 : 0);

@@ -48,6 +48,17 @@ CommonOptions common(const HybridExecutorOptions& options,
     throw std::invalid_argument(fmt::format(
         "executor '{}' is given to a HybridExecutor twice: it would only be asked twice", (*executor)->name()));
   }
+  const auto strict = std::find_if(executors.begin(), executors.end(), [](const auto& executor) {
+    return detail::core_of(*executor)->never_reuses_workers;
+  });
+  const auto open = std::find_if(executors.begin(), executors.end(),
+                                 [](const auto& executor) { return !detail::core_of(*executor)->isolates; });
+  if (strict != executors.end() && open != executors.end()) {
+    throw std::invalid_argument(
+        fmt::format("executor '{}' must not have what is meant for '{}' when that is full: its tasks are hostile "
+                    "(SandboxPolicy::never_reuse_workers), and '{}' isolates nothing",
+                    (*open)->name(), (*strict)->name(), (*open)->name()));
+  }
   return {.name = options.name,
           .max_pending = options.max_pending,
           .overload = options.overload,
@@ -68,6 +79,7 @@ TaskOptions forwarded_options(const TaskOptions& given) {
   if (const auto limit = given.cpu_timeout()) options.cpu_timeout(*limit);
   if (!given.trace_parent().empty()) options.trace_parent(given.trace_parent());
   if (!given.quarantine_key().empty()) options.quarantine_key(given.quarantine_key());
+  if (given.isolation() != nullptr) options.isolation(*given.isolation());
   return options;
 }
 
@@ -229,7 +241,7 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
 class HybridExecutor::Engine::Forwarded final : public TaskNode {
  public:
   Forwarded(std::shared_ptr<Engine> engine, std::size_t index, TaskNode* outer, Refusals refusals)
-      : TaskNode(*engine->members[index], forwarded_options(outer->options)),
+      : TaskNode(*engine->members[index], engine->core->with_isolation(forwarded_options(outer->options))),
         engine_(std::move(engine)),
         index_(index),
         outer_(outer),
@@ -368,7 +380,11 @@ HybridExecutor::HybridExecutor(asio::any_io_executor io_executor, std::vector<st
       executors_(std::move(executors)),
       engine_(std::make_shared<Engine>(core(), executors_, options_)) {
   core()->owner_limits_runs = true;
-  core()->isolates = true;  // or the executors refuse it
+  core()->isolates = std::any_of(executors_.begin(), executors_.end(),
+                                 [](const auto& executor) { return detail::core_of(*executor)->isolates; });
+  core()->never_reuses_workers = std::any_of(executors_.begin(), executors_.end(), [](const auto& executor) {
+    return detail::core_of(*executor)->never_reuses_workers;
+  });
   core()->outcomes_from_threads = true;
 }
 

@@ -378,8 +378,9 @@ bool WorkerPool::encode_unlocked(TaskNode& node, Worker& worker, Lock& lock, Kee
   }
 
   if (!lock.owns_lock()) lock.lock();
-  // What a worker that was killed is shown now it could still take up, and die with.
-  const bool usable = worker.killed == Killed::no && !worker.buried && !error && !no_room && !grows &&
+  // What a worker that was killed is shown now it could still take up, and die with; one that is dead would get the
+  // blame for it.
+  const bool usable = worker.killed == Killed::no && !worker.dying && !error && !no_room && !grows &&
                       !node.place.cancel_requested && !closed_;
   if (!usable && block) worker.channel.release(*block, block_size);
   // It has the arguments, or a part of them. While its memory grows it is kept for the task.

@@ -55,6 +55,7 @@ std::optional<std::string> forbidden_call(const std::optional<process::CrashNote
 
 void WorkerPool::worker_died(const WorkerPtr& worker) {
   worker->dying = true;
+  dispatcher_.worker_died(worker->index);
   // The pidfd tells that it is dead, its template how. Both are needed, in whatever order they come.
   if (worker->status || worker->orphaned) {
     bury(worker);

@@ -564,6 +564,18 @@ TEST_CASE("there is a backlog when tasks lie behind another", "[dispatcher]") {
   CHECK_FALSE(dispatcher.has_backlog());
 }
 
+TEST_CASE("a worker that is dead gets no task, also when its last answers come", "[dispatcher]") {
+  auto dispatcher = with_ready_workers(2);
+  dispatcher.placed(0);
+  dispatcher.worker_died(0);
+  CHECK(dispatcher.choose_worker() == 1U);
+  dispatcher.left(0, 1us, 1us);
+  CHECK(dispatcher.choose_worker() == 1U);
+  CHECK(dispatcher.choose_worker(7) == 1U);
+  dispatcher.placed(1);
+  CHECK_FALSE(dispatcher.choose_worker(7).has_value());
+}
+
 TEST_CASE("a worker with a backlog that finishes nothing between two looks is stalled", "[dispatcher]") {
   auto dispatcher = with_ready_workers(3);
   set_average(dispatcher, 0, 1us);

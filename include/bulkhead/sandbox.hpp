@@ -16,7 +16,8 @@ namespace bulkhead {
 enum class Demand : std::uint8_t {
   off,      ///< Not at all.
   attempt,  ///< If this machine can do it; `LocalExecutor::sandbox_report` tells.
-  require   ///< Without it there is no executor: its constructor throws `WorkerStartError` with item and reason.
+  require   ///< Without it there is no executor: its constructor throws `WorkerStartError` with item and reason. In
+            ///< bypass mode (for unit tests) there are no workers and no sandbox, whatever is required.
 };
 
 /// The items of a SandboxPolicy.
@@ -98,7 +99,8 @@ struct SandboxPolicy {
   /// RLIMIT_NOFILE: no descriptor of this number or above can be opened.
   Demand open_files_limit = Demand::off;
   std::uint64_t open_files = 0;
-  /// RLIMIT_NPROC: processes and threads of the worker's user; the kernel does not apply it to root.
+  /// RLIMIT_NPROC: processes and threads of the worker's user, all together, or those in `user_namespace`. The kernel
+  /// does not hold root to it.
   Demand process_limit = Demand::off;
   std::uint64_t processes = 0;
   /// RLIMIT_CORE: no core dump.

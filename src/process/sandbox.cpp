@@ -399,14 +399,20 @@ void Sandbox::enter(SandboxOutcomes& outcomes) const {
   limit(Item::file_size_limit, outcomes, RLIMIT_FSIZE, asked.file_size);
   // Whoever prints where standard output is a file is to see an error, and not to die of it.
   if (asked.demands[index_of(Item::file_size_limit)] != Demand::off) ::signal(SIGXFSZ, SIG_IGN);
-  limit(Item::process_limit, outcomes, RLIMIT_NPROC, asked.processes);
+  if (::getuid() == 0) {
+    put_in_force(Item::process_limit, outcomes,
+                 []() -> std::string { throw std::runtime_error("the kernel does not hold root to it"); });
+  } else {
+    limit(Item::process_limit, outcomes, RLIMIT_NPROC, asked.processes);
+  }
   put_in_force(Item::core_limit, outcomes, [] {
     // One byte is less than any core; at 0 the kernel still starts the program that core_pattern names (fs/coredump.c).
     rlimit limit{};
     ::getrlimit(RLIMIT_CORE, &limit);
     limit.rlim_cur = limit.rlim_max = std::min<rlim_t>(limit.rlim_max, 1);
     if (::setrlimit(RLIMIT_CORE, &limit) != 0) throw_errno("cannot set the limit");
-    return "no core";
+    // Then nobody can raise it, and so be it.
+    return limit.rlim_max == 0 ? "no core file, but the program of core_pattern" : "no core";
   });
   put_in_force(Item::non_dumpable, outcomes, [] {
     if (::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0) throw_errno("cannot be made non-dumpable");

@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 #include <linux/audit.h>
+#include <linux/fs.h>
 #include <linux/ioprio.h>
 #include <linux/prctl.h>
 #include <linux/sched.h>
@@ -83,13 +84,14 @@ constexpr std::uint32_t kAllow = SECCOMP_RET_ALLOW;
 constexpr std::uint32_t refuse(int error) { return SECCOMP_RET_ERRNO | static_cast<std::uint32_t>(error); }
 
 // Numbers of the kernel's that libc's headers lack, or hide: the kernel's ABI.
-constexpr std::uint32_t kSetOwnerExtended = 15;    // F_SETOWN_EX
-constexpr std::uint32_t kPoison = 100;             // MADV_HWPOISON
-constexpr std::uint32_t kPoisonSoftly = 101;       // MADV_SOFT_OFFLINE
-constexpr std::uint32_t kNameMemory = 0x53564d41;  // PR_SET_VMA, since Linux 5.17
-constexpr std::uint32_t kConsole = 0x541C;         // TIOCLINUX
-constexpr std::uint32_t kSocketTypeMask = 0xf;     // SOCK_TYPE_MASK: the rest are flags
-constexpr std::uint32_t kQuery = 0xffffffff;       // of personality
+constexpr std::uint32_t kSetOwnerExtended = 15;      // F_SETOWN_EX
+constexpr std::uint32_t kPoison = 100;               // MADV_HWPOISON
+constexpr std::uint32_t kPoisonSoftly = 101;         // MADV_SOFT_OFFLINE
+constexpr std::uint32_t kNameMemory = 0x53564d41;    // PR_SET_VMA, since Linux 5.17
+constexpr std::uint32_t kConsole = 0x541C;           // TIOCLINUX
+constexpr std::uint32_t kEnableVerity = 0x40806685;  // FS_IOC_ENABLE_VERITY: a file that nobody changes any more
+constexpr std::uint32_t kSocketTypeMask = 0xf;       // SOCK_TYPE_MASK: the rest are flags
+constexpr std::uint32_t kQuery = 0xffffffff;         // of personality
 
 // All that clone, and not only clone3, takes.
 constexpr std::uint32_t kNewNamespaces =
@@ -188,8 +190,8 @@ enum class Check : std::uint8_t {
   unix_pairs,
   no_fast_open_in_second,  // sendmsg has its flags there
   no_fast_open_in_third,
-  no_signals_by_ioctl,
-  no_signals_by_fcntl,
+  ioctl_of_its_own,
+  fcntl_of_its_own,
   prctl_keeps_the_policy,
   // For computing
   prctl_of_names,
@@ -249,13 +251,16 @@ Code code_of(Check check) {
       // It connects without a call of connect, which is the one that Landlock looks at.
       code.if_any_bit(3, MSG_FASTOPEN, refuse(EOPNOTSUPP));
       break;
-    case Check::no_signals_by_ioctl:
-      // The first two type into a terminal; the others have signals sent to whom one likes.
-      code.if_one_of(1, {TIOCSTI, kConsole}, kForbid).if_one_of(1, {FIOSETOWN, SIOCSPGRP}, refuse(EPERM));
+    case Check::ioctl_of_its_own:
+      // The first two type into a terminal; the next two have signals sent to whom one likes; the rest changes a file
+      // that may only be open for reading.
+      code.if_one_of(1, {TIOCSTI, kConsole}, kForbid)
+          .if_one_of(1, {FIOSETOWN, SIOCSPGRP, FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, FS_IOC_SETVERSION, kEnableVerity},
+                     refuse(EPERM));
       break;
-    case Check::no_signals_by_fcntl:
-      // With F_SETSIG it would even be SIGKILL.
-      code.if_one_of(1, {F_SETOWN, kSetOwnerExtended}, refuse(EPERM));
+    case Check::fcntl_of_its_own:
+      // With F_SETSIG it would even be SIGKILL. A lease makes others wait who open the file for writing.
+      code.if_one_of(1, {F_SETOWN, kSetOwnerExtended, F_SETLEASE, F_NOTIFY}, refuse(EPERM));
       break;
     case Check::no_poison:
       // Root can take memory away that the host shares, which gets SIGBUS then. MADV_REMOVE is harmless, since that
@@ -360,20 +365,22 @@ constexpr CheckedCall kCheckedIfDenied[] = {{"sched_setaffinity", Check::first_i
                                             {"sendmsg", Check::no_fast_open_in_second},
                                             {"sendto", Check::no_fast_open_in_third},
                                             {"sendmmsg", Check::no_fast_open_in_third},
-                                            {"ioctl", Check::no_signals_by_ioctl},
-                                            {"fcntl", Check::no_signals_by_fcntl},
+                                            {"ioctl", Check::ioctl_of_its_own},
+                                            {"fcntl", Check::fcntl_of_its_own},
                                             {"prctl", Check::prctl_keeps_the_policy}};
 
-// Where the dangerous calls are denied, EACCES: what Landlock lets a process do to a file by its name, or see of it,
-// and what it shares with others by other names than files'.
+// Where the dangerous calls are denied, EACCES: what Landlock lets a process do to a file that it cannot write, or see
+// of it; what it shares with others by other names than files'; and files of memory, which no limit counts.
 constexpr std::string_view kByOtherNames[] = {
-    "mknod",      "mknodat",     "inotify_init", "inotify_init1", "shmget",    "shmat",
-    "shmctl",     "semget",      "semop",        "semtimedop",    "semctl",    "msgget",
-    "msgsnd",     "msgrcv",      "msgctl",       "mq_open",       "mq_unlink", "listen",
+    "mknod",        "mknodat",     "inotify_init", "inotify_init1", "shmget",       "shmat",         "shmctl",
+    "semget",       "semop",       "semtimedop",   "semctl",        "msgget",       "msgsnd",        "msgrcv",
+    "msgctl",       "mq_open",     "mq_unlink",    "listen",
 
-    "chmod",      "fchmodat",    "fchmodat2",    "chown",         "lchown",    "fchownat",
-    "utime",      "utimes",      "futimesat",    "utimensat",     "setxattr",  "lsetxattr",
-    "setxattrat", "removexattr", "lremovexattr", "removexattrat"};
+    "chmod",        "fchmod",      "fchmodat",     "fchmodat2",     "chown",        "fchown",        "lchown",
+    "fchownat",     "utime",       "utimes",       "futimesat",     "utimensat",    "setxattr",      "lsetxattr",
+    "fsetxattr",    "setxattrat",  "removexattr",  "lremovexattr",  "fremovexattr", "removexattrat", "file_setattr",
+
+    "memfd_create", "memfd_secret"};
 
 constexpr CheckedCall kCheckedForComputing[] = {{"mmap", Check::no_code},
                                                 {"mprotect", Check::no_code},

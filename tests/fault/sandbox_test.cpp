@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSL-1.0
 // What tasks can reach from inside the sandbox of their worker, and what they find of the tasks before them.
+#include <bulkhead/hybrid_executor.hpp>
 #include <bulkhead/inline_executor.hpp>
 #include <bulkhead/io_executor.hpp>
 #include <bulkhead/local_executor.hpp>
@@ -26,6 +27,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -472,6 +474,12 @@ TEST_CASE("62: a worker beyond the policy's number of processes starts none", "[
   check_part("process_limit_as_nobody");
 }
 
+TEST_CASE("63: a bomb of threads under untrusted ends at the policy's limit, and the host still starts threads",
+          "[fault]") {
+  // Not for root, to whom the kernel does not apply it.
+  check_part("thread_bomb_as_nobody");
+}
+
 TEST_CASE("62: what a fork bomb has made ends with its worker and its executor", "[fault]") {
   notes.children = 0;
   const std::size_t before = descendants().size();
@@ -847,6 +855,7 @@ TEST_CASE("67: a worker that dies while a fresh task is being encoded takes noth
     const Deadly deadly{&pool, std::make_shared<bool>(true)};
     pool.async_submit(isolated(Isolation::fresh()), bulkhead::call(take, deadly), outcome.handler());
     REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+    INFO(message(outcome.error));
     CHECK(outcome.value == 42);
   }
   for (int i = 0; i < 4; ++i) CHECK(run(context, pool.submit(isolated(Isolation::fresh()), twice, 21)) == 42);
@@ -911,6 +920,44 @@ TEST_CASE("67: executors without workers refuse every isolation but reuse with s
     REQUIRE(run_until(context, [&] { return plain.calls > 0; }));
     CHECK(plain.value == 42);
     CHECK(adds_up(*executor));
+  }
+}
+
+TEST_CASE("67: a HybridExecutor passes isolation on, and puts no executor behind another that isolates less",
+          "[fault]") {
+  asio::io_context context;
+  SandboxPolicy policy;
+  policy.never_reuse_workers = true;
+  const auto strict = std::make_shared<LocalExecutor>(context.get_executor(), with_policy(policy, 2));
+  const auto plain = std::make_shared<LocalExecutor>(context.get_executor(), with_policy(SandboxPolicy(), 2));
+  const auto threads = std::make_shared<bulkhead::ThreadExecutor>(context.get_executor());
+  {
+    bulkhead::HybridExecutor hybrid(context.get_executor(), {strict});
+    std::vector<std::string> items(20, "item");
+    for (const Visit& one : run(context, hybrid.map(visit, items))) CHECK(one.number == 1);
+    for (int i = 0; i < 3; ++i) CHECK(run(context, hybrid.submit(visit, std::string("plain"))).number == 1);
+    CHECK(holds<std::invalid_argument>(
+        bulkhead::test::failure(context, hybrid.submit(isolated(Isolation::reuse()), twice, 1))));
+  }
+  {
+    // The second would share workers, if it was not told that these tasks do not.
+    bulkhead::HybridExecutor hybrid(context.get_executor(), {plain, strict});
+    for (int i = 0; i < 3; ++i) CHECK(run(context, hybrid.submit(visit, std::string("plain"))).number == 1);
+  }
+  {
+    bulkhead::HybridExecutor hybrid(context.get_executor(), {plain, threads});
+    CHECK(run(context, hybrid.submit(visit, std::string("a"))).key_before.empty());
+    const Visit one = run(context, hybrid.submit(isolated(Isolation::per_key("one")), visit, std::string("b")));
+    CHECK(one.key_before.empty());
+    const Visit two = run(context, hybrid.submit(isolated(Isolation::per_key("one")), visit, std::string("c")));
+    CHECK(two.key_before == "b");
+  }
+  try {
+    const bulkhead::HybridExecutor hybrid(context.get_executor(), {strict, threads});
+    FAIL("hostile tasks would run in the host");
+  } catch (const std::invalid_argument& error) {
+    CHECK_THAT(error.what(), ContainsSubstring("never_reuse_workers"));
+    CHECK_THAT(error.what(), ContainsSubstring(threads->name()));
   }
 }
 
@@ -1017,6 +1064,39 @@ int host_with_a_process_limit() {
   return report.exit_code();
 }
 
+[[maybe_unused]] int start_threads(int most) {
+  // Small stacks, so that no other limit comes first.
+  pthread_attr_t attributes;
+  ::pthread_attr_init(&attributes);
+  ::pthread_attr_setstacksize(&attributes, 64 * 1024);
+  int started = 0;
+  pthread_t thread{};
+  const auto wait = [](void*) -> void* {
+    for (;;) ::pause();
+  };
+  while (started < most && ::pthread_create(&thread, &attributes, wait, nullptr) == 0) ++started;
+  return started;
+}
+
+int host_of_a_thread_bomb() {
+  Report report;
+#if !WITH_SANITIZER
+  constexpr int kMost = 100;
+  for (SandboxPolicy policy : {SandboxPolicy::contained(), SandboxPolicy::untrusted()}) {
+    report.expect(policy.processes == 4096 && policy.process_limit == Demand::attempt, "the profiles have a limit");
+    policy.processes = kMost;
+    asio::io_context context;
+    LocalExecutor pool(context.get_executor(), with_policy(policy, 2));
+    report.expect(pool.sandbox_report().in_force(SandboxItem::process_limit), policy.profile + ": it is in force");
+    const int started = run(context, pool.submit(isolated(Isolation::fresh()), start_threads, 10 * kMost));
+    report.expect(started < kMost, policy.profile + ": " + std::to_string(started) + " threads");
+    std::thread([] {}).join();
+    report.expect(run(context, pool.submit(isolated(Isolation::fresh()), twice, 21)) == 42, "the pool goes on");
+  }
+#endif
+  return report.exit_code();
+}
+
 // As on a kernel that does not have it, or forbids it.
 void refuse_call(long number, int error) {
   std::array<sock_filter, 4> program{
@@ -1045,7 +1125,7 @@ void become_nobody() {
 
 // As a machine that forbids them to everybody. Only within a namespace of its own, so that no one else suffers from it.
 void forbid_namespaces() {
-  if (::unshare(CLONE_NEWUSER) != 0) throw std::runtime_error("cannot have a user namespace");
+  if (::unshare(CLONE_NEWUSER) != 0) return;  // it does
   for (const char* const kind : {"user", "pid", "net", "ipc", "mnt"}) {
     std::ofstream file("/proc/sys/user/max_" + std::string(kind) + "_namespaces");
     if (!(file << 0 << std::flush)) throw std::runtime_error("cannot forbid namespaces");
@@ -1069,6 +1149,7 @@ int run_part(std::string_view part) {
   if (part == "without_namespaces_as_nobody") return host_without_namespaces();
   if (part.starts_with("capabilities")) return host_of_workers_without_capabilities();
   if (part == "process_limit_as_nobody") return host_with_a_process_limit();
+  if (part == "thread_bomb_as_nobody") return host_of_a_thread_bomb();
   return 2;
 }
 

@@ -9,6 +9,8 @@
 
 #include <fcntl.h>
 #include <linux/audit.h>
+#include <linux/fs.h>
+#include <linux/fsverity.h>
 #include <linux/prctl.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
@@ -375,7 +377,12 @@ TEST_CASE("where dangerous calls are denied, files, plain sockets and code are o
       {"newfstatat", {of_int(AT_FDCWD), 0x1000, 0x1000, 0}, "allowed"},
       {"mmap", {0, 0x1000, PROT_READ | PROT_EXEC}, "allowed"},
       {"mprotect", {0x1000, 0x1000, PROT_READ | PROT_EXEC}, "allowed"},
-      {"memfd_create", {}, "allowed"},
+      {"memfd_create", {}, "EACCES"},
+      {"memfd_secret", {}, "EACCES"},
+      {"fchmod", {4, 04755}, "EACCES"},
+      {"fchown", {4, 0, 0}, "EACCES"},
+      {"fsetxattr", {4, 0x1000, 0x1000, 1, 0}, "EACCES"},
+      {"fremovexattr", {4, 0x1000}, "EACCES"},
       {"wait4", {}, "allowed"},
       {"seccomp", {}, "allowed"},
       {"landlock_restrict_self", {}, "allowed"},
@@ -412,9 +419,17 @@ TEST_CASE("where dangerous calls are denied, files, plain sockets and code are o
       {"ioctl", {0, 0x541C /* TIOCLINUX */}, "forbidden"},
       {"ioctl", {4, FIOSETOWN}, "EPERM"},
       {"ioctl", {4, SIOCSPGRP}, "EPERM"},
+      {"ioctl", {4, FS_IOC_GETFLAGS}, "allowed"},
+      {"ioctl", {4, FS_IOC_SETFLAGS}, "EPERM"},
+      {"ioctl", {4, FS_IOC_FSSETXATTR | kJunk}, "EPERM"},
+      {"ioctl", {4, FS_IOC_SETVERSION}, "EPERM"},
+      {"ioctl", {4, FS_IOC_ENABLE_VERITY}, "EPERM"},
       {"fcntl", {4, F_SETFL, O_NONBLOCK}, "allowed"},
       {"fcntl", {4, F_SETOWN, kOther}, "EPERM"},
       {"fcntl", {4, 15 /* F_SETOWN_EX */}, "EPERM"},
+      {"fcntl", {4, F_SETLEASE, F_RDLCK}, "EPERM"},
+      {"fcntl", {4, F_NOTIFY}, "EPERM"},
+      {"fcntl", {4, F_SETLK}, "allowed"},
       {"prctl", {PR_SET_NAME}, "allowed"},
       {"prctl", {PR_SET_SECCOMP, SECCOMP_MODE_FILTER}, "allowed"},
       {"prctl", {PR_SET_DUMPABLE, 1}, "EPERM"},
@@ -561,7 +576,7 @@ TEST_CASE("the most frequent calls are decided by their number alone, all after 
   constexpr std::string_view kFrequent[] = {"read",  "write", "futex", "clock_gettime", "munmap", "rt_sigprocmask",
                                             "close", "brk",   "poll",  "epoll_wait",    "gettid", "sched_yield"};
   // Two for the ABI, those of a search in less than 256 ranges, and those of arguments that are looked at.
-  constexpr std::size_t kMost = 2 + 8 + 5;
+  constexpr std::size_t kMost = 2 + 8 + 8;
   for (const SystemCalls mode : kModes) {
     const Filter filter(mode);
     for (const std::string_view name : kFrequent) {

@@ -7,17 +7,21 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
+#include <linux/fs.h>
 #include <linux/perf_event.h>
 #include <netinet/in.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 #include <array>
 #include <atomic>
@@ -48,7 +52,7 @@ struct Target {
   std::uint16_t tcp_port = 0;
   std::uint16_t udp_port = 0;
   std::string abstract_name;
-  std::string directory;  // an empty one
+  std::string directory;  // with a file and a socket, which contained code may read
 };
 
 struct Result {
@@ -142,6 +146,50 @@ inline Result create_file(const Target&, std::string_view) {
   if (result.succeeded) ::unlink(path.c_str());
   return result;
 }
+inline std::string file_in(const Target& target) { return target.directory + "/file"; }
+/// What the attack does to the file, having opened it for reading.
+template <class Change>
+Result change_file(const Target& target, Change change) {
+  const int fd = ::open(file_in(target).c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return result_of(false);
+  const Result result = result_of(change(fd));
+  ::close(fd);
+  return result;
+}
+inline Result see_size(const Target&, std::string_view) {
+  struct stat status {};
+  return result_of(::stat("/etc/passwd", &status) == 0);
+}
+inline Result read_file_that_may_be_read(const Target& target, std::string_view) {
+  return change_file(target, [](int) { return true; });
+}
+inline Result change_mode(const Target& target, std::string_view) {
+  return result_of(::chmod(file_in(target).c_str(), 0644) == 0);
+}
+inline Result change_mode_by_descriptor(const Target& target, std::string_view) {
+  return change_file(target, [](int fd) { return ::fchmod(fd, 0644) == 0; });
+}
+inline Result change_owner(const Target& target, std::string_view) {
+  return result_of(::chown(file_in(target).c_str(), ::geteuid(), ::getegid()) == 0);
+}
+inline Result change_owner_by_descriptor(const Target& target, std::string_view) {
+  return change_file(target, [](int fd) { return ::fchown(fd, ::geteuid(), ::getegid()) == 0; });
+}
+inline Result change_times(const Target& target, std::string_view) {
+  return result_of(::utimensat(AT_FDCWD, file_in(target).c_str(), nullptr, 0) == 0);
+}
+inline Result set_attribute_by_descriptor(const Target& target, std::string_view) {
+  return change_file(target, [](int fd) { return ::fsetxattr(fd, "user.attack", "x", 1, 0) == 0; });
+}
+inline Result set_flags_by_descriptor(const Target& target, std::string_view) {
+  return change_file(target, [](int fd) {
+    int flags = 0;
+    return ::ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0 && ::ioctl(fd, FS_IOC_SETFLAGS, &flags) == 0;
+  });
+}
+inline Result lease_file(const Target& target, std::string_view) {
+  return change_file(target, [](int fd) { return ::fcntl(fd, F_SETLEASE, F_RDLCK) == 0; });
+}
 inline Result open_inet_socket(const Target&, std::string_view) {
   return result_of_descriptor(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
 }
@@ -166,6 +214,16 @@ inline Result connect_to(int family, const void* address, socklen_t size) {
 inline Result connect_by_tcp(const Target& target, std::string_view) {
   const sockaddr_in address = loopback(target.tcp_port);
   return connect_to(AF_INET, &address, sizeof(address));
+}
+inline sockaddr_un path_address(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof(address.sun_path) - 1);
+  return address;
+}
+inline Result connect_to_socket_of_a_path(const Target& target, std::string_view) {
+  const sockaddr_un address = path_address(target.directory + "/socket");
+  return connect_to(AF_UNIX, &address, sizeof(address));
 }
 inline sockaddr_un abstract_address(const std::string& name) {
   sockaddr_un address{};

@@ -16,6 +16,8 @@
 #include <boost/asio/io_context.hpp>
 
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 
 /// Tries every attack in every profile, and compares what is seen with what is expected.
@@ -65,6 +67,12 @@ class Host {
     std::string directory = "/tmp/bulkhead-sandbox-XXXXXX";
     if (::mkdtemp(directory.data()) == nullptr) throw std::runtime_error("no directory");
     target_.directory = directory;
+    std::ofstream(file_in(target_)) << "text";
+    path_ = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const sockaddr_un path = path_address(target_.directory + "/socket");
+    if (::bind(path_, generic(&path), sizeof(path)) != 0 || ::listen(path_, 64) != 0) {
+      throw std::runtime_error("no socket in a directory");
+    }
     struct sigaction action {};
     action.sa_handler = [](int) { signals_to_host = signals_to_host + 1; };
     ::sigaction(SIGUSR1, &action, nullptr);
@@ -72,8 +80,9 @@ class Host {
   Host(const Host&) = delete;
   Host& operator=(const Host&) = delete;
   ~Host() {
-    for (const int fd : {tcp_, udp_, abstract_}) ::close(fd);
-    ::rmdir(target_.directory.c_str());
+    for (const int fd : {tcp_, udp_, abstract_, path_}) ::close(fd);
+    std::error_code ignored;  // the test has said what it had to
+    std::filesystem::remove_all(target_.directory, ignored);
   }
 
   Target& target() { return target_; }
@@ -91,6 +100,7 @@ class Host {
   int tcp_ = -1;
   int udp_ = -1;
   int abstract_ = -1;
+  int path_ = -1;
 };
 
 /// Whether the attack succeeds in a child of this process, outside of any sandbox.
@@ -162,6 +172,7 @@ inline int run_matrix() {
     asio::io_context context;
     LocalExecutorOptions options = workers(2);
     options.sandbox = policy;
+    if (policy.file_access != Demand::off) options.sandbox.readable_paths = {target.directory};
     options.max_tasks_per_worker = 1;  // what an attack does to its own worker is not the next one's
     options.capture_output = CaptureOutput::discard;
     LocalExecutor pool(context.get_executor(), options);

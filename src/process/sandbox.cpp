@@ -128,19 +128,23 @@ void write_or_throw(const std::string& path, const std::string& text) {
   if (!write_file(path.c_str(), text)) throw std::system_error(errno, std::system_category(), path);
 }
 
-// Nothing gives one back: not to the process itself, nor by a program that it starts.
+// No program that it starts gives it one. Refused to who has none, since he could not get one either.
+void drop_capabilities_of_programs() {
+  for (unsigned long capability = 0; ::prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; ++capability) {
+    ::prctl(PR_CAPBSET_DROP, capability, 0, 0, 0);
+  }
+}
+
 void drop_capabilities() {
   __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
   const __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {};
-  for (unsigned long capability = 0; ::prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; ++capability) {
-    // Refused where they are not there to be dropped.
-    ::prctl(PR_CAPBSET_DROP, capability, 0, 0, 0);
-  }
+  drop_capabilities_of_programs();
   if (::syscall(SYS_capset, &header, &none) != 0) throw_errno("cannot drop capabilities");
 }
 
 void become(uid_t uid, gid_t gid) {
   if (::geteuid() != 0) throw std::runtime_error("the program does not run as root");
+  drop_capabilities_of_programs();  // whoever is root no longer may not
   if (::setgroups(0, nullptr) != 0) throw_errno("cannot leave its groups");
   if (::setresgid(gid, gid, gid) != 0) throw_errno("cannot change its group");
   if (::setresuid(uid, uid, uid) != 0) throw_errno("cannot change its user");

@@ -52,7 +52,7 @@ CommonOptions common(const HybridExecutorOptions& options,
     return detail::core_of(*executor)->never_reuses_workers;
   });
   const auto open = std::find_if(executors.begin(), executors.end(),
-                                 [](const auto& executor) { return !detail::core_of(*executor)->isolates; });
+                                 [](const auto& executor) { return !detail::core_of(*executor)->always_isolates; });
   if (strict != executors.end() && open != executors.end()) {
     throw std::invalid_argument(
         fmt::format("executor '{}' must not have what is meant for '{}' when that is full: its tasks are hostile "
@@ -161,6 +161,14 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
   static asio::awaitable<void> shut_down_executors(std::shared_ptr<ExecutorCore> tasks, Executors executors,
                                                    Deadline deadline);
 
+  // The first executor from this one on that may have the task; their number if there is none.
+  std::size_t next_for(const TaskNode& node, std::size_t index) const {
+    const Isolation* const isolation = node.options.isolation();
+    if (isolation == nullptr || isolation->kind() == Isolation::Kind::reuse) return index;
+    while (index < members.size() && !members[index]->isolates) ++index;
+    return index;
+  }
+
   // Gives the task to this executor. Without any mutex.
   void submit(TaskNode* node, std::size_t index, Refusals refusals);
 
@@ -189,16 +197,17 @@ struct HybridExecutor::Engine : std::enable_shared_from_this<Engine> {
     }
     if (!ending.begun && !cancelled && index < members.size()) {
       const bool goes_on = may_go_on(ending.error, options);
+      const std::size_t next = next_for(*node, index + 1);
       if (goes_on && has_passed(node->must_end_ns)) {
         // Refused for that, or too late for the next.
         ending.error =
             std::make_exception_ptr(TaskTimeoutError(TaskTimeoutError::Which::total, *node->options.total_timeout(),
                                                      core->context_of(*node), detail::not_run_reason(*node)));
         ending.outcome = Outcome::timed_out;
-      } else if (goes_on && index + 1 < members.size() && !ending.waited_in_vain) {
+      } else if (goes_on && next < members.size() && !ending.waited_in_vain) {
         refusals.push_back(text_of(ending.error));
         if (!has_passed(node->must_begin_ns())) {
-          submit(node, index + 1, std::move(refusals));
+          submit(node, next, std::move(refusals));
           return;
         }
         ending.error = std::make_exception_ptr(TaskTimeoutError(
@@ -382,6 +391,9 @@ HybridExecutor::HybridExecutor(asio::any_io_executor io_executor, std::vector<st
   core()->owner_limits_runs = true;
   core()->isolates = std::any_of(executors_.begin(), executors_.end(),
                                  [](const auto& executor) { return detail::core_of(*executor)->isolates; });
+  core()->always_isolates = std::all_of(executors_.begin(), executors_.end(), [](const auto& executor) {
+    return detail::core_of(*executor)->always_isolates;
+  });
   core()->never_reuses_workers = std::any_of(executors_.begin(), executors_.end(), [](const auto& executor) {
     return detail::core_of(*executor)->never_reuses_workers;
   });
@@ -399,7 +411,11 @@ std::vector<Metrics> HybridExecutor::all_metrics() const {
   return all;
 }
 
-void HybridExecutor::execute(Task task) { engine_->submit(TaskAccess::release(task), 0, {}); }
+void HybridExecutor::execute(Task task) {
+  TaskNode* const node = TaskAccess::release(task);
+  // One of them isolates: else the hybrid had refused the task.
+  engine_->submit(node, engine_->next_for(*node, 0), {});
+}
 
 namespace {
 

@@ -219,6 +219,7 @@ LocalExecutor::LocalExecutor(asio::any_io_executor io_executor, LocalExecutorOpt
       options_(checked(std::move(options))),
       engine_(std::make_unique<Engine>()) {
   core()->isolates = true;
+  core()->always_isolates = true;
   core()->never_reuses_workers = options_.sandbox.never_reuse_workers;
   if (options_.quarantine_after > 0) {
     core()->quarantine =

@@ -56,8 +56,7 @@ SandboxPolicy SandboxPolicy::contained() {
   // A few for libraries that open what they need; a task that is to hold many asks for more.
   policy.open_files_limit = Demand::attempt;
   policy.open_files = 64;
-  // Threads, since it makes no processes. They count together with all that the user has, so that a desktop's must fit;
-  // and it is less than what systems give a user or a service (systemd: 4,915 and more).
+  // Threads, since it makes no processes. They count together with all that the user has, so that a desktop's must fit.
   policy.process_limit = Demand::attempt;
   policy.processes = 4096;
   return policy;

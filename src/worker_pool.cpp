@@ -399,6 +399,8 @@ bool WorkerPool::encode_unlocked(TaskNode& node, Worker& worker, Lock& lock, Kee
       entry.block_size = block_size;
     }
   }
+  // Its limits do not run while the host encodes.
+  if (node.place.placed_ns != 0) node.place.placed_ns = ExecutorCore::now();
   if (!worker.buried && !closed_) {
     // A slot without a task goes its way, too: the worker passes over it.
     if (!usable) dispatcher_.taken_back(worker.index);

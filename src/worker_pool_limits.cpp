@@ -293,7 +293,10 @@ RunState WorkerPool::state_of(TaskNode& node, std::uint64_t now) {
   if (!state.begun) return state;
   // When it began is what the worker says, as far as that is possible.
   if (node.place.seen_begun_ns == 0) node.place.seen_begun_ns = now;
-  state.begun_ns = std::clamp(worker.channel.begun_ns(), node.place.placed_ns, node.place.seen_begun_ns);
+  // Where it only counts as begun, that is of the request before it.
+  const std::uint64_t told =
+      worker.channel.begun(node.place.sequence) ? worker.channel.begun_ns() : node.place.seen_begun_ns;
+  state.begun_ns = std::clamp(told, node.place.placed_ns, node.place.seen_begun_ns);
   if (node.options.has_rare() && node.options.cpu_timeout()) {
     const std::uint64_t used = process::cpu_ns(worker.pid).value_or(0);
     // Where it began is the worker's word, too: no later than what was first seen here.

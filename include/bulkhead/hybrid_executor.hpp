@@ -43,8 +43,8 @@ struct HybridExecutorOptions {
 ///
 /// The executors have their own metrics, limits and events, in which the task appears, too; those of the hybrid count
 /// it once, and it tells of no workers. Retries, `max_instances` and results of spawned tasks belong to the hybrid;
-/// time limits and cancellation to the executor that has the task. `TaskOptions::isolation` is passed on, and an
-/// executor that does not isolate refuses such a task. Where one of them never reuses workers
+/// time limits and cancellation to the executor that has the task. `TaskOptions::isolation` is passed on, and
+/// executors that do not isolate are passed over for such a task. Where one of them never reuses workers
 /// (`SandboxPolicy::never_reuse_workers`), all must isolate. The sandbox is that of the executor that has the task. An
 /// executor with `OverloadPolicy::wait` is never full, so that nothing goes on beyond it. Thread safety: as
 /// BaseExecutor. It shares the executors' ownership.

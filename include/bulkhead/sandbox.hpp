@@ -99,15 +99,16 @@ struct SandboxPolicy {
   /// RLIMIT_NOFILE: no descriptor of this number or above can be opened.
   Demand open_files_limit = Demand::off;
   std::uint64_t open_files = 0;
-  /// RLIMIT_NPROC: processes and threads of the worker's user, all together, or those in `user_namespace`. The kernel
-  /// does not hold root to it.
+  /// RLIMIT_NPROC: processes and threads of the worker's user, all together, or those in `user_namespace`; at most half
+  /// of the host's own limit. The kernel does not hold root to it.
   Demand process_limit = Demand::off;
   std::uint64_t processes = 0;
   /// RLIMIT_CORE: no core dump.
   Demand core_limit = Demand::attempt;
 
   /// Landlock: no file can be opened, but in `readable_paths` (for reading) and `writable_paths` (for everything but to
-  /// run it). Absolute paths of files or directories, which must exist.
+  /// run it, and, with `system_calls`, to change its mode, owner, times and attributes). Absolute paths of files or
+  /// directories, which must exist.
   Demand file_access = Demand::off;
   std::vector<std::string> readable_paths;
   std::vector<std::string> writable_paths;

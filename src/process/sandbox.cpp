@@ -407,7 +407,10 @@ void Sandbox::enter(SandboxOutcomes& outcomes) const {
     put_in_force(Item::process_limit, outcomes,
                  []() -> std::string { throw std::runtime_error("the kernel does not hold root to it"); });
   } else {
-    limit(Item::process_limit, outcomes, RLIMIT_NPROC, asked.processes);
+    // The host has the same limit, and is to start threads whatever workers do.
+    rlimit host{};
+    ::getrlimit(RLIMIT_NPROC, &host);
+    limit(Item::process_limit, outcomes, RLIMIT_NPROC, std::min<std::uint64_t>(asked.processes, host.rlim_cur / 2));
   }
   put_in_force(Item::core_limit, outcomes, [] {
     // One byte is less than any core; at 0 the kernel still starts the program that core_pattern names (fs/coredump.c).

@@ -84,14 +84,17 @@ constexpr std::uint32_t kAllow = SECCOMP_RET_ALLOW;
 constexpr std::uint32_t refuse(int error) { return SECCOMP_RET_ERRNO | static_cast<std::uint32_t>(error); }
 
 // Numbers of the kernel's that libc's headers lack, or hide: the kernel's ABI.
-constexpr std::uint32_t kSetOwnerExtended = 15;      // F_SETOWN_EX
-constexpr std::uint32_t kPoison = 100;               // MADV_HWPOISON
-constexpr std::uint32_t kPoisonSoftly = 101;         // MADV_SOFT_OFFLINE
-constexpr std::uint32_t kNameMemory = 0x53564d41;    // PR_SET_VMA, since Linux 5.17
-constexpr std::uint32_t kConsole = 0x541C;           // TIOCLINUX
-constexpr std::uint32_t kEnableVerity = 0x40806685;  // FS_IOC_ENABLE_VERITY: a file that nobody changes any more
-constexpr std::uint32_t kSocketTypeMask = 0xf;       // SOCK_TYPE_MASK: the rest are flags
-constexpr std::uint32_t kQuery = 0xffffffff;         // of personality
+constexpr std::uint32_t kSetOwnerExtended = 15;           // F_SETOWN_EX
+constexpr std::uint32_t kPoison = 100;                    // MADV_HWPOISON
+constexpr std::uint32_t kPoisonSoftly = 101;              // MADV_SOFT_OFFLINE
+constexpr std::uint32_t kNameMemory = 0x53564d41;         // PR_SET_VMA, since Linux 5.17
+constexpr std::uint32_t kConsole = 0x541C;                // TIOCLINUX
+constexpr std::uint32_t kEnableVerity = 0x40806685;       // FS_IOC_ENABLE_VERITY: a file that nobody changes any more
+constexpr std::uint32_t kSetEncryption = 0x800c6613;      // FS_IOC_SET_ENCRYPTION_POLICY
+constexpr std::uint32_t kSetFatAttributes = 0x40047211;   // FAT_IOCTL_SET_ATTRIBUTES
+constexpr std::uint32_t kSetSubvolumeFlags = 0x4008941a;  // BTRFS_IOC_SUBVOL_SETFLAGS
+constexpr std::uint32_t kSocketTypeMask = 0xf;            // SOCK_TYPE_MASK: the rest are flags
+constexpr std::uint32_t kQuery = 0xffffffff;              // of personality
 
 // All that clone, and not only clone3, takes.
 constexpr std::uint32_t kNewNamespaces =
@@ -255,7 +258,9 @@ Code code_of(Check check) {
       // The first two type into a terminal; the next two have signals sent to whom one likes; the rest changes a file
       // that may only be open for reading.
       code.if_one_of(1, {TIOCSTI, kConsole}, kForbid)
-          .if_one_of(1, {FIOSETOWN, SIOCSPGRP, FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, FS_IOC_SETVERSION, kEnableVerity},
+          .if_one_of(1,
+                     {FIOSETOWN, SIOCSPGRP, FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, FS_IOC_SETVERSION, kEnableVerity,
+                      kSetEncryption, kSetFatAttributes, kSetSubvolumeFlags},
                      refuse(EPERM));
       break;
     case Check::fcntl_of_its_own:

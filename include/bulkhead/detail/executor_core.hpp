@@ -179,8 +179,10 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   // The options with the isolation that a task without one has here.
   TaskOptions with_isolation(TaskOptions options) const;
 
-  // Whether tasks may ask for an Isolation, and whether they must have one. Set by the constructor of the owner.
+  // Whether tasks may ask for an Isolation, whether they have it wherever they come to, and whether they must have one.
+  // Set by the constructor of the owner.
   bool isolates = false;
+  bool always_isolates = false;
   bool never_reuses_workers = false;
   // Whether outcomes come from threads that nobody waits for when the Asio context is destroyed: then they are posted
   // under the mutex, where it is known whether there still is a context.

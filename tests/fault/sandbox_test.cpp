@@ -1039,8 +1039,8 @@ int host_without_landlock() {
   return report.exit_code();
 }
 
-int host_without_unshare() {
-  Report report;
+// All but the PID namespace, which the fork server has got before.
+void expect_no_namespaces(Report& report) {
   expect_unavailable(report, SandboxItem::user_namespace,
                      [](SandboxPolicy& policy, Demand demand) { policy.user_namespace = demand; });
   expect_unavailable(report, SandboxItem::network_namespace,
@@ -1049,22 +1049,20 @@ int host_without_unshare() {
                      [](SandboxPolicy& policy, Demand demand) { policy.ipc_namespace = demand; });
   expect_unavailable(report, SandboxItem::mount_namespace,
                      [](SandboxPolicy& policy, Demand demand) { policy.mount_namespace = demand; });
+}
+
+int host_without_unshare() {
+  Report report;
+  expect_no_namespaces(report);
   return report.exit_code();
 }
 
 // On a machine that has namespaces, and gives none.
 int host_without_namespaces() {
   Report report;
-  expect_unavailable(report, SandboxItem::user_namespace,
-                     [](SandboxPolicy& policy, Demand demand) { policy.user_namespace = demand; });
+  expect_no_namespaces(report);
   expect_unavailable(report, SandboxItem::pid_namespace,
                      [](SandboxPolicy& policy, Demand demand) { policy.pid_namespace = demand; });
-  expect_unavailable(report, SandboxItem::network_namespace,
-                     [](SandboxPolicy& policy, Demand demand) { policy.network_namespace = demand; });
-  expect_unavailable(report, SandboxItem::ipc_namespace,
-                     [](SandboxPolicy& policy, Demand demand) { policy.ipc_namespace = demand; });
-  expect_unavailable(report, SandboxItem::mount_namespace,
-                     [](SandboxPolicy& policy, Demand demand) { policy.mount_namespace = demand; });
 #if !WITH_SANITIZER
   asio::io_context context;
   LocalExecutor pool(context.get_executor(), with_policy(SandboxPolicy::untrusted()));

@@ -231,7 +231,7 @@ inline void try_attack(Findings& findings, const Attack& attack, Isolation::Kind
     int hurt = 0;
     bool hurt_by_attacker = false;
     const auto keep_asking = [&] {
-      if (bystander.calls == started && bystander.error && hurt < 1) {
+      if (bystander.calls == started && bystander.error && hurt == 0) {
         ++hurt;
         const auto error = error_as<ExecutorError>(bystander.error);
         hurt_by_attacker = error && error->context().worker_pid == board.worker;

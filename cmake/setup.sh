@@ -6,7 +6,7 @@
 
 packages_to_build='ca-certificates g++ cmake ninja-build ccache pkg-config libboost1.81-dev libfmt-dev'
 # Without libc6-dbg valgrind starts no program at all.
-packages_to_test='catch2 spin valgrind libc6-dbg libssl-dev'
+packages_to_test='catch2 spin valgrind libc6-dbg libssl-dev libseccomp-dev'
 # llvm-16 has the symbolizer, without which the names in tsan.supp match nothing.
 packages_to_sanitize='clang-16 libclang-rt-16-dev llvm-16'
 # The last two have the pictures that the gallery shows.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "seccomp_filter.hpp"
 
+#include "libseccomp.hpp"
 #include "system_call_names.hpp"
 
 #include <fmt/format.h>
@@ -49,19 +50,21 @@ constexpr bool known(std::string_view name) noexcept { return position_of(name) 
 
 }  // namespace
 
-std::optional<long> system_call_number(std::string_view name) noexcept {
+std::optional<long> system_call_number(std::string_view name) {
   const std::size_t position = position_of(name);
-  if (position == std::size(kSystemCallNames) || kSystemCallNames[position].number == kNoSystemCall) {
-    return std::nullopt;
-  }
-  return kSystemCallNames[position].number;
+  const int number = position < std::size(kSystemCallNames) ? kSystemCallNames[position].number
+                                                            : number_in_libseccomp(name).value_or(kNoSystemCall);
+  if (number == kNoSystemCall) return std::nullopt;
+  return number;
 }
 
 std::string system_call_name(long number) {
   const auto found = std::find_if(std::begin(kSystemCallNames), std::end(kSystemCallNames),
                                   [number](const SystemCallName& call) { return call.number == number; });
-  if (number < 0 || found == std::end(kSystemCallNames)) return fmt::format("system call {}", number);
-  return std::string(found->name);
+  if (number >= 0 && found != std::end(kSystemCallNames)) return std::string(found->name);
+  std::string name;
+  if (number >= 0 && number <= std::numeric_limits<int>::max()) name = name_in_libseccomp(static_cast<int>(number));
+  return name.empty() ? fmt::format("system call {}", number) : name;
 }
 
 #if BULKHEAD_HAS_FILTER
@@ -574,7 +577,11 @@ class Verdicts {
 
   /// Not those that this machine does not have.
   void set(std::string_view name, Verdict verdict) {
-    if (const auto number = system_call_number(name)) by_number_[static_cast<std::size_t>(*number)] = verdict;
+    const auto number = system_call_number(name);
+    if (!number) return;
+    const auto index = static_cast<std::size_t>(*number);
+    if (index + 1 >= by_number_.size()) by_number_.resize(index + 2);
+    by_number_[index] = verdict;
   }
 
   const std::vector<Verdict>& by_number() const { return by_number_; }
@@ -637,7 +644,7 @@ Code search(std::span<const Range> ranges) {
 std::vector<sock_filter> make_system_call_filter(SystemCalls allowed, std::span<const std::string> also_allowed) {
   Verdicts verdicts(allowed);
   for (const std::string& name : also_allowed) {
-    if (!known(name)) {
+    if (!known(name) && !number_in_libseccomp(name)) {
       throw std::invalid_argument(fmt::format("also_allowed has \"{}\", which is the name of no system call", name));
     }
     verdicts.set(name, {kAllow});

@@ -28,7 +28,7 @@ void set_own_process(std::span<sock_filter> filter, pid_t self) noexcept;
 int install_system_call_filter(std::span<const sock_filter> filter) noexcept;
 
 /// This machine's number of the system call with this name; empty if it has none.
-std::optional<long> system_call_number(std::string_view name) noexcept;
+std::optional<long> system_call_number(std::string_view name);
 
 /// The name of a system call of this machine; "system call 999" if the number is not known.
 std::string system_call_name(long number);

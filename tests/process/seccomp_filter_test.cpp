@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSL-1.0
 #include "process/seccomp_filter.hpp"
 
+#include "process/libseccomp.hpp"
 #include "process/system_call_names.hpp"
 
 #include "support/catch.hpp"
@@ -51,6 +52,8 @@ using bulkhead::process::install_system_call_filter;
 using bulkhead::process::kNoSystemCall;
 using bulkhead::process::kSystemCallNames;
 using bulkhead::process::make_system_call_filter;
+using bulkhead::process::name_in_libseccomp;
+using bulkhead::process::number_in_libseccomp;
 using bulkhead::process::set_own_process;
 using bulkhead::process::system_call_name;
 using bulkhead::process::system_call_number;
@@ -694,6 +697,37 @@ TEST_CASE("system calls have their numbers and names") {
   // So that none is lost where a header defines them in another way.
   CHECK(seen.size() > 290);
 }
+
+#if WITH_LIBSECCOMP
+TEST_CASE("libseccomp knows the numbers and names that the table has, and those of other machines") {
+  CHECK(number_in_libseccomp("read") == __NR_read);
+  CHECK(name_in_libseccomp(__NR_read) == "read");
+  CHECK_FALSE(number_in_libseccomp("opennat"));
+  CHECK(name_in_libseccomp(99'999).empty());
+  int both = 0;
+  for (const SystemCallName& call : kSystemCallNames) {
+    const auto number = number_in_libseccomp(call.name);
+    if (!number) continue;  // newer than this libseccomp
+    INFO(call.name);
+    // Headers may be older than it.
+    if (call.number == kNoSystemCall && *number != kNoSystemCall) continue;
+    CHECK(*number == call.number);
+    if (call.number != kNoSystemCall) CHECK(name_in_libseccomp(call.number) == call.name);
+    ++both;
+  }
+  CHECK(both > 290);
+  // Of 32-bit machines only.
+  CHECK(number_in_libseccomp("socketcall") == kNoSystemCall);
+  CHECK_NOTHROW(make_system_call_filter(SystemCalls::allow_computing, std::vector<std::string>{"socketcall"}));
+}
+#else
+TEST_CASE("without libseccomp only the table's calls are known") {
+  CHECK_FALSE(number_in_libseccomp("read"));
+  CHECK(name_in_libseccomp(__NR_read).empty());
+  CHECK_THROWS_AS(make_system_call_filter(SystemCalls::allow_computing, std::vector<std::string>{"socketcall"}),
+                  std::invalid_argument);
+}
+#endif
 
 TEST_CASE("an empty filter is not put in force") { CHECK(install_system_call_filter({}) == ENOTSUP); }
 

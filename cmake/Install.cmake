@@ -14,6 +14,12 @@ install(
   NAMESPACE bulkhead::
   DESTINATION "${bulkhead_cmake_dir}")
 
+# A static library is linked with what it needs by whoever uses it.
+set(bulkhead_links_libseccomp OFF)
+if(bulkhead_with_libseccomp AND NOT bulkhead_is_shared)
+  set(bulkhead_links_libseccomp ON)
+endif()
+
 configure_package_config_file(cmake/bulkhead-config.cmake.in "${PROJECT_BINARY_DIR}/bulkhead-config.cmake"
                               INSTALL_DESTINATION "${bulkhead_cmake_dir}")
 # Until 1.0 every minor version may break what used the one before it.
@@ -31,7 +37,7 @@ if(bulkhead_is_shared)
 else()
   set(bulkhead_pc_cflags "")
   set(bulkhead_pc_libs " -ldl")
-  if(bulkhead_with_libseccomp)
+  if(bulkhead_links_libseccomp)
     string(APPEND bulkhead_pc_libs " -lseccomp")
   endif()
 endif()

@@ -131,10 +131,12 @@ class Dispatcher {
   void gets_on(unsigned worker) noexcept { workers_[worker].progressed_at = now_; }
   /// A task was put into the worker's ring.
   void placed(unsigned worker, int priority = 0, Compartment compartment = kSharedCompartment);
+  /// Whether a task of this priority may be more urgent than another: a quick look.
+  bool is_urgent(int priority) const noexcept { return priority < least_urgent_; }
   /// The worker whose last tasks should be taken back for a task of this priority, if any: it is the one that would
   /// come to the task first, and they are less urgent. Asked for a task that is to be placed; it is taken for done.
   std::optional<unsigned> worker_to_overtake(int priority, Compartment compartment = kSharedCompartment) {
-    if (priority >= least_urgent_) return std::nullopt;
+    if (!is_urgent(priority)) return std::nullopt;
     if (now_ < short_until_) short_until_ = now_ + limits_.urgent_memory;
     return overtaken_worker(priority, compartment);
   }

@@ -401,19 +401,6 @@ void ExecutorCore::count_run(const TaskNode& node) {
   total_wait_ns += node.began_ns - node.submitted_ns;
 }
 
-// The accounting part of `settle`. False: it had been settled early, and only waits to be destroyed.
-bool ExecutorCore::account(TaskNode& node, Outcome outcome, Admitted& admitted) {
-  count_run(node);
-  const bool wanted = !node.settled;
-  if (wanted) count(node, outcome, node.error);
-  if (node.admitted) {
-    node.admitted = false;
-    --in_flight;
-    if (!waiting.empty()) admit_waiting(admitted);
-  }
-  return wanted;
-}
-
 void ExecutorCore::admit_waiting(Admitted& admitted) {
   while (in_flight < max_pending) {
     TaskNode* node = waiting.pop_front();
@@ -458,12 +445,27 @@ void ExecutorCore::settle(TaskNode* node, Outcome outcome, Delivery from, Lock& 
     lock.unlock();
     return;
   }
-  Admitted admitted;
-  bool wanted = account(*node, outcome, admitted);
-  const bool grants = release_instance(*node);
+  count_run(*node);
+  const bool settled_before = node->settled;  // and only waits to be destroyed
+  if (!settled_before) count(*node, outcome, node->error);
+  if (std::exchange(node->admitted, false)) --in_flight;
+  const bool grants = node->holds_instance && release_instance(*node);
   // What is posted anyway is posted under the mutex, where it is known whether there still is a context.
   const bool post = outcomes_from_threads || from == Delivery::initiating;
-  if (post && wanted && (!context_alive || node->post_outcome())) wanted = false;
+  const bool wanted = !settled_before && !(post && (!context_alive || node->post_outcome()));
+  if (grants || !waiting.empty() || in_flight == 0 || open == 0) {
+    make_room(node, wanted, from, lock, grants);
+    return;
+  }
+  const auto keep = let_go_of_node(from);
+  lock.unlock();
+  hand_over(node, wanted, from);
+}
+
+// The end of `settle` where others may have waited for it.
+void ExecutorCore::make_room(TaskNode* node, bool wanted, Delivery from, Lock& lock, bool grants) {
+  Admitted admitted;
+  if (!waiting.empty()) admit_waiting(admitted);
   // Until the handler has been handed over.
   std::optional<Work> work;
   if (!admitted.empty() || in_flight == 0 || open == 0) {

@@ -53,19 +53,6 @@ void Encoder::enter(const std::type_info& type) {
   ++depth_;
 }
 
-Decoder::Decoder(std::span<const std::byte> bytes, Source source, DecodeLimits limits) noexcept
-    : bytes_(bytes), memory_left_(limits.memory_base), limits_(limits), source_(source) {
-  std::size_t more = 0;
-  if (source == Source::trusted) {
-    memory_left_ = static_cast<std::size_t>(-1);
-    return;
-  }
-  if (__builtin_mul_overflow(limits.memory_per_byte, bytes.size(), &more) ||
-      __builtin_add_overflow(memory_left_, more, &memory_left_)) {
-    memory_left_ = static_cast<std::size_t>(-1);
-  }
-}
-
 std::uint64_t Decoder::read_size() {
   std::uint64_t value = 0;
   for (unsigned shift = 0;; shift += 7) {
@@ -111,11 +98,7 @@ std::span<const std::byte> Decoder::view(std::size_t size) {
   return {take(size), size};
 }
 
-void Decoder::finish() {
-  if (remaining() != 0) {
-    fail(std::to_string(remaining()) + " bytes are left over behind the value.");
-  }
-}
+void Decoder::fail_left_over() const { fail(std::to_string(remaining()) + " bytes are left over behind the value."); }
 
 void Decoder::enter(const std::type_info& type) {
   type_ = &type;

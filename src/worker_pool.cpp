@@ -109,7 +109,10 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
   }
   // Usually nobody waits, and there is room: no need to queue first.
   Worker* worker = dispatcher_.queued() == 0 ? worker_with_room(node->compartment) : nullptr;
-  if ((worker == nullptr || dispatcher_.load(worker->index) > 0) && overtake(*node)) worker = nullptr;
+  if (dispatcher_.is_urgent(node->options.priority()) && (worker == nullptr || dispatcher_.load(worker->index) > 0) &&
+      overtake(*node)) {
+    worker = nullptr;
+  }
   if (worker != nullptr) {
     dispatcher_.number(*node);
     place(*node, *worker, lock, keep);

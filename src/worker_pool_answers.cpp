@@ -11,8 +11,10 @@
 #include <sys/epoll.h>
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstring>
 #include <exception>
+#include <span>
 #include <utility>
 
 // The program's side of the pool: answers come out, and progress is looked at.
@@ -32,6 +34,19 @@ constexpr unsigned kCollectedTogether = 64;
 // How often a backlog is looked at: five times the work that may lie in a ring (Dispatcher::Limits::ring_budget), so
 // that a ring that works is never mistaken for one that is stuck.
 constexpr auto kBacklogInterval = std::chrono::milliseconds(1);
+
+// After this nobody looks at a slot's payload again. Most answers are a number or two: those without a call of memcpy.
+void copy_answer(std::byte* to, std::span<const std::byte> payload) {
+  constexpr std::size_t kFew = 24;  // what lies beside the head of a response in its first cache line
+  static_assert(offsetof(process::ResponseSlot, payload) + kFew == process::kCacheLine);
+  if (payload.size() <= kFew) {
+    std::memcpy(to, payload.data(), kFew);
+  } else {
+    std::memcpy(to, payload.data(), payload.size());
+  }
+  // Lest the compiler look there again.
+  asm volatile("" : : "r"(to) : "memory");
+}
 
 }  // namespace
 
@@ -263,13 +278,16 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
   node->place.worker_pid = worker.pid;
   if (response.in_slot) {
     // Whatever the worker writes there from now on: the copy is what is decoded, and the slot is free at once.
-    std::memcpy(node->place.copy, response.payload.data(), response.payload.size());
-    asm volatile("" : : "r"(node->place.copy) : "memory");
-    node->place.answer = {node->place.copy, response.payload.size()};
+    std::byte copy[sizeof(node->place.copy)];
+    copy_answer(copy, response.payload);
     entry.answered = true;
-    if (node->library_decoding && decode_short_answer(*node, node->place.answer)) {
+    const std::span<const std::byte> answer(copy, response.payload.size());
+    if (node->library_decoding && decode_short_answer(*node, answer)) {
       node->outcome = node->error ? Outcome::failed : Outcome::completed;
       node->place.decided = true;
+    } else {
+      std::memcpy(node->place.copy, copy, answer.size());
+      node->place.answer = {node->place.copy, answer.size()};
     }
   } else {
     // Decoded where it lies, since a copy of 64 MiB takes as long as decoding it: the decoder copies each piece into

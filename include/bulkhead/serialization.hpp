@@ -188,7 +188,8 @@ class BULKHEAD_EXPORT Decoder {
   /// Reads `bytes`, which must outlive the decoder and all views from it, and lie as aligned as they did when encoded
   /// if they are to be viewed.
   explicit Decoder(std::span<const std::byte> bytes, Source source = Source::trusted,
-                   DecodeLimits limits = {}) noexcept;
+                   const DecodeLimits& limits = DecodeLimits()) noexcept
+      : bytes_(bytes), memory_left_(memory_for(bytes.size(), source, limits)), limits_(limits), source_(source) {}
 
   /// Copies the next `size` bytes to `out`.
   void read(void* out, std::size_t size) {
@@ -229,7 +230,9 @@ class BULKHEAD_EXPORT Decoder {
   std::size_t remaining() const noexcept { return bytes_.size() - position_; }
 
   /// Throws `SerializationError` if bytes are left.
-  void finish();
+  void finish() {
+    if (remaining() != 0) fail_left_over();
+  }
 
   /// Throws a `SerializationError` of the value that is being decoded, for codecs and hooks that find a value
   /// impossible. `reason` is a full sentence.
@@ -255,7 +258,18 @@ class BULKHEAD_EXPORT Decoder {
   }
   // Keeps the compiler from reading the source again where it could use the copy.
   static void fence(const void* copy) noexcept { asm volatile("" : : "r"(copy) : "memory"); }
+  // Inline, as is all that an answer of one number needs: it is decoded for each task.
+  static std::size_t memory_for(std::size_t size, Source source, const DecodeLimits& limits) noexcept {
+    constexpr auto kNoLimit = static_cast<std::size_t>(-1);
+    std::size_t memory = 0;
+    if (source == Source::trusted || __builtin_mul_overflow(limits.memory_per_byte, size, &memory) ||
+        __builtin_add_overflow(limits.memory_base, memory, &memory)) {
+      return kNoLimit;
+    }
+    return memory;
+  }
   [[noreturn]] void fail_short(std::size_t size) const;
+  [[noreturn]] void fail_left_over() const;
 
   std::span<const std::byte> bytes_;
   std::size_t position_ = 0;

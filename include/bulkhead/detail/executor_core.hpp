@@ -226,7 +226,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   bool admit(TaskNode& node);
   void count_in(TaskNode& node);
   void start_one(TaskNode* node, Lock& lock, Initiation& initiation);
-  bool account(TaskNode& node, Outcome outcome, Admitted& admitted);
+  void make_room(TaskNode* node, bool wanted, Delivery from, Lock& lock, bool grants);
   void count(TaskNode& node, Outcome outcome, const std::exception_ptr& error);
   void count_run(const TaskNode& node);
   void forget(TaskNode& node);

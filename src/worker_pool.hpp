@@ -256,6 +256,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   process::FileDescriptor open_output(Worker& worker);
   void stop_worker(Worker& worker);
   void assign_spinners();
+  void hold_place(TaskNode& node);
   void give_back_places(Worker& worker);
 
   // Any thread.

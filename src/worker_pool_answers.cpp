@@ -327,6 +327,7 @@ void WorkerPool::finish(TaskNode* node, Lock& lock) {
       consume(*area);
     }
   }
+  if (node->place.outlived_by != 0) hold_place(*node);
   core_->settle(node, node->outcome, Delivery::on_io_executor, lock);
   lock.lock();
 }

@@ -237,7 +237,7 @@ void WorkerPool::tell_doomed(Worker& worker) {
   for (auto& [node, verdict] : std::exchange(worker.doomed, {})) {
     clear(worker.entry(node->place.sequence));
     const bool again = verdict.outcome == Outcome::timed_out && core_->would_retry(*node, RetryOn::timeout);
-    if (!again && std::exchange(node->admitted, false)) ++worker.held_places;
+    if (!again) node->place.outlived_by = worker.generation;
     decide(*node, std::move(verdict.error), verdict.outcome);
   }
 }
@@ -259,6 +259,14 @@ void WorkerPool::kill(Worker& worker, Killed why, std::string reason) {
         self.give_back_places(*stuck);
         self.all_gone_if_so();
       }));
+}
+
+// A task gets its outcome while the worker that was killed for it may still be there: that keeps its place among
+// `max_pending`.
+void WorkerPool::hold_place(TaskNode& node) {
+  Worker* const dying = find_worker(node.place.outlived_by);
+  if (dying == nullptr || dying->stuck) return;
+  if (std::exchange(node.admitted, false)) ++dying->held_places;
 }
 
 // What the worker's killed task held is free.

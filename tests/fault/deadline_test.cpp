@@ -75,6 +75,29 @@ using namespace std::chrono_literals;
 
 namespace {
 
+// Called as an argument of this type is encoded, on the event loop.
+struct Looker {
+  int value = 0;
+  static inline std::function<void()> look;
+};
+
+}  // namespace
+
+template <>
+struct bulkhead::codec<Looker> {
+  static void encode(Encoder& encoder, const Looker& looker) {
+    if (Looker::look) Looker::look();
+    encoder.write_value(looker.value);
+  }
+  static Looker decode(Decoder& decoder) {
+    Looker looker;
+    looker.value = decoder.read_value<int>();
+    return looker;
+  }
+};
+
+namespace {
+
 constexpr std::uint32_t kRacesAtOnce = 5000;
 
 struct Board {
@@ -89,6 +112,8 @@ using Clock = std::chrono::steady_clock;  // the same in all processes
 // Functions of the tasks. None of them asserts.
 
 int one(int) { return 1; }
+
+int value_of(Looker looker) { return looker.value; }
 
 int spin(int x) {
   volatile int turns = x;
@@ -547,6 +572,45 @@ TEST_CASE("20: a worker with much memory takes its time to die; its caller is to
   CHECK(best_free <= 500ms);
 #endif
   CHECK(adds_up(pool));
+}
+
+TEST_CASE("20: while a task whose worker is gone waits to be told so, nobody has its place", "[fault]") {
+  const int megabytes = much_memory();  // so that it dies slowly, and its task is told of before
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.max_pending = 1;
+  options.overload = bulkhead::OverloadPolicy::wait;
+  LocalExecutor executor(context.get_executor(), options);
+  REQUIRE(run(context, executor.submit(one, 0)) == 1);
+  const int pid = executor.worker_pids().at(0);
+  Outcome<> hung;
+  Outcome<> waiting;
+  std::size_t most = 0;
+  Looker::look = [&] {
+    const bulkhead::Metrics now = executor.metrics();
+    most = std::max(most, now.pending + now.running + now.lingering);
+  };
+  TaskOptions limit;
+  limit.timeout(std::chrono::milliseconds(WITH_SANITIZER ? 5000 : 700));
+  board.gate.reset();
+  executor.async_submit(std::move(limit), bulkhead::call(dirty_much_memory, megabytes), hung.handler());
+  executor.async_submit(bulkhead::call(value_of, Looker{7}), waiting.handler());
+  bool gone = false;
+  asio::post(context, [&] {
+    // The event loop comes to neither outcome before the worker is dead and buried.
+    gone = bulkhead::test::poll_until(
+        [&] {
+          const std::vector<int> pids = executor.worker_pids();
+          return std::find(pids.begin(), pids.end(), pid) == pids.end() && executor.metrics().workers_dying == 0;
+        },
+        kGone);
+  });
+  REQUIRE(run_until(context, [&] { return hung.calls + waiting.calls == 2; }));
+  Looker::look = nullptr;
+  CHECK(gone);
+  CHECK(holds<TaskTimeoutError>(hung.error));
+  CHECK(waiting.value == 7);
+  CHECK(most == 1);
 }
 
 TEST_CASE("22: cancelling before, during and after a task aborts it, ends it, and does nothing", "[fault]") {

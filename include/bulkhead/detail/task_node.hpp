@@ -199,6 +199,8 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
     // Whether it had begun when its progress was looked at.
     bool looked_at = false;
     std::uint64_t deadline = 0;
+    // The generation of the worker that was killed for it, and may be there longer than it; 0: there is none.
+    std::uint64_t outlived_by = 0;
     // When the worker is killed since its caller has cancelled the task; 0: it is not to be.
     std::uint64_t kill_at = 0;
     // The version of the last progress that was passed on.

@@ -269,6 +269,7 @@ class WorkerChannel {
   std::array<Block, kSlots> blocks_{};
   std::uint32_t next_ = 0;      // the request that is being run, or will be next
   std::uint32_t released_ = 0;  // answers whose blocks have been taken back
+  std::uint64_t ended_ns_ = 0;  // when the last request ended; 0: no other followed at once
   std::uint64_t large_ns_ = 0;  // when there last was an answer beyond `ArenaLayout::kept`
   std::uint32_t rung_epoch_ = 0;
   AdaptiveSpin spin_;
@@ -280,9 +281,12 @@ class WorkerChannel {
 template <class BeforeSleep>
 WorkerRequest WorkerChannel::next(BeforeSleep before_sleep) {
   for (;;) {
-    if (!has_request() && !spin()) {
-      before_sleep();
-      while (!has_request()) sleep_for_request();
+    if (!has_request()) {
+      ended_ns_ = 0;
+      if (!spin()) {
+        before_sleep();
+        while (!has_request()) sleep_for_request();
+      }
     }
     if (!take_up()) {
       finish(ResponseKind::skipped, 0);

@@ -204,7 +204,8 @@ WorkerPool::Worker* WorkerPool::worker_with_room(Compartment compartment) {
     // The others seem to be stuck, and we may only not have looked: we are at a long handler, say.
     bool gets_on = false;
     for (const WorkerPtr& worker : workers_) {
-      if (!worker || !dispatcher_.is_overdue(worker->index) || !worker->channel.has_unread()) continue;
+      if (!worker || !dispatcher_.is_overdue(worker->index)) continue;
+      if (worker->readable == worker->collected && !worker->channel.has_unread()) continue;
       dispatcher_.gets_on(worker->index);
       gets_on = true;
     }
@@ -254,22 +255,29 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
 // another task, and nothing was done.
 bool WorkerPool::encode_at_once(TaskNode& node, Worker& worker) {
   if (node.options.has_rare()) return false;
-  Encoder encoder(worker.channel.slot_payload(node.place.sequence));
+  const std::uint32_t sequence = node.place.sequence;
+  process::RequestHead& head = worker.channel.head(sequence);
+  const std::uint64_t timeout_ns = timeout_of(node);
+  static_assert(sizeof(head.call) >= kShortCall);
+  const bool in_head = node.short_call && timeout_ns == 0 && node.must_end_ns == 0;
+  Encoder encoder(in_head ? std::span<std::byte>(head.call) : worker.channel.slot_payload(sequence));
   try {
     node.encode(encoder);
   } catch (const ExecutorError&) {
     return false;  // which will come again
   }
   if (!encoder.fits()) return false;
-  process::RequestHead head;
+  head.kind = process::RequestKind::task;
+  head.measure_cpu = 0;
   head.attempt = static_cast<std::uint16_t>(node.attempt());
+  head.details_size = 0;
   head.size = encoder.size();
+  head.heap_offset = in_head ? process::kInHead : process::kInline;
   head.task_id = node.id;
-  head.timeout_ns = timeout_of(node);
-  head.end_ns = node.must_end_ns;
+  if (!in_head) head.limits = {timeout_ns, node.must_end_ns};
   if (node.place.fresh) dispatcher_.leave(worker.index);
   note_in_ring(node, worker);
-  show(worker, node.place.sequence, head);
+  show(worker, sequence);
   return true;
 }
 
@@ -282,8 +290,8 @@ void WorkerPool::note_in_ring(TaskNode& node, Worker& worker) {
 }
 
 // To the worker: now, or with the requests that follow.
-void WorkerPool::show(Worker& worker, std::uint32_t sequence, const process::RequestHead& head) {
-  worker.channel.fill(sequence, head);
+void WorkerPool::show(Worker& worker, std::uint32_t sequence, bool revoked) {
+  worker.channel.fill(sequence, revoked);
   worker.entry(sequence).filled = true;
   publish(worker);
 }
@@ -407,17 +415,16 @@ bool WorkerPool::encode_unlocked(TaskNode& node, Worker& worker, Lock& lock, Kee
   if (!worker.buried && !closed_) {
     // A slot without a task goes its way, too: the worker passes over it.
     if (!usable) dispatcher_.taken_back(worker.index);
-    process::RequestHead head;
-    head.revoked = !usable;
+    process::RequestHead& head = worker.channel.head(sequence);
+    head = process::RequestHead();
     head.attempt = static_cast<std::uint16_t>(node.attempt());
     head.details_size = static_cast<std::uint16_t>(details);
     head.size = size;
     head.heap_offset = block ? *block : process::kInline;
     head.task_id = node.id;
-    head.timeout_ns = timeout_of(node);
-    head.end_ns = node.must_end_ns;
-    head.measure_cpu = node.options.has_rare() && node.options.cpu_timeout();
-    show(worker, sequence, head);
+    head.limits = {timeout_of(node), node.must_end_ns};
+    head.measure_cpu = node.options.has_rare() && node.options.cpu_timeout() ? 1 : 0;
+    show(worker, sequence, !usable);
   }
   if (usable) {
     watch_limits(node);

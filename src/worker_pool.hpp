@@ -150,6 +150,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     std::array<Entry, process::kSlots> ring;
     std::uint32_t reserved = 0;   // end of the entries in use
     std::uint32_t collected = 0;  // end of the entries whose answer has been seen
+    std::uint32_t readable = 0;   // end of the answers that were there at `looked_ns`
+    std::uint64_t looked_ns = 0;
     process::FileDescriptor pidfd;
     std::shared_ptr<WorkerOutput> output;  // null: thrown away
     std::unique_ptr<DescriptorWatch> death;
@@ -197,7 +199,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   bool encode_at_once(TaskNode& node, Worker& worker);
   bool encode_unlocked(TaskNode& node, Worker& worker, Lock& lock, Keep& keep);
   void note_in_ring(TaskNode& node, Worker& worker);
-  void show(Worker& worker, std::uint32_t sequence, const process::RequestHead& head);
+  void show(Worker& worker, std::uint32_t sequence, bool revoked = false);
   void grow(TaskNode& node, WorkerPtr worker, std::size_t offset, std::size_t size);
   void publish(Worker& worker);
   void publish_filled(Worker& worker);
@@ -205,7 +207,12 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void collect();
   void collect_from(Worker& worker);
   void collect_all(Worker& worker);
-  void take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response, std::uint64_t now);
+  bool has_answers(Worker& worker);
+  TaskNode* next_answer();
+  Worker* next_to_read();
+  TaskNode* read_answer(Worker& worker);
+  TaskNode* take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response, std::uint64_t now);
+  void push_ready(TaskNode& node);
   void consume(Worker& worker);
   void finish(TaskNode* node, Lock& lock);
   void decode(TaskNode& node) const;
@@ -294,6 +301,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::vector<WorkerPtr> workers_;
   IntrusiveList<TaskNode, QueuedTask> ready_;  // tasks with an answer or a decided outcome
   std::size_t ready_count_ = 0;
+  unsigned reading_ = 0;                           // whose answers are delivered straight from its ring
   std::size_t unmapping_ = 0;                      // dead workers whose memory is being given back
   IntrusiveList<TaskNode, QueuedTask> reporting_;  // whose crash is being described
   std::size_t reporting_count_ = 0;

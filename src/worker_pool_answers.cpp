@@ -79,30 +79,34 @@ void WorkerPool::drain(Lock& lock) {
   if (freed_places_ > 0) core_->give_back(std::exchange(freed_places_, 0), lock);
   bool progress = false;
   for (unsigned delivered = 0; !closed_; ++delivered) {
-    if (ready_.empty()) {
-      collect();
-      pump(lock, keep);
-      if (closed_) break;
-      relieve();
-      pump(lock, keep);
-    }
-    TaskNode* node = ready_.pop_front();
-    if (node == nullptr) break;
-    --ready_count_;
-    progress = true;
     if (delivered == kDeliveriesPerRound) {
-      ready_.push_front(*node);
-      ++ready_count_;
+      reading_ = static_cast<unsigned>((reading_ + 1) % workers_.size());
       schedule_drain();
       break;
     }
+    TaskNode* node = next_answer();
+    if (node == nullptr) {
+      if (ready_.empty()) {
+        collect();
+        pump(lock, keep);
+        if (closed_) break;
+        relieve();
+        pump(lock, keep);
+      }
+      node = ready_.pop_front();
+      if (node == nullptr) break;
+      --ready_count_;
+    }
+    progress = true;
     // Other threads of the event loop may help; and if a handler blocks, it blocks nobody else.
     if (!ready_.empty() || in_rings_ > 0 || dispatcher_.queued() > 0) schedule_drain();
     finish(node, lock);
   }
   if (closed_) return;
   for (const WorkerPtr& worker : workers_) {
-    if (worker && worker->unpublished > 0) publish_filled(*worker);
+    if (!worker) continue;
+    if (worker->unpublished > 0) publish_filled(*worker);
+    worker->channel.show_consumed();
   }
   ask_for_workers();
   if (progress) {
@@ -202,38 +206,86 @@ void WorkerPool::collect() {
   }
 }
 
-void WorkerPool::collect_from(Worker& worker) {
-  if (worker.killed == Killed::protocol) return;
+// Whether there are answers to be read.
+bool WorkerPool::has_answers(Worker& worker) {
+  if (worker.readable != worker.collected) return true;
+  if (worker.killed == Killed::protocol) return false;
   try {
-    const std::uint32_t committed = worker.channel.committed();
-    if (committed == worker.collected) return;
-    if (!dispatcher_.ready(worker.index)) {
-      dispatcher_.worker_ready(worker.index, time_now());
-      dispatcher_.start_succeeded();
-    }
-    const std::uint64_t now = ExecutorCore::now();
-    for (unsigned i = 0; i < kCollectedTogether && worker.collected != committed; ++i) {
-      const process::Response response = worker.channel.response(worker.collected);
-      take_answer(worker, worker.collected, response, now);
-      ++worker.collected;
-    }
+    worker.readable = worker.channel.committed();
   } catch (const process::ProtocolViolation& violation) {
     violated(worker, violation.what());
+    return false;
   }
-  consume(worker);
+  if (worker.readable == worker.collected) return false;
+  worker.looked_ns = ExecutorCore::now();
+  if (!dispatcher_.ready(worker.index)) {
+    dispatcher_.worker_ready(worker.index, time_of(worker.looked_ns));
+    dispatcher_.start_succeeded();
+  }
+  return true;
+}
+
+// The task of the next answer, if there is one; null also for a request that was passed over, or where the worker has
+// to go.
+TaskNode* WorkerPool::read_answer(Worker& worker) {
+  const std::uint32_t sequence = worker.collected;
+  try {
+    TaskNode* const node = take_answer(worker, sequence, worker.channel.response(sequence), worker.looked_ns);
+    ++worker.collected;
+    if (worker.channel.consumed() == sequence && worker.entry(sequence).answered) worker.channel.free_slot();
+    return node;
+  } catch (const process::ProtocolViolation& violation) {
+    violated(worker, violation.what());
+    worker.readable = worker.collected;
+    return nullptr;
+  }
+}
+
+void WorkerPool::push_ready(TaskNode& node) {
+  ready_.push_back(node);
+  ++ready_count_;
+}
+
+void WorkerPool::collect_from(Worker& worker) {
+  for (unsigned i = 0; i < kCollectedTogether && has_answers(worker); ++i) {
+    if (TaskNode* const node = read_answer(worker)) push_ready(*node);
+  }
 }
 
 // All that there is, for those who will not come again.
 void WorkerPool::collect_all(Worker& worker) {
-  std::uint32_t before;
-  do {
-    before = worker.collected;
-    collect_from(worker);
-  } while (worker.collected != before);
+  while (has_answers(worker)) {
+    if (TaskNode* const node = read_answer(worker)) push_ready(*node);
+  }
+  worker.channel.show_consumed();
 }
 
-void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response,
-                             std::uint64_t now) {
+// The worker whose answers are read now, or the next one that has any.
+WorkerPool::Worker* WorkerPool::next_to_read() {
+  for (std::size_t i = 0; i < workers_.size(); ++i) {
+    Worker* const worker = workers_[reading_].get();
+    if (worker != nullptr && dispatcher_.load(reading_) > 0 && has_answers(*worker)) return worker;
+    reading_ = static_cast<unsigned>((reading_ + 1) % workers_.size());
+  }
+  return nullptr;
+}
+
+// Answers that are delivered as they are read: while nobody waits for the place of the task, and its worker has more to
+// do. Null: look at all, give the workers what they lack, and deliver then.
+TaskNode* WorkerPool::next_answer() {
+  while (ready_.empty() && dispatcher_.queued() == 0) {
+    Worker* const worker = next_to_read();
+    if (worker == nullptr) return nullptr;
+    TaskNode* const node = read_answer(*worker);
+    if (node == nullptr) continue;
+    if (dispatcher_.load(worker->index) > 0) return node;
+    push_ready(*node);
+  }
+  return nullptr;
+}
+
+TaskNode* WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response,
+                                  std::uint64_t now) {
   Entry& entry = worker.entry(sequence);
   TaskNode* const node = entry.node;
   if (response.kind == ResponseKind::skipped) {
@@ -245,7 +297,7 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
     if (node != nullptr) dispatcher_.taken_back(worker.index);
     dispatcher_.left(worker.index, std::nullopt, time_of(now));
     if (dispatcher_.leaving(worker.index) && dispatcher_.load(worker.index) == 0) ask_maintenance();
-    if (node == nullptr) return;
+    if (node == nullptr) return nullptr;
     // We and the worker saw each other: it had taken the task up when we looked, and then found it taken back.
     free_entry(worker, entry);
     worker.doomed.erase(node);
@@ -254,7 +306,7 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
     } else {
       queue_again(*node);
     }
-    return;
+    return nullptr;
   }
   if (node == nullptr) throw process::ProtocolViolation("it answered a request that was taken back");
   if (!worker.doomed.empty()) worker.doomed.erase(node);  // It had been quicker.
@@ -295,8 +347,7 @@ void WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const proce
     node->place.answer = response.payload;
     node->place.area = workers_[worker.index];
   }
-  ready_.push_back(*node);
-  ++ready_count_;
+  return node;
 }
 
 // Gives back what is answered and read, in order.
@@ -339,8 +390,7 @@ void WorkerPool::decide(TaskNode& node, std::exception_ptr error, Outcome outcom
   node.outcome = outcome;
   node.place.decided = true;
   node.place.stage = TaskNode::Stage::answered;
-  ready_.push_back(node);
-  ++ready_count_;
+  push_ready(node);
   schedule_drain();
 }
 

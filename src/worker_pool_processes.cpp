@@ -321,9 +321,9 @@ void WorkerPool::stop_worker(Worker& worker) {
   worker.entry(sequence) = Entry{};
   worker.entry(sequence).filled = true;
   ++in_rings_;
-  process::RequestHead head;
-  head.kind = process::RequestKind::stop;
-  worker.channel.fill(sequence, head);
+  worker.channel.head(sequence) = process::RequestHead();
+  worker.channel.head(sequence).kind = process::RequestKind::stop;
+  worker.channel.fill(sequence);
   publish_filled(worker);
 }
 

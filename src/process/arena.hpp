@@ -58,30 +58,47 @@ enum class Sleep : std::uint32_t { awake = 0, for_requests = 1, for_space = 2 };
 /// `heap_offset` of a payload that lies in its slot.
 inline constexpr std::uint64_t kInline = ~std::uint64_t{0};
 
+/// `heap_offset` of a call that lies in its slot's first cache line: one of few bytes, without details and limits.
+inline constexpr std::uint64_t kInHead = kInline - 1;
+
+/// What a request says of itself, beside its payload.
+struct RequestHead {
+  struct Limits {
+    /// How long the task may run; 0: no limit.
+    std::uint64_t timeout_ns = 0;
+    /// When it must be over, by the steady clock; 0: at no certain time.
+    std::uint64_t end_ns = 0;
+  };
+
+  RequestKind kind = RequestKind::task;
+  /// 1: the worker is to note its CPU time before the task begins.
+  std::uint16_t measure_cpu = 0;
+  /// The number of this run of the task, from 1.
+  std::uint16_t attempt = 1;
+  /// Bytes of the task's details (its name and so on), which follow the call.
+  std::uint16_t details_size = 0;
+  /// Bytes of the call and its details.
+  std::uint64_t size = 0;
+  std::uint64_t heap_offset = kInline;
+  std::uint64_t task_id = 0;
+  union {
+    Limits limits = {};
+    /// The call, if `heap_offset` is `kInHead`. Not aligned for what is seen in place.
+    std::byte call[24];
+  };
+};
+
 struct RequestSlot {
   /// 1: the host has taken the task back; the worker must not run it. Written by the host at any time.
   std::atomic<std::uint32_t> revoked;
   /// 1: the caller asks the task to stop. Written by the host at any time.
   std::atomic<std::uint32_t> stop;
-  RequestKind kind;
-  /// 1: the worker is to note its CPU time before the task begins.
-  std::uint16_t measure_cpu;
-  /// The number of this run of the task, from 1.
-  std::uint16_t attempt;
-  /// Bytes of the task's details (its name and so on), which follow the call.
-  std::uint16_t details_size;
-  /// Bytes of the call and its details.
-  std::uint64_t size;
-  std::uint64_t heap_offset;
-  std::uint64_t task_id;
-  /// How long the task may run; 0: no limit.
-  std::uint64_t timeout_ns;
-  /// When it must be over, by the steady clock; 0: at no certain time.
-  std::uint64_t end_ns;
+  RequestHead head;
   /// Enough alignment for what is seen in place.
   alignas(kCacheLine) std::byte payload[kSlotSize - kCacheLine];
 };
 static_assert(sizeof(RequestSlot) == kSlotSize && offsetof(RequestSlot, payload) == kCacheLine);
+static_assert(std::is_trivially_copyable_v<RequestHead>);
 
 struct RequestHeader {
   /// Requests written so far. The worker's futex word.

@@ -93,24 +93,15 @@ void HostChannel::populate(std::size_t offset, std::size_t size) const noexcept 
   ::madvise(request_.data() + begin, end - begin, MADV_POPULATE_WRITE);
 }
 
-void HostChannel::fill(std::uint32_t sequence, const RequestHead& head) noexcept {
-  RequestSlot& slot = request_slot(sequence);
-  slot.kind = head.kind;
-  slot.measure_cpu = head.measure_cpu ? 1 : 0;
-  slot.attempt = head.attempt;
-  slot.details_size = head.details_size;
-  slot.size = head.size;
-  slot.heap_offset = head.heap_offset;
-  slot.task_id = head.task_id;
-  slot.timeout_ns = head.timeout_ns;
-  slot.end_ns = head.end_ns;
-  slot.stop.store(0, std::memory_order_relaxed);
-  slot.revoked.store(head.revoked ? 1 : 0, std::memory_order_relaxed);
-}
-
 void HostChannel::publish(std::uint32_t end) noexcept {
   if (end == published_) return;
-  published_ = end;
+  for (; published_ != end; ++published_) {
+    const Unpublished& from = unpublished(published_);
+    RequestSlot& to = request_slot(published_);
+    to.revoked.store(from.revoked, std::memory_order_relaxed);
+    to.stop.store(from.stop, std::memory_order_relaxed);
+    to.head = from.head;
+  }
   request().published.store(end, std::memory_order_release);
   full_barrier();
   if (response_area().sleeping.load(std::memory_order_relaxed) == static_cast<std::uint32_t>(Sleep::for_requests)) {
@@ -119,6 +110,10 @@ void HostChannel::publish(std::uint32_t end) noexcept {
 }
 
 bool HostChannel::take_back(std::uint32_t sequence) noexcept {
+  if (!is_published(sequence)) {
+    unpublished(sequence).revoked = 1;
+    return true;
+  }
   // Either the worker sees `revoked` after it has stored `begun`, or we see its `begun` here: both are sequentially
   // consistent, so they cannot miss each other.
   request_slot(sequence).revoked.store(1, std::memory_order_seq_cst);
@@ -126,7 +121,11 @@ bool HostChannel::take_back(std::uint32_t sequence) noexcept {
 }
 
 void HostChannel::request_stop(std::uint32_t sequence) noexcept {
-  request_slot(sequence).stop.store(1, std::memory_order_release);
+  if (is_published(sequence)) {
+    request_slot(sequence).stop.store(1, std::memory_order_release);
+  } else {
+    unpublished(sequence).stop = 1;
+  }
 }
 
 bool HostChannel::begun(std::uint32_t sequence) const noexcept {
@@ -193,9 +192,14 @@ Response HostChannel::response(std::uint32_t sequence) const {
 }
 
 void HostChannel::consume(std::uint32_t end) noexcept {
-  if (end == consumed_) return;
   consumed_ = end;
-  request().consumed.store(end, std::memory_order_release);
+  show_consumed();
+}
+
+void HostChannel::show_consumed() noexcept {
+  if (shown_consumed_ == consumed_) return;
+  shown_consumed_ = consumed_;
+  request().consumed.store(consumed_, std::memory_order_release);
   full_barrier();
   if (response_area().sleeping.load(std::memory_order_relaxed) == static_cast<std::uint32_t>(Sleep::for_space)) {
     futex_wake(request().consumed);
@@ -318,12 +322,12 @@ bool WorkerChannel::take_up() noexcept {
   if (request().published.load(std::memory_order_relaxed) - next_ > kSlotsAhead) {
     const RequestSlot& later = request_slot(next_ + kSlotsAhead);
     __builtin_prefetch(&later);
-    __builtin_prefetch(later.payload);
+    if (request_slot(next_).head.heap_offset == kInline) __builtin_prefetch(later.payload);
     prefetch_for_writing(&response_slot(next_ + kSlotsAhead));
   }
-  if (request_slot(next_).measure_cpu != 0) response().begun_cpu_ns.store(cpu_ns(), std::memory_order_relaxed);
-  // Where one request follows another, the second begins when the first ends: reading the clock takes as long as all else
-  // that is done here.
+  if (request_slot(next_).head.measure_cpu != 0) response().begun_cpu_ns.store(cpu_ns(), std::memory_order_relaxed);
+  // Where one request follows another, the second begins when the first ends: reading the clock takes as long as all
+  // else that is done here.
   response().begun_ns.store(ended_ns_ != 0 ? ended_ns_ : monotonic_ns(), std::memory_order_relaxed);
   response().item.store(0, std::memory_order_relaxed);
   response().begun.store(next_ + 1, std::memory_order_seq_cst);
@@ -332,19 +336,24 @@ bool WorkerChannel::take_up() noexcept {
 
 WorkerRequest WorkerChannel::current() const noexcept {
   const RequestSlot& slot = request_slot(next_);
+  const RequestHead& head = slot.head;
   WorkerRequest result;
   result.sequence = next_;
-  result.kind = slot.kind;
-  result.attempt = slot.attempt;
-  result.task_id = slot.task_id;
+  result.kind = head.kind;
+  result.attempt = head.attempt;
+  result.task_id = head.task_id;
   result.begun_ns = response().begun_ns.load(std::memory_order_relaxed);
-  result.timeout_ns = slot.timeout_ns;
-  result.end_ns = slot.end_ns;
   result.stop = &slot.stop;
+  if (head.heap_offset == kInHead) {
+    result.call = {head.call, head.size};
+    return result;
+  }
+  result.timeout_ns = head.limits.timeout_ns;
+  result.end_ns = head.limits.end_ns;
   const std::byte* start =
-      slot.heap_offset == kInline ? slot.payload : request_.data() + sizeof(RequestHeader) + slot.heap_offset;
-  result.call = {start, slot.size - slot.details_size};
-  result.details = {start + result.call.size(), slot.details_size};
+      head.heap_offset == kInline ? slot.payload : request_.data() + sizeof(RequestHeader) + head.heap_offset;
+  result.call = {start, head.size - head.details_size};
+  result.details = {start + result.call.size(), head.details_size};
   return result;
 }
 

@@ -37,20 +37,6 @@ struct Response {
   std::uint64_t ended_ns = 0;
 };
 
-/// What a request's slot says of it, beside its payload.
-struct RequestHead {
-  RequestKind kind = RequestKind::task;
-  bool revoked = false;
-  bool measure_cpu = false;
-  std::uint16_t attempt = 1;
-  std::uint16_t details_size = 0;
-  std::uint64_t size = 0;
-  std::uint64_t heap_offset = kInline;
-  std::uint64_t task_id = 0;
-  std::uint64_t timeout_ns = 0;
-  std::uint64_t end_ns = 0;
-};
-
 /// What a worker said of itself before it died: nothing of it is checked.
 struct CrashNote {
   int signal = 0;
@@ -67,10 +53,9 @@ struct ProgressNote {
   std::string text;
 };
 
-/// A slot is fetched from the other side's cache so many slots before it is used: a fetch takes about as long as the
-/// host needs for one or two tiny tasks.
+/// A slot is fetched from the other side's cache so many slots before it is used: a fetch takes about as long as a tiny
+/// task.
 inline constexpr std::uint32_t kSlotsAhead = 4;
-/// Answers are read one straight after the other, each in half that time.
 inline constexpr std::uint32_t kResponsesAhead = 8;
 
 /// The host's end of the rings between it and one worker. Not thread-safe: the pool's lock guards it, but for the
@@ -88,21 +73,13 @@ class HostChannel {
   const FileDescriptor& doorbell() const noexcept { return doorbell_; }
   void close_areas() noexcept;
 
-  // Requests. reserve → write into slot_payload or a block → fill → publish.
+  // Requests. reserve → write into the head, slot_payload or a block → fill → publish.
 
   std::uint32_t free_slots() const noexcept { return kSlots - (reserved_ - consumed_); }
   /// Takes the next slot; there must be a free one.
-  std::uint32_t reserve() noexcept {
-    // Its lines are in the worker's cache. Fetched for writing when they are needed, they would hold up the next locked
-    // instruction until they are here.
-    const std::uint32_t later = reserved_ + kSlotsAhead;
-    if (later - consumed_ < kSlots) {
-      const RequestSlot& slot = request_slot(later);
-      prefetch_for_writing(&slot);
-      prefetch_for_writing(slot.payload);
-    }
-    return reserved_++;
-  }
+  std::uint32_t reserve() noexcept { return reserved_++; }
+  /// The head of a reserved request, which is filled with what is written there.
+  RequestHead& head(std::uint32_t sequence) noexcept { return unpublished(sequence).head; }
   std::span<std::byte> slot_payload(std::uint32_t sequence) noexcept { return request_slot(sequence).payload; }
   std::optional<std::size_t> allocate(std::size_t size) { return heap_.allocate(size); }
   /// Nothing if there is no room for it before this place.
@@ -122,7 +99,11 @@ class HostChannel {
   /// Whether a block that ends there takes more memory than a worker may keep. Nothing gives it back but the worker's
   /// end: the seal that keeps the worker from writing there keeps everybody from that, too.
   bool is_beyond_kept(std::size_t end) const noexcept { return end > layout_.kept; }
-  void fill(std::uint32_t sequence, const RequestHead& head) noexcept;
+  /// `revoked`: the worker is to pass over it.
+  void fill(std::uint32_t sequence, bool revoked = false) noexcept {
+    unpublished(sequence).revoked = revoked ? 1 : 0;
+    unpublished(sequence).stop = 0;
+  }
   /// Shows the worker all requests before `end`, and wakes it if it sleeps.
   void publish(std::uint32_t end) noexcept;
   std::uint32_t published() const noexcept { return published_; }
@@ -161,6 +142,9 @@ class HostChannel {
   Response response(std::uint32_t sequence) const;
   /// Gives back the response slots and blocks before `end`.
   void consume(std::uint32_t end) noexcept;
+  /// Gives back the next slot, whose answer has no block; the worker need not hear of it before `show_consumed`.
+  void free_slot() noexcept { ++consumed_; }
+  void show_consumed() noexcept;
   std::uint32_t consumed() const noexcept { return consumed_; }
 
   /// Asks for a ring of the doorbell at the next commit. Check `committed` again afterwards, and only then sleep.
@@ -180,6 +164,20 @@ class HostChannel {
   }
   RequestSlot& request_slot(std::uint32_t sequence) const noexcept { return request().slots[sequence % kSlots]; }
 
+  // The first cache line of a request's slot, until the worker is to see it. What lies in the area is in the worker's
+  // cache, and the CPU waits for a line when it has to write there: of one at a time, between other writing, and of
+  // several at once, if they are written one straight after the other. That is done when they are published.
+  struct alignas(kCacheLine) Unpublished {
+    std::uint32_t revoked = 0;
+    std::uint32_t stop = 0;
+    RequestHead head;
+  };
+  Unpublished& unpublished(std::uint32_t sequence) noexcept { return unpublished_[sequence % kSlots]; }
+  bool is_published(std::uint32_t sequence) const noexcept {
+    return static_cast<std::int32_t>(sequence - published_) < 0;
+  }
+
+  std::array<Unpublished, kSlots> unpublished_;
   ArenaLayout layout_;
   FileDescriptor request_fd_;
   FileDescriptor response_fd_;
@@ -192,7 +190,8 @@ class HostChannel {
   std::uint32_t published_ = 0;
   std::uint32_t committed_ = 0;
   std::uint32_t consumed_ = 0;
-  mutable std::uint32_t begun_ = 0;  // the most that was seen
+  std::uint32_t shown_consumed_ = 0;  // so far as the worker knows
+  mutable std::uint32_t begun_ = 0;   // the most that was seen
 };
 
 /// A request as a worker sees it.

@@ -315,7 +315,11 @@ class Writer {
 // All of the ring is asked for and answered: so slot 0 is always the first, and an input always does the same.
 std::uint32_t publish_ring(HostChannel& channel) {
   const std::uint32_t first = channel.published();
-  for (std::uint32_t i = 0; i < kSlots; ++i) channel.fill(channel.reserve(), RequestHead{});
+  for (std::uint32_t i = 0; i < kSlots; ++i) {
+    const std::uint32_t sequence = channel.reserve();
+    channel.head(sequence) = RequestHead();
+    channel.fill(sequence);
+  }
   channel.publish(first + kSlots);
   return first;
 }

@@ -101,10 +101,10 @@ class Sender {
     std::copy(payload.begin(), payload.end(), target.begin());
     RequestHead head;
     head.kind = kind;
-    head.revoked = revoked;
     head.size = payload.size();
     head.heap_offset = offset;
-    host_.fill(sequence, head);
+    host_.head(sequence) = head;
+    host_.fill(sequence, revoked);
     return sequence;
   }
 

@@ -189,7 +189,8 @@ struct Channels {
 
   std::uint32_t send() {
     const std::uint32_t sequence = host.reserve();
-    host.fill(sequence, RequestHead{});
+    host.head(sequence) = RequestHead();
+    host.fill(sequence);
     host.publish(sequence + 1);
     return sequence;
   }

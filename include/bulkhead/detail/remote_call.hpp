@@ -229,6 +229,11 @@ struct Remote<Call<F, Args...>> {
   static constexpr bool invocable = std::is_invocable_v<F, Args...>;
   // Numbers and the like: no user code, and no size that depends on the value.
   static constexpr bool library_encoding = (is_function_pointer<F> || is_stateless<F>)&&(is_short<Args> && ...);
+  static constexpr bool short_call = [] {
+    std::size_t size = sizeof(std::uint64_t) + (is_function_pointer<F> ? sizeof(std::uint64_t) : 0);
+    if constexpr (library_encoding) ((size += sizeof(Args)), ...);
+    return library_encoding && size <= kShortCall;
+  }();
   static constexpr bool library_decoding = [] {
     if constexpr (invocable) {
       return is_short<call_result_t<Call<F, Args...>>>;

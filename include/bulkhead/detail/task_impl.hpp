@@ -292,6 +292,7 @@ class TaskImpl final : public TaskNode {
       progress_relay = std::make_shared<ProgressRelay>(options.on_progress());
     if constexpr (Sendable<C> && !gives_coroutine) {
       library_encoding = Remote<C>::library_encoding;
+      short_call = Remote<C>::short_call;
       library_decoding = Remote<C>::library_decoding;
     }
   }

@@ -42,6 +42,9 @@ enum class Delivery : std::uint8_t {
   initiating       // inside the initiating function, where no handler may be called
 };
 
+// What fits beside a request's head, in the same cache line.
+inline constexpr std::size_t kShortCall = 24;
+
 // Makes a task's default name. Not yet the name: finding a function's may mean reading the program's symbols.
 struct NameSource {
   std::string (*make)(const void* code) = nullptr;
@@ -168,6 +171,7 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
   // Whether encoding the call, or decoding its result, runs library code only, and is quick: it may be done under the
   // mutex.
   bool library_encoding = false;
+  bool short_call = false;  // and takes no more than `kShortCall` bytes
   bool library_decoding = false;
   bool cancellable = false;  // is in the executor's table of tasks with a connected cancellation slot
 

@@ -146,6 +146,8 @@ void BaseExecutor::execute_locked(detail::TaskNode* node, detail::ExecutorCore::
   execute(TaskAccess::wrap(node));
 }
 
+bool BaseExecutor::execute_at_once(detail::TaskNode&) { return false; }
+
 std::optional<Progress> BaseExecutor::progress_of(const detail::TaskNode&) const { return std::nullopt; }
 bool BaseExecutor::cancel_in_flight(detail::TaskNode&, asio::cancellation_type) { return false; }
 bool BaseExecutor::withdraw(detail::TaskNode&) { return false; }

@@ -92,22 +92,14 @@ void Dispatcher::remove_busy(unsigned worker) noexcept {
   busy_.pop_back();
 }
 
-bool Dispatcher::few_are_enough() const noexcept {
-  return loaded_ >= limits_.cpus && average_run_.count() >= 0 && average_run_ < limits_.wake_up && !mixed_;
-}
-
 // For a task that shares workers with all others.
 const Dispatcher::Worker* Dispatcher::chosen_worker() const noexcept {
-  const auto available = [this](const Worker& worker) {
-    return worker.ready && !worker.stalled && !worker.leaving && may_take(worker, kSharedCompartment) &&
-           !is_overdue(worker);
-  };
   if (few_are_enough()) {
     // Those that get on will come to it sooner than another would be awake.
     const Worker* least = nullptr;
     for (const unsigned index : busy_) {
       const Worker& worker = workers_[index];
-      if (available(worker) && (least == nullptr || worker.load < least->load)) least = &worker;
+      if (is_available(worker) && (least == nullptr || worker.load < least->load)) least = &worker;
     }
     if (least != nullptr) return has_room(least->load) ? least : nullptr;
   }
@@ -116,7 +108,7 @@ const Dispatcher::Worker* Dispatcher::chosen_worker() const noexcept {
     // Only those that have something may have more; of the same load the first.
     for (const unsigned index : busy_) {
       const Worker& worker = workers_[index];
-      if (!available(worker)) continue;
+      if (!is_available(worker)) continue;
       const bool less =
           least == nullptr || worker.load < least->load || (worker.load == least->load && &worker < least);
       if (less) least = &worker;
@@ -126,7 +118,7 @@ const Dispatcher::Worker* Dispatcher::chosen_worker() const noexcept {
   // The first free one: the same few workers stay warm, and those that are allowed to spin come first. One that has run
   // nothing only if there is no other, since others may need it.
   for (const Worker& worker : workers_) {
-    if (!available(worker)) continue;
+    if (!is_available(worker)) continue;
     const bool spares_unused = isolating_ && least != nullptr && worker.load == least->load &&
                                least->compartment == kNoCompartment && worker.compartment != kNoCompartment;
     if (least == nullptr || worker.load < least->load || spares_unused) least = &worker;

@@ -112,7 +112,9 @@ class Dispatcher {
   unsigned staying() const noexcept { return staying_; }
 
   /// What time it is, for `choose_worker`.
-  void set_time(Time now) noexcept { now_ = std::max(now_, now); }
+  void set_time(Time now) noexcept {
+    if (now_ < now) now_ = now;
+  }
   /// Tasks are not all of the shared compartment: `choose_worker` looks at that from now on.
   void isolate() noexcept { isolating_ = true; }
   /// Which worker should be given the first task of the queue, which is of this compartment, if any.
@@ -121,9 +123,18 @@ class Dispatcher {
     if (chosen == nullptr) return std::nullopt;
     return static_cast<unsigned>(chosen - workers_.data());
   }
+  /// The same for a task of the shared compartment where it is plain to see: one worker has tasks, gets on, may have
+  /// another, and no other worker would be given it. -1: it takes more than a look.
+  int only_choice() const noexcept {
+    if (busy_.size() != 1 || starting_ > 0 || (loaded_ < limits_.max_workers && !few_are_enough())) return -1;
+    const Worker& worker = workers_[busy_.front()];
+    return is_available(worker) && has_room(worker.load) ? static_cast<int>(busy_.front()) : -1;
+  }
   /// Whether the tasks are so short that those workers which have some will come to another one sooner than one more
   /// would be awake, provided that they get on.
-  bool few_are_enough() const noexcept;
+  bool few_are_enough() const noexcept {
+    return loaded_ >= limits_.cpus && average_run_.count() >= 0 && average_run_ < limits_.wake_up && !mixed_;
+  }
   /// Whether the worker has ended nothing for as long as a whole ring may take: it is at something long, or its answers
   /// have not been read. It gets no task then that it could get to late.
   bool is_overdue(unsigned worker) const noexcept { return is_overdue(workers_[worker]); }
@@ -216,6 +227,10 @@ class Dispatcher {
   bool is_overdue(const Worker& worker) const noexcept {
     return worker.load > 0 && now_ - worker.progressed_at > limits_.ring_budget;
   }
+  bool is_available(const Worker& worker) const noexcept {
+    return worker.ready && !worker.stalled && !worker.leaving && may_take(worker, kSharedCompartment) &&
+           !is_overdue(worker);
+  }
   static bool may_take(const Worker& worker, Compartment compartment) noexcept {
     return worker.compartment == kNoCompartment || worker.compartment == compartment;
   }
@@ -269,9 +284,10 @@ inline bool Dispatcher::has_room(std::size_t load) const noexcept {
 
 inline void Dispatcher::placed(unsigned worker, int priority, Compartment compartment) {
   Worker& state = workers_[worker];
-  state.compartment = compartment;
-  state.last_priority = priority;
-  least_urgent_ = std::max(least_urgent_, priority);
+  // Looked at first, here and below, as most of it is as it was: what bounds tiny tasks is how much they write.
+  if (state.compartment != compartment) state.compartment = compartment;
+  if (state.last_priority != priority) state.last_priority = priority;
+  if (least_urgent_ < priority) least_urgent_ = priority;
   if (state.load++ == 0) {
     ++loaded_;
     add_busy(worker);
@@ -281,18 +297,21 @@ inline void Dispatcher::placed(unsigned worker, int priority, Compartment compar
 
 inline void Dispatcher::left(unsigned worker, std::optional<Duration> run_time, Time now) {
   Worker& state = workers_[worker];
-  now_ = std::max(now_, now);
-  state.progressed_at = now_;
+  set_time(now);
+  if (state.progressed_at != now_) state.progressed_at = now_;
   if (--state.load == 0) {
     if (!state.killed) --loaded_;
     state.idle_since = now;
     remove_busy(worker);
   }
-  state.stalled = state.dead;
-  state.progressed = true;
+  if (state.stalled != state.dead) state.stalled = state.dead;
+  if (!state.progressed) state.progressed = true;
   if (!run_time) return;
-  long_runs_ = long_runs_ << 1 | (*run_time > limits_.ring_budget ? 1 : 0);
-  if (long_runs_ != 0 || mixed_) mixed_ = std::popcount(long_runs_) >= limits_.long_runs_of_mixed_tasks;
+  const bool is_long = *run_time > limits_.ring_budget;
+  if (is_long || long_runs_ != 0 || mixed_) {
+    long_runs_ = long_runs_ << 1 | (is_long ? 1 : 0);
+    mixed_ = std::popcount(long_runs_) >= limits_.long_runs_of_mixed_tasks;
+  }
   // An average that forgets: the last eight runs weigh two thirds. A run that takes so much longer than the others was
   // interrupted: a lost CPU is away for milliseconds, which says nothing of the next run. Where the runs have indeed
   // become longer, the average nearly doubles with each.

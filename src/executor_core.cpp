@@ -176,12 +176,24 @@ bool ExecutorCore::admit(TaskNode& node) {
   return true;
 }
 
+// Most tasks: nothing but `max_pending` can keep it from being run at once.
+bool ExecutorCore::is_plain(const TaskNode& node) const noexcept {
+  return accepting && owner != nullptr && !leaving && !quarantine && !node.options.has_rare() && !node.cancel_asked &&
+         !node.may_begin_too_late();
+}
+
 void ExecutorCore::submit(TaskNode* node) {
-  Initiation initiation;
   Lock lock(mutex);
   if (nodes_++ == 0) self_ = shared_from_this();
   node->submitted_ns = recent_now();
   if (node->id == 0) node->id = ++last_id;
+  const bool plain = is_plain(*node) && admit(*node);
+  if (plain && owner->execute_at_once(*node)) return;
+  Initiation initiation;
+  if (plain) {
+    start_one(node, lock, initiation);
+    return;
+  }
   if (node->options.has_rare() && node->must_end_ns == 0) {
     if (const auto limit = node->options.total_timeout())
       node->must_end_ns = deadline_after(node->submitted_ns, *limit);

@@ -360,6 +360,10 @@ void LocalExecutor::execute_locked(detail::TaskNode* node, detail::ExecutorCore:
   }
 }
 
+bool LocalExecutor::execute_at_once(detail::TaskNode& node) {
+  return engine_->pool && engine_->pool->execute_at_once(node);
+}
+
 namespace {
 
 asio::awaitable<void> end_pool(std::shared_ptr<detail::ExecutorCore> core, std::shared_ptr<detail::WorkerPool> pool,

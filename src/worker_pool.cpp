@@ -86,6 +86,66 @@ void WorkerPool::open() {
              }));
 }
 
+// A call of a few bytes that the library encodes itself, beside its head. False: nothing was done.
+inline bool WorkerPool::encode_short_call(TaskNode& node, Worker& worker, std::uint32_t sequence) {
+  process::RequestHead& head = worker.channel.head(sequence);
+  static_assert(sizeof(head.call) == kShortCall);
+  try {
+    node.encode_short(head.call);
+  } catch (const ExecutorError&) {
+    return false;  // which will come again
+  }
+  head.kind = process::RequestKind::task;
+  head.measure_cpu = 0;
+  head.attempt = static_cast<std::uint16_t>(node.attempt());
+  head.details_size = 0;
+  head.size = node.short_call;
+  head.heap_offset = process::kInHead;
+  head.task_id = node.id;
+  return true;
+}
+
+// Short calls to a worker that is at others: the same as `execute` does with them, without a look at all that cannot be.
+bool WorkerPool::execute_at_once(TaskNode& node) {
+  if (node.short_call == 0 || node.options.timeout() || node.wants_started || observed_ > 0 || dispatcher_.queued() > 0 || closed_ || forsaken_ ||
+      core_->never_reuses_workers || core_->wants_any(EventKind::started | EventKind::progress) || is_forked_copy()) {
+    return false;
+  }
+  dispatcher_.set_time(time_of(node.submitted_ns));
+  const int priority = node.options.priority();
+  const int index = dispatcher_.only_choice();
+  if (index < 0 || dispatcher_.is_urgent(priority)) return false;
+  Worker& worker = *workers_[static_cast<unsigned>(index)];
+  if (worker.channel.free_slots() == 0) return false;
+  const std::uint32_t sequence = worker.channel.next_slot();
+  if (!encode_short_call(node, worker, sequence)) return false;
+  dispatcher_.number(node);
+  dispatcher_.placed(worker.index, priority, kSharedCompartment);
+  worker.reserved = worker.channel.reserve() + 1;
+  ++in_rings_;
+  Entry& entry = worker.entry(sequence);
+  entry.reset();
+  entry.node = &node;
+  node.place.stage = TaskNode::Stage::in_ring;
+  node.place.worker = worker.index;
+  node.place.sequence = sequence;
+  show(worker, sequence);
+  expect_answers();
+  return true;
+}
+
+// Whoever has put something into a ring, or the queue.
+void WorkerPool::expect_answers() {
+  if (waiting_) {
+    // No drain comes before an answer does, and this task may lie behind a long one.
+    watch_backlog();
+    watch_heads();
+  } else {
+    schedule_drain();
+  }
+  ask_for_workers();
+}
+
 void WorkerPool::execute(TaskNode* node, Lock& lock) {
   Keep keep;
   if (closed_ || is_forked_copy() || forsaken_) {
@@ -125,14 +185,7 @@ void WorkerPool::execute(TaskNode* node, Lock& lock) {
     lock.unlock();
     return;
   }
-  if (waiting_) {
-    // No drain comes before an answer does, and this task may lie behind a long one.
-    watch_backlog();
-    watch_heads();
-  } else {
-    schedule_drain();
-  }
-  ask_for_workers();
+  expect_answers();
   lock.unlock();
 }
 
@@ -256,25 +309,24 @@ bool WorkerPool::place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep) {
 bool WorkerPool::encode_at_once(TaskNode& node, Worker& worker) {
   if (node.options.has_rare()) return false;
   const std::uint32_t sequence = node.place.sequence;
-  process::RequestHead& head = worker.channel.head(sequence);
   const std::uint64_t timeout_ns = timeout_of(node);
-  static_assert(sizeof(head.call) >= kShortCall);
-  const bool in_head = node.short_call && timeout_ns == 0 && node.must_end_ns == 0;
-  Encoder encoder(in_head ? std::span<std::byte>(head.call) : worker.channel.slot_payload(sequence));
-  try {
-    node.encode(encoder);
-  } catch (const ExecutorError&) {
-    return false;  // which will come again
+  if (node.short_call != 0 && timeout_ns == 0 && node.must_end_ns == 0) {
+    if (!encode_short_call(node, worker, sequence)) return false;
+  } else {
+    Encoder encoder(worker.channel.slot_payload(sequence));
+    try {
+      node.encode(encoder);
+    } catch (const ExecutorError&) {
+      return false;
+    }
+    if (!encoder.fits()) return false;
+    process::RequestHead& head = worker.channel.head(sequence);
+    head = process::RequestHead();
+    head.attempt = static_cast<std::uint16_t>(node.attempt());
+    head.size = encoder.size();
+    head.task_id = node.id;
+    head.limits = {timeout_ns, node.must_end_ns};
   }
-  if (!encoder.fits()) return false;
-  head.kind = process::RequestKind::task;
-  head.measure_cpu = 0;
-  head.attempt = static_cast<std::uint16_t>(node.attempt());
-  head.details_size = 0;
-  head.size = encoder.size();
-  head.heap_offset = in_head ? process::kInHead : process::kInline;
-  head.task_id = node.id;
-  if (!in_head) head.limits = {timeout_ns, node.must_end_ns};
   if (node.place.fresh) dispatcher_.leave(worker.index);
   note_in_ring(node, worker);
   show(worker, sequence);

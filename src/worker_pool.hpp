@@ -76,6 +76,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void open();
   /// Takes a task over. With the mutex, which is given back.
   void execute(TaskNode* node, ExecutorCore::Lock& lock);
+  /// The same for a task without limits, with the mutex: false if that takes more than to write it into a ring.
+  bool execute_at_once(TaskNode& node);
   // With the mutex: no task is left, so the event loop may end.
   void nothing_left();
   /// With the mutex: whether a worker has taken the task up.
@@ -128,7 +130,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
 
     void reset() {
       node = nullptr;
-      block_size = 0;
+      if (block_size != 0) block_size = 0;
       if (!buffers.empty()) buffers.clear();
       filled = revoked = answered = false;
     }
@@ -152,6 +154,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     std::uint32_t collected = 0;  // end of the entries whose answer has been seen
     std::uint32_t readable = 0;   // end of the answers that were there at `looked_ns`
     std::uint64_t looked_ns = 0;
+    unsigned looks_to_skip = 0;
     process::FileDescriptor pidfd;
     std::shared_ptr<WorkerOutput> output;  // null: thrown away
     std::unique_ptr<DescriptorWatch> death;
@@ -197,6 +200,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void notice_ready_workers();
   bool place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep);
   bool encode_at_once(TaskNode& node, Worker& worker);
+  bool encode_short_call(TaskNode& node, Worker& worker, std::uint32_t sequence);
+  void expect_answers();
   bool encode_unlocked(TaskNode& node, Worker& worker, Lock& lock, Keep& keep);
   void note_in_ring(TaskNode& node, Worker& worker);
   void show(Worker& worker, std::uint32_t sequence, bool revoked = false);
@@ -208,9 +213,12 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void collect_from(Worker& worker);
   void collect_all(Worker& worker);
   bool has_answers(Worker& worker);
-  TaskNode* next_answer();
+  bool deliver_next(Lock& lock);
+  bool is_plain_answer(const Worker& worker, const Entry& entry, const process::Response& response) const;
   Worker* next_to_read();
-  TaskNode* read_answer(Worker& worker);
+  void read_answer(Worker& worker);
+  void take_next_answer(Worker& worker, const process::Response& response);
+  void distrust(Worker& worker, const process::ProtocolViolation& violation);
   TaskNode* take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response, std::uint64_t now);
   void push_ready(TaskNode& node);
   void consume(Worker& worker);

@@ -35,16 +35,20 @@ constexpr unsigned kCollectedTogether = 64;
 // that a ring that works is never mistaken for one that is stuck.
 constexpr auto kBacklogInterval = std::chrono::milliseconds(1);
 
-// After this nobody looks at a slot's payload again. Most answers are a number or two: those without a call of memcpy.
+// What lies beside the head of a response in its first cache line, and beyond it only if that is not enough: most
+// answers are a number or two. After this nobody looks at the slot again.
+static_assert(offsetof(process::ResponseSlot, payload) + kShortAnswer == process::kCacheLine);
+void copy_short_answer(std::byte (&to)[kShortAnswer], std::span<const std::byte> payload) {
+  std::memcpy(to, payload.data(), kShortAnswer);
+  // Lest the compiler look there again.
+  asm volatile("" : : "r"(to) : "memory");
+}
 void copy_answer(std::byte* to, std::span<const std::byte> payload) {
-  constexpr std::size_t kFew = 24;  // what lies beside the head of a response in its first cache line
-  static_assert(offsetof(process::ResponseSlot, payload) + kFew == process::kCacheLine);
-  if (payload.size() <= kFew) {
-    std::memcpy(to, payload.data(), kFew);
+  if (payload.size() <= kShortAnswer) {
+    std::memcpy(to, payload.data(), kShortAnswer);
   } else {
     std::memcpy(to, payload.data(), payload.size());
   }
-  // Lest the compiler look there again.
   asm volatile("" : : "r"(to) : "memory");
 }
 
@@ -84,19 +88,20 @@ void WorkerPool::drain(Lock& lock) {
       schedule_drain();
       break;
     }
-    TaskNode* node = next_answer();
-    if (node == nullptr) {
-      if (ready_.empty()) {
-        collect();
-        pump(lock, keep);
-        if (closed_) break;
-        relieve();
-        pump(lock, keep);
-      }
-      node = ready_.pop_front();
-      if (node == nullptr) break;
-      --ready_count_;
+    if (deliver_next(lock)) {
+      progress = true;
+      continue;
     }
+    if (ready_.empty()) {
+      collect();
+      pump(lock, keep);
+      if (closed_) break;
+      relieve();
+      pump(lock, keep);
+    }
+    TaskNode* const node = ready_.pop_front();
+    if (node == nullptr) break;
+    --ready_count_;
     progress = true;
     // Other threads of the event loop may help; and if a handler blocks, it blocks nobody else.
     if (!ready_.empty() || in_rings_ > 0 || dispatcher_.queued() > 0) schedule_drain();
@@ -210,12 +215,18 @@ void WorkerPool::collect() {
 bool WorkerPool::has_answers(Worker& worker) {
   if (worker.readable != worker.collected) return true;
   if (worker.killed == Killed::protocol) return false;
+  if (worker.looks_to_skip > 0) {
+    --worker.looks_to_skip;
+    return false;
+  }
   try {
     worker.readable = worker.channel.committed();
   } catch (const process::ProtocolViolation& violation) {
-    violated(worker, violation.what());
+    distrust(worker, violation);
     return false;
   }
+  static const unsigned few = getenv("FEW") ? atoi(getenv("FEW")) : 8, skip = getenv("SKIP") ? atoi(getenv("SKIP")) : 6;
+  if (worker.readable - worker.collected < few && dispatcher_.load(worker.index) >= 32) worker.looks_to_skip = skip;
   if (worker.readable == worker.collected) return false;
   worker.looked_ns = ExecutorCore::now();
   if (!dispatcher_.ready(worker.index)) {
@@ -225,19 +236,24 @@ bool WorkerPool::has_answers(Worker& worker) {
   return true;
 }
 
-// The task of the next answer, if there is one; null also for a request that was passed over, or where the worker has
-// to go.
-TaskNode* WorkerPool::read_answer(Worker& worker) {
+// Its next answer is taken, and the task is ready if it has its outcome by that.
+void WorkerPool::take_next_answer(Worker& worker, const process::Response& response) {
   const std::uint32_t sequence = worker.collected;
+  if (TaskNode* const node = take_answer(worker, sequence, response, worker.looked_ns)) push_ready(*node);
+  ++worker.collected;
+  if (worker.channel.consumed() == sequence && worker.entry(sequence).answered) worker.channel.free_slot();
+}
+
+void WorkerPool::distrust(Worker& worker, const process::ProtocolViolation& violation) {
+  violated(worker, violation.what());
+  worker.readable = worker.collected;
+}
+
+void WorkerPool::read_answer(Worker& worker) {
   try {
-    TaskNode* const node = take_answer(worker, sequence, worker.channel.response(sequence), worker.looked_ns);
-    ++worker.collected;
-    if (worker.channel.consumed() == sequence && worker.entry(sequence).answered) worker.channel.free_slot();
-    return node;
+    take_next_answer(worker, worker.channel.response(worker.collected));
   } catch (const process::ProtocolViolation& violation) {
-    violated(worker, violation.what());
-    worker.readable = worker.collected;
-    return nullptr;
+    distrust(worker, violation);
   }
 }
 
@@ -247,15 +263,15 @@ void WorkerPool::push_ready(TaskNode& node) {
 }
 
 void WorkerPool::collect_from(Worker& worker) {
-  for (unsigned i = 0; i < kCollectedTogether && has_answers(worker); ++i) {
-    if (TaskNode* const node = read_answer(worker)) push_ready(*node);
-  }
+  for (unsigned i = 0; i < kCollectedTogether && has_answers(worker); ++i) read_answer(worker);
 }
 
 // All that there is, for those who will not come again.
 void WorkerPool::collect_all(Worker& worker) {
+  worker.looks_to_skip = 0;
   while (has_answers(worker)) {
-    if (TaskNode* const node = read_answer(worker)) push_ready(*node);
+    read_answer(worker);
+    worker.looks_to_skip = 0;
   }
   worker.channel.show_consumed();
 }
@@ -270,18 +286,58 @@ WorkerPool::Worker* WorkerPool::next_to_read() {
   return nullptr;
 }
 
-// Answers that are delivered as they are read: while nobody waits for the place of the task, and its worker has more to
-// do. Null: look at all, give the workers what they lack, and deliver then.
-TaskNode* WorkerPool::next_answer() {
-  while (ready_.empty() && dispatcher_.queued() == 0) {
-    Worker* const worker = next_to_read();
-    if (worker == nullptr) return nullptr;
-    TaskNode* const node = read_answer(*worker);
-    if (node == nullptr) continue;
-    if (dispatcher_.load(worker->index) > 0) return node;
-    push_ready(*node);
+// Whether an answer is a short value, of a task with nothing special about it, and its worker has more to do.
+bool WorkerPool::is_plain_answer(const Worker& worker, const Entry& entry, const process::Response& response) const {
+  const TaskNode* const node = entry.node;
+  return node != nullptr && node->plain_answer != 0 && response.payload.size() == node->plain_answer &&
+         response.in_slot && !response.over_memory && node->place.deadline == 0 && node->place.outlived_by == 0 &&
+         entry.block_size == 0 && entry.buffers.empty() && worker.doomed.empty() &&
+         worker.channel.consumed() == worker.collected && dispatcher_.load(worker.index) > 1 &&
+         !dispatcher_.leaving(worker.index) && core_->may_settle_at_once(*node);
+}
+
+// Most answers, as long as nobody waits for the place of the task: read, accounted for and delivered one by one. False:
+// it takes a look at all workers, or there is nothing to deliver.
+bool WorkerPool::deliver_next(Lock& lock) {
+  if (!ready_.empty() || dispatcher_.queued() > 0) return false;
+  Worker* const worker = next_to_read();
+  if (worker == nullptr) return false;
+  const std::uint32_t sequence = worker->collected;
+  Entry& entry = worker->entry(sequence);
+  std::byte copy[kShortAnswer];
+  try {
+    process::Response response = worker->channel.response(sequence);
+    if (!is_plain_answer(*worker, entry, response)) {
+      take_next_answer(*worker, response);
+      return false;
+    }
+    copy_short_answer(copy, response.payload);
+    response.payload = {copy, response.payload.size()};
+    if (static_cast<AnswerKind>(copy[0]) != AnswerKind::value) {
+      take_next_answer(*worker, response);
+      return false;
+    }
+    // The worker's clock readings are only believed as far as they are possible.
+    TaskNode& node = *entry.node;
+    const std::uint64_t now = std::max(worker->looked_ns, node.submitted_ns);
+    const std::uint64_t began = std::clamp(response.began_ns, node.submitted_ns, now);
+    const std::uint64_t ended = std::clamp(response.ended_ns, began, now);
+    dispatcher_.left(worker->index, std::chrono::nanoseconds(ended - began), time_of(now));
+    core_->settle_at_once(node, began, ended);
+  } catch (const process::ProtocolViolation& violation) {
+    distrust(*worker, violation);
+    return false;
   }
-  return nullptr;
+  TaskNode* const node = std::exchange(entry.node, nullptr);
+  ++worker->collected;
+  worker->channel.free_slot();
+  --in_rings_;
+  // Other threads of the event loop may help; and if a handler blocks, it blocks nobody else.
+  schedule_drain();
+  lock.unlock();
+  node->deliver_value(copy + sizeof(AnswerKind));
+  lock.lock();
+  return true;
 }
 
 TaskNode* WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response,

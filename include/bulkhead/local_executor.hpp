@@ -211,6 +211,7 @@ class BULKHEAD_EXPORT LocalExecutor final : public BaseExecutor, public TaskInte
  protected:
   void execute(Task task) override;
   void execute_locked(detail::TaskNode* node, detail::ExecutorCore::Lock& lock) override;
+  bool execute_at_once(detail::TaskNode& node) override;
   asio::awaitable<void> stop(ShutdownOptions options) override;
   void nothing_left() override;
   void add_metrics(Metrics& metrics) const override;

@@ -78,6 +78,8 @@ class HostChannel {
   std::uint32_t free_slots() const noexcept { return kSlots - (reserved_ - consumed_); }
   /// Takes the next slot; there must be a free one.
   std::uint32_t reserve() noexcept { return reserved_++; }
+  /// What `reserve` will give. The head of that slot may be written to already.
+  std::uint32_t next_slot() const noexcept { return reserved_; }
   /// The head of a reserved request, which is filled with what is written there.
   RequestHead& head(std::uint32_t sequence) noexcept { return unpublished(sequence).head; }
   std::span<std::byte> slot_payload(std::uint32_t sequence) noexcept { return request_slot(sequence).payload; }

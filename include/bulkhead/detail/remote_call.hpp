@@ -217,7 +217,8 @@ template <class T>
 concept SendableResult = std::is_void_v<T> || Serializable<T>;
 
 template <class T>
-inline constexpr bool is_short = std::is_void_v<T> || std::is_arithmetic_v<T> || std::is_enum_v<T>;
+inline constexpr bool is_short = std::is_void_v<T> ||
+    ((std::is_arithmetic_v<T> || std::is_enum_v<T>)&&!codec_detail::has_own_way<T>());
 
 template <class C>
 struct Remote;
@@ -229,10 +230,14 @@ struct Remote<Call<F, Args...>> {
   static constexpr bool invocable = std::is_invocable_v<F, Args...>;
   // Numbers and the like: no user code, and no size that depends on the value.
   static constexpr bool library_encoding = (is_function_pointer<F> || is_stateless<F>)&&(is_short<Args> && ...);
-  static constexpr bool short_call = [] {
+  // What the encoding takes where each part of it is as it lies in memory; 0: it is another one, or a long one.
+  static constexpr std::size_t short_call = [] {
     std::size_t size = sizeof(std::uint64_t) + (is_function_pointer<F> ? sizeof(std::uint64_t) : 0);
-    if constexpr (library_encoding) ((size += sizeof(Args)), ...);
-    return library_encoding && size <= kShortCall;
+    if constexpr (library_encoding) {
+      ((size += sizeof(Args)), ...);
+      if ((codec_detail::is_bitwise<Args>() && ...) && size <= kShortCall) return size;
+    }
+    return std::size_t{0};
   }();
   static constexpr bool library_decoding = [] {
     if constexpr (invocable) {
@@ -241,6 +246,35 @@ struct Remote<Call<F, Args...>> {
       return false;
     }
   }();
+
+  // Bytes of an answer that is the kind, and a value as it lies in memory; 0: it is another one.
+  static constexpr std::uint8_t plain_answer = [] {
+    if constexpr (invocable) {
+      using Result = call_result_t<Call<F, Args...>>;
+      if constexpr (std::is_void_v<Result>) return sizeof(AnswerKind);
+      else if constexpr (std::is_arithmetic_v<Result>) {
+        constexpr std::size_t size = sizeof(AnswerKind) + sizeof(Result);
+        return codec_detail::is_bitwise<Result>() && size <= kShortAnswer ? size : 0;
+      }
+    }
+    return std::size_t{0};
+  }();
+
+  // The same as `encode` for a short call.
+  static void encode_short(const Call<F, Args...>& call, std::span<std::byte, kShortCall> to) {
+    std::byte* at = to.data();
+    const auto put = [&at](const auto& value) {
+      std::memcpy(at, &value, sizeof(value));
+      at += sizeof(value);
+    };
+    put(reinterpret_cast<std::uint64_t>(&run));
+    if constexpr (is_function_pointer<F>) {
+      check_function(code_of(call.function));
+      put(reinterpret_cast<std::uint64_t>(call.function));
+    }
+    check_function(reinterpret_cast<const void*>(&run));
+    std::apply([&](const Args&... arguments_) { (put(arguments_), ...); }, call.arguments);
+  }
 
   static void encode(const Call<F, Args...>& call, Encoder& encoder) {
     encoder.write_value(reinterpret_cast<std::uint64_t>(&run));

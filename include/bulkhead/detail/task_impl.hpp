@@ -23,6 +23,8 @@
 #include <boost/asio/recycling_allocator.hpp>
 
 #include <atomic>
+#include <cstddef>
+#include <cstring>
 #include <exception>
 #include <functional>
 #include <map>
@@ -216,6 +218,13 @@ class TaskImpl final : public TaskNode {
     }
   }
 
+  void encode_short(std::span<std::byte, kShortCall> to) override {
+    if constexpr (Sendable<C> && !gives_coroutine) {
+      if constexpr (Remote<C>::short_call != 0) Remote<C>::encode_short(call_, to);
+    }
+    static_cast<void>(to);
+  }
+
   std::atomic<std::size_t>* large_size() noexcept override { return &large_call_size<C>; }
 
   void decode_result(Decoder& decoder) override {
@@ -241,6 +250,29 @@ class TaskImpl final : public TaskNode {
     const std::shared_ptr<ProgressRelay> relay = std::move(progress_relay);
     free_node();
     hand_over(std::move(handler), std::move(executor), io, std::move(cause), std::move(result), from, relay);
+  }
+
+  void deliver_value(const std::byte* value) override {
+    if constexpr (Sendable<C> && !gives_coroutine) {
+      if constexpr (Remote<C>::plain_answer != 0) {
+        Stored result;
+        if constexpr (!is_void) std::memcpy(&result.emplace(), value, sizeof(Result));
+        if (!handler_ || !executor_.is_io_executor()) {
+          result_ = std::move(result);
+          deliver(Delivery::on_io_executor);
+          return;
+        }
+        Handler handler = std::move(*handler_);
+        free_node();
+        if constexpr (is_void) {
+          std::move(handler)(std::exception_ptr());
+        } else if constexpr (TakesOptional<Handler>) {
+          std::move(handler)(std::exception_ptr(), std::move(result));
+        } else {
+          std::move(handler)(std::exception_ptr(), std::move(*result));
+        }
+      }
+    }
   }
 
   bool post_outcome() override {
@@ -293,6 +325,7 @@ class TaskImpl final : public TaskNode {
     if constexpr (Sendable<C> && !gives_coroutine) {
       library_encoding = Remote<C>::library_encoding;
       short_call = Remote<C>::short_call;
+      plain_answer = Remote<C>::plain_answer;
       library_decoding = Remote<C>::library_decoding;
     }
   }

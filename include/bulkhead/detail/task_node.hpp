@@ -44,6 +44,8 @@ enum class Delivery : std::uint8_t {
 
 // What fits beside a request's head, in the same cache line.
 inline constexpr std::size_t kShortCall = 24;
+// The same for an answer.
+inline constexpr std::size_t kShortAnswer = 24;
 
 // Makes a task's default name. Not yet the name: finding a function's may mean reading the program's symbols.
 struct NameSource {
@@ -79,6 +81,8 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
                                std::unique_ptr<CoroutineRun> run) = 0;
   // Writes the call for `run_encoded`. Throws SerializationError or FunctionUnavailableError.
   virtual void encode(Encoder& encoder) = 0;
+  // The same for who has looked at `short_call`.
+  virtual void encode_short(std::span<std::byte, kShortCall> to) { static_cast<void>(to); }
   // How many bytes the encoding of the last call of this type took, if they were too many for a slot: so many are got
   // ready for the next, which then is encoded once. 0: it was none. Null: nobody remembers.
   virtual std::atomic<std::size_t>* large_size() noexcept { return nullptr; }
@@ -86,6 +90,9 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
   virtual void decode_result(Decoder& decoder) = 0;
   // Hands the outcome over and destroys the node. Its caller keeps the core.
   virtual void deliver(Delivery from) = 0;
+  // Hands over the value that lies there, on the executor's own Asio executor, and destroys the node. For who has looked
+  // at `plain_answer`.
+  virtual void deliver_value(const std::byte* value) { static_cast<void>(value); }
   // Posts the outcome, and keeps the node to be destroyed: this may be done with the mutex. False: not this one.
   virtual bool post_outcome() = 0;
   // Has `on_progress` called with this, unless a later one or the outcome overtakes it.
@@ -171,7 +178,9 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
   // Whether encoding the call, or decoding its result, runs library code only, and is quick: it may be done under the
   // mutex.
   bool library_encoding = false;
-  bool short_call = false;  // and takes no more than `kShortCall` bytes
+  std::uint8_t short_call = 0;  // Bytes that `encode_short` writes; 0: it does not
+  // Bytes of an answer whose value is as it lies in memory; 0: it is to be decoded.
+  std::uint8_t plain_answer = 0;
   bool library_decoding = false;
   bool cancellable = false;  // is in the executor's table of tasks with a connected cancellation slot
 

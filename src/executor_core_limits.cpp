@@ -23,7 +23,7 @@ namespace bulkhead::detail {
 namespace {
 
 std::uint64_t cpu_used(const TaskNode& node) noexcept {
-  const std::uint64_t read = process::clock_ns(*node.cpu_clock);
+  const std::uint64_t read = process::clock_ns(node.cpu_clock);
   return read - std::min(read, node.cpu_began_ns);
 }
 
@@ -44,7 +44,7 @@ void ExecutorCore::watch_limits(TaskNode& node) {
   } else if (state.begun) {
     limits.timeout = span(node.options.timeout());
     limits.kill_at = node.place.kill_at;
-    if (node.options.has_rare() && node.cpu_clock) {
+    if (node.options.has_rare() && node.cpu_clock != 0) {
       limits.cpu = span(node.options.cpu_timeout());
       state.cpu_used = cpu_used(node);
     }
@@ -169,7 +169,7 @@ void ExecutorCore::limit_passed(TaskNode& node, std::vector<Withdrawn>& withdraw
     error = timeout(Which::total, node.options.total_timeout());
   } else if (passed(node.options.timeout(), time - node.began_ns)) {
     error = timeout(Which::run, node.options.timeout());
-  } else if (node.cpu_clock && node.options.has_rare() && passed(node.options.cpu_timeout(), cpu_used(node))) {
+  } else if (node.cpu_clock != 0 && node.options.has_rare() && passed(node.options.cpu_timeout(), cpu_used(node))) {
     error = timeout(Which::cpu, node.options.cpu_timeout());
   }
   if (!error) {

@@ -203,7 +203,7 @@ void ExecutorCore::retry_later(TaskNode& node, std::chrono::nanoseconds pause) {
   node.verdict = nullptr;
   node.told_started = false;
   node.asks_here = false;
-  node.cpu_clock.reset();
+  node.cpu_clock = 0;
   node.cpu_began_ns = 0;
   node.began_ns = 0;
   node.ended_ns = 0;

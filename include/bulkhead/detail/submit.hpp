@@ -63,8 +63,8 @@ struct InitiateSubmit {
     using Node = TaskImpl<C, std::decay_t<Handler>>;
     ExecutorCore& executor = *core;
     Node* node = Node::create(executor, std::move(options), std::move(call), std::forward<Handler>(handler));
-    node->held = std::move(held);
-    node->waits_for_room = waits_for_room;
+    if (held) node->held = std::move(held);
+    if (waits_for_room) node->waits_for_room = true;
     if (record) {
       const std::uint64_t id = executor.make_cancellable(*node);
       node->record = record;

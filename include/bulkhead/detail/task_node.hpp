@@ -129,41 +129,41 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
     return source.make(source.code);
   }
 
+  // In this order since what lies together is zeroed together: what bounds tiny tasks is how much they write.
+
   // Lives as long as the node does once that is submitted.
   ExecutorCore* const core;
   TaskOptions options;
   std::exception_ptr error;
+  // The time limit that has passed, while the run goes on that is to be followed by another.
+  std::exception_ptr verdict;
+  // Where its progress goes, if somebody wants it.
+  std::shared_ptr<ProgressRelay> progress_relay;
+  // Goes with the node, when the task is over for good, and not before as its outcome may.
+  std::shared_ptr<void> held;
+  // What the handle of a spawned task sees of it.
+  std::shared_ptr<TaskRecord> record;
+  // The runs that failed before this one, if the task is retried.
+  std::unique_ptr<std::vector<RetryError::Attempt>> failed_runs;
   std::uint64_t id = 0;
   std::uint64_t submitted_ns = 0;
   std::uint64_t waits_since_ns = 0;  // if it has waited elsewhere before; 0: it has not
   std::uint64_t must_end_ns = 0;     // 0: at no certain time
   std::uint64_t began_ns = 0;        // 0: not begun
   std::uint64_t ended_ns = 0;
-  // Where its progress goes, if somebody wants it.
-  std::shared_ptr<ProgressRelay> progress_relay;
-  // The runs that failed before this one, if the task is retried.
-  std::unique_ptr<std::vector<RetryError::Attempt>> failed_runs;
-  // Whether it waits for admission whatever the executor's policy is.
-  bool waits_for_room = false;
-  // Goes with the node, when the task is over for good, and not before as its outcome may.
-  std::shared_ptr<void> held;
-  // What the handle of a spawned task sees of it.
-  std::shared_ptr<TaskRecord> record;
-  // The time limit that has passed, while the run goes on that is to be followed by another.
-  std::exception_ptr verdict;
-  // Where CPU time is limited: the CPU clock of the thread that runs it, and what it read at the beginning; of a worker
-  // process only the reading, when it was first seen to run.
-  std::optional<clockid_t> cpu_clock;
-  std::uint64_t cpu_began_ns = 0;
   // When the next run is due; 0: it does not wait for one.
   std::uint64_t retry_at_ns = 0;
-  // What the running task may look at, where it runs in this process.
-  std::atomic<std::uint32_t> stop_requested{0};
-  Outcome outcome = Outcome::completed;
-  // Runs that another executor knows of.
-  unsigned earlier_runs = 0;
   // The number of its wait for one of `max_instances`; 0: it does not wait for that.
   std::uint64_t instance_wait = 0;
+  // Where CPU time is limited: the CPU clock of the thread that runs it, and what it read at the beginning; of a worker
+  // process only the reading, when it was first seen to run.
+  std::uint64_t cpu_began_ns = 0;
+  clockid_t cpu_clock = 0;  // 0, which is the clock of no thread: none
+  // What the running task may look at, where it runs in this process.
+  std::atomic<std::uint32_t> stop_requested{0};
+  // Runs that another executor knows of.
+  unsigned earlier_runs = 0;
+  Outcome outcome = Outcome::completed;
   bool waiting = false;         // for admission
   bool waited_in_vain = false;  // for admission, until a time limit of its own had passed
   bool admitted = false;        // holds one of `max_pending` slots
@@ -175,14 +175,16 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
   bool cancel_asked = false;    // before it was submitted
   bool wants_started = false;   // `note_started` is to be called
   bool asks_here = false;       // its retry policy's predicate may be called by this thread
+  bool cancellable = false;     // is in the executor's table of tasks with a connected cancellation slot
+  bool waits_for_room = false;  // for admission, whatever the executor's policy is
   // Whether encoding the call, or decoding its result, runs library code only, and is quick: it may be done under the
   // mutex.
   bool library_encoding = false;
-  std::uint8_t short_call = 0;  // Bytes that `encode_short` writes; 0: it does not
+  bool library_decoding = false;
+  // Bytes that `encode_short` writes; 0: it does not.
+  std::uint8_t short_call = 0;
   // Bytes of an answer whose value is as it lies in memory; 0: it is to be decoded.
   std::uint8_t plain_answer = 0;
-  bool library_decoding = false;
-  bool cancellable = false;  // is in the executor's table of tasks with a connected cancellation slot
 
   // Where a task of a worker pool is.
   enum class Stage : std::uint8_t {
@@ -193,36 +195,36 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
     answered   // among the tasks whose outcome is to be delivered
   };
   struct Place {
-    Stage stage = Stage::none;
-    bool cancel_requested = false;
-    // Whether `error` and `outcome` hold; else the answer has still to be decoded.
-    bool decided = false;
-    unsigned worker = 0;
-    int worker_pid = -1;
-    std::uint32_t sequence = 0;
-    unsigned restarts = 0;
-    // How often a worker that was ready did not take it up, and since when.
-    unsigned denials = 0;
-    std::uint64_t denied_since_ns = 0;
-    // Its worker is for it alone.
-    bool fresh = false;
-    std::uint64_t placed_ns = 0;
-    // When the host first saw that it had begun; 0: not yet.
-    std::uint64_t seen_begun_ns = 0;
-    // Whether it had begun when its progress was looked at.
-    bool looked_at = false;
-    std::uint64_t deadline = 0;
-    // The generation of the worker that was killed for it, and may be there longer than it; 0: there is none.
-    std::uint64_t outlived_by = 0;
-    // When the worker is killed since its caller has cancelled the task; 0: it is not to be.
-    std::uint64_t kill_at = 0;
-    // The version of the last progress that was passed on.
-    std::uint32_t progress_version = 0;
     // A large answer, still in the worker's area, and what keeps the area.
     std::shared_ptr<void> area;
     std::span<const std::byte> answer;
     // The shared buffers that were passed to it, of which it may give some back.
     std::shared_ptr<void> buffers;
+    // How often a worker that was ready did not take it up, and since when.
+    std::uint64_t denied_since_ns = 0;
+    std::uint64_t denials = 0;
+    std::uint64_t placed_ns = 0;
+    // When the host first saw that it had begun; 0: not yet.
+    std::uint64_t seen_begun_ns = 0;
+    std::uint64_t deadline = 0;
+    // The generation of the worker that was killed for it, and may be there longer than it; 0: there is none.
+    std::uint64_t outlived_by = 0;
+    // When the worker is killed since its caller has cancelled the task; 0: it is not to be.
+    std::uint64_t kill_at = 0;
+    unsigned restarts = 0;
+    // The version of the last progress that was passed on.
+    std::uint32_t progress_version = 0;
+    int worker_pid = 0;  // 0: not known
+    unsigned worker = 0;
+    std::uint32_t sequence = 0;
+    Stage stage = Stage::none;
+    bool cancel_requested = false;
+    // Whether `error` and `outcome` hold; else the answer has still to be decoded.
+    bool decided = false;
+    // Its worker is for it alone.
+    bool fresh = false;
+    // Whether it had begun when its progress was looked at.
+    bool looked_at = false;
     // A copy of a small answer, so that its slot is free at once. As large as a slot's payload.
     std::byte copy[216];
   } place;

@@ -75,12 +75,14 @@ void WorkerPool::drain(Lock& lock) {
     Lock& held;
     ~Guard() {
       if (!held.owns_lock()) held.lock();
+      pool.core_->set_in_passing(false);
       if (std::uncaught_exceptions() > exceptions) pool.schedule_drain();
     }
     int exceptions = std::uncaught_exceptions();
   } guard{*this, lock};
 
   if (freed_places_ > 0) core_->give_back(std::exchange(freed_places_, 0), lock);
+  core_->set_in_passing(true);
   bool progress = false;
   for (unsigned delivered = 0; !closed_; ++delivered) {
     if (delivered == kDeliveriesPerRound) {

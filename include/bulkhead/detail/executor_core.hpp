@@ -151,6 +151,11 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   Metrics snapshot() const;
   ErrorContext context_of(const TaskNode& node) const;
   static std::uint64_t now() noexcept;
+  // Whether this thread delivers one outcome after another, whose handlers submit the next tasks. With the mutex.
+  void set_in_passing(bool in_passing) noexcept {
+    in_passing_ = in_passing;
+    looks_to_skip_ = 0;
+  }
 
   const std::string name;
   const asio::any_io_executor io;
@@ -241,6 +246,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   void hold_work();
   std::optional<Work> take_work();
   std::uint64_t recent_now() noexcept;
+  std::uint64_t time_in_passing() noexcept;
 
   // Ends that come from elsewhere.
   bool withdraw(TaskNode& node);
@@ -297,6 +303,9 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   std::condition_variable_any hook_call_over_;
   std::uint64_t recent_ns_ = 0;
   std::uint64_t recent_ticks_ = 0;
+  std::uint64_t looked_ticks_ = 0;
+  unsigned looks_to_skip_ = 0;
+  bool in_passing_ = false;
 };
 
 inline bool ExecutorCore::may_settle_at_once(const TaskNode& node) const noexcept {

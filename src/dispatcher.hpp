@@ -123,12 +123,11 @@ class Dispatcher {
     if (chosen == nullptr) return std::nullopt;
     return static_cast<unsigned>(chosen - workers_.data());
   }
-  /// The same for a task of the shared compartment where it is plain to see: one worker has tasks, gets on, may have
-  /// another, and no other worker would be given it. -1: it takes more than a look.
+  /// The only worker that a task of the shared compartment could be given, where that is plain to see: it has tasks and
+  /// gets on, and no other would be given one. -1: it takes more than a look.
   int only_choice() const noexcept {
     if (busy_.size() != 1 || starting_ > 0 || (loaded_ < limits_.max_workers && !few_are_enough())) return -1;
-    const Worker& worker = workers_[busy_.front()];
-    return is_available(worker) && has_room(worker.load) ? static_cast<int>(busy_.front()) : -1;
+    return is_available(workers_[busy_.front()]) ? static_cast<int>(busy_.front()) : -1;
   }
   /// Whether the tasks are so short that those workers which have some will come to another one sooner than one more
   /// would be awake, provided that they get on.

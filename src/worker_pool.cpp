@@ -105,22 +105,21 @@ inline bool WorkerPool::encode_short_call(TaskNode& node, Worker& worker, std::u
   return true;
 }
 
-// Short calls to a worker that is at others: the same as `execute` does with them, without a look at all that cannot be.
-bool WorkerPool::execute_at_once(TaskNode& node) {
-  if (node.short_call == 0 || node.options.timeout() || node.wants_started || observed_ > 0 || dispatcher_.queued() > 0 || closed_ || forsaken_ ||
-      core_->never_reuses_workers || core_->wants_any(EventKind::started | EventKind::progress) || is_forked_copy()) {
-    return false;
-  }
-  dispatcher_.set_time(time_of(node.submitted_ns));
-  const int priority = node.options.priority();
-  const int index = dispatcher_.only_choice();
-  if (index < 0 || dispatcher_.is_urgent(priority)) return false;
-  Worker& worker = *workers_[static_cast<unsigned>(index)];
-  if (worker.channel.free_slots() == 0) return false;
+// Whether it takes no more than to write a few bytes into a ring.
+inline bool WorkerPool::is_short_call(const TaskNode& node) const {
+  return node.short_call != 0 && !node.options.has_rare() && !node.options.timeout() && !node.may_begin_too_late() &&
+         !node.wants_started && node.compartment == kSharedCompartment && !node.place.cancel_requested;
+}
+
+inline bool WorkerPool::has_room(const Worker& worker) const {
+  return dispatcher_.has_room(dispatcher_.load(worker.index)) && worker.channel.free_slots() > 0;
+}
+
+// False: nothing was done.
+inline bool WorkerPool::place_at_once(TaskNode& node, Worker& worker) {
   const std::uint32_t sequence = worker.channel.next_slot();
   if (!encode_short_call(node, worker, sequence)) return false;
-  dispatcher_.number(node);
-  dispatcher_.placed(worker.index, priority, kSharedCompartment);
+  dispatcher_.placed(worker.index, node.options.priority(), kSharedCompartment);
   worker.reserved = worker.channel.reserve() + 1;
   ++in_rings_;
   Entry& entry = worker.entry(sequence);
@@ -130,8 +129,45 @@ bool WorkerPool::execute_at_once(TaskNode& node) {
   node.place.worker = worker.index;
   node.place.sequence = sequence;
   show(worker, sequence);
+  return true;
+}
+
+// Short calls for a worker that is at others: the same as `execute` does with them, without a look at all that cannot
+// be.
+bool WorkerPool::execute_at_once(TaskNode& node) {
+  if (!is_short_call(node) || observed_ > 0 || closed_ || forsaken_ || core_->never_reuses_workers ||
+      core_->wants_any(EventKind::started | EventKind::progress) || is_forked_copy()) {
+    return false;
+  }
+  dispatcher_.set_time(time_of(node.submitted_ns));
+  const int index = dispatcher_.only_choice();
+  if (index < 0 || dispatcher_.is_urgent(node.options.priority())) return false;
+  Worker& worker = *workers_[static_cast<unsigned>(index)];
+  if (!has_room(worker)) {
+    enqueue(node);
+  } else {
+    if (dispatcher_.queued() > 0 || !place_at_once(node, worker)) return false;
+    dispatcher_.number(node);
+  }
   expect_answers();
   return true;
+}
+
+// Whether no outcome that is delivered keeps a worker waiting for a task of the queue.
+bool WorkerPool::may_deliver_at_once() {
+  QueuedTask* const first = dispatcher_.front();
+  if (first == nullptr) return true;
+  return observed_ == 0 && is_short_call(static_cast<TaskNode&>(*first)) && dispatcher_.only_choice() >= 0;
+}
+
+// What a worker's answer makes room for, before the next handler may take its time.
+void WorkerPool::place_next_at_once(Worker& worker) {
+  QueuedTask* const first = dispatcher_.front();
+  if (first == nullptr || observed_ > 0 || static_cast<int>(worker.index) != dispatcher_.only_choice()) return;
+  TaskNode& node = static_cast<TaskNode&>(*first);
+  if (!is_short_call(node) || !has_room(worker)) return;
+  dispatcher_.remove(node);
+  if (!place_at_once(node, worker)) enqueue(node);
 }
 
 // Whoever has put something into a ring, or the queue.

@@ -201,6 +201,10 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   bool place(TaskNode& node, Worker& worker, Lock& lock, Keep& keep);
   bool encode_at_once(TaskNode& node, Worker& worker);
   bool encode_short_call(TaskNode& node, Worker& worker, std::uint32_t sequence);
+  bool is_short_call(const TaskNode& node) const;
+  bool has_room(const Worker& worker) const;
+  bool place_at_once(TaskNode& node, Worker& worker);
+  void place_next_at_once(Worker& worker);
   void expect_answers();
   bool encode_unlocked(TaskNode& node, Worker& worker, Lock& lock, Keep& keep);
   void note_in_ring(TaskNode& node, Worker& worker);
@@ -214,6 +218,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void collect_all(Worker& worker);
   bool has_answers(Worker& worker);
   bool deliver_next(Lock& lock);
+  bool may_deliver_at_once();
   bool is_plain_answer(const Worker& worker, const Entry& entry, const process::Response& response) const;
   Worker* next_to_read();
   void read_answer(Worker& worker);

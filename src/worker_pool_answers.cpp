@@ -298,10 +298,10 @@ bool WorkerPool::is_plain_answer(const Worker& worker, const Entry& entry, const
          !dispatcher_.leaving(worker.index) && core_->may_settle_at_once(*node);
 }
 
-// Most answers, as long as nobody waits for the place of the task: read, accounted for and delivered one by one. False:
-// it takes a look at all workers, or there is nothing to deliver.
+// Most answers: read, accounted for and delivered one by one. False: it takes a look at all workers, or there is nothing
+// to deliver.
 bool WorkerPool::deliver_next(Lock& lock) {
-  if (!ready_.empty() || dispatcher_.queued() > 0) return false;
+  if (!ready_.empty() || !may_deliver_at_once()) return false;
   Worker* const worker = next_to_read();
   if (worker == nullptr) return false;
   const std::uint32_t sequence = worker->collected;
@@ -334,6 +334,7 @@ bool WorkerPool::deliver_next(Lock& lock) {
   ++worker->collected;
   worker->channel.free_slot();
   --in_rings_;
+  if (dispatcher_.queued() > 0) place_next_at_once(*worker);
   // Other threads of the event loop may help; and if a handler blocks, it blocks nobody else.
   schedule_drain();
   lock.unlock();

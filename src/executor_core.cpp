@@ -175,8 +175,8 @@ void ExecutorCore::hold_work() {
 }
 
 // It is one of the executor's tasks now.
-void ExecutorCore::count_in(TaskNode& node) {
-  hold_work();
+inline void ExecutorCore::count_in(TaskNode& node) {
+  if (!owner_holds_work) hold_work();
   node.admitted = true;
   ++in_flight;
   ++open;

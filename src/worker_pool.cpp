@@ -116,7 +116,7 @@ inline bool WorkerPool::has_room(const Worker& worker) const {
 }
 
 // False: nothing was done.
-inline bool WorkerPool::place_at_once(TaskNode& node, Worker& worker) {
+[[gnu::always_inline]] inline bool WorkerPool::place_at_once(TaskNode& node, Worker& worker) {
   const std::uint32_t sequence = worker.channel.next_slot();
   if (!encode_short_call(node, worker, sequence)) return false;
   dispatcher_.placed(worker.index, node.options.priority(), kSharedCompartment);
@@ -136,7 +136,7 @@ inline bool WorkerPool::place_at_once(TaskNode& node, Worker& worker) {
 // be.
 bool WorkerPool::execute_at_once(TaskNode& node) {
   if (!is_short_call(node) || observed_ > 0 || closed_ || forsaken_ || core_->never_reuses_workers ||
-      core_->wants_any(EventKind::started | EventKind::progress) || is_forked_copy()) {
+      core_->has_listeners() || is_forked_copy()) {
     return false;
   }
   dispatcher_.set_time(time_of(node.submitted_ns));
@@ -176,10 +176,10 @@ void WorkerPool::expect_answers() {
     // No drain comes before an answer does, and this task may lie behind a long one.
     watch_backlog();
     watch_heads();
-  } else {
+  } else if (!drain_posted_) {
     schedule_drain();
   }
-  ask_for_workers();
+  if (!dispatcher_.is_complete()) ask_for_workers();
 }
 
 void WorkerPool::execute(TaskNode* node, Lock& lock) {

@@ -24,8 +24,17 @@ namespace {
 
 using process::ResponseKind;
 
-// Tasks that are delivered before other handlers of the event loop get their turn.
-constexpr unsigned kDeliveriesPerRound = 64;
+// Tasks that are delivered before other handlers of the event loop get their turn: some 10 µs of tiny ones, of which the
+// event loop's look at the system takes a thirtieth.
+constexpr unsigned kDeliveriesPerRound = 128;
+
+// A look at how far a worker has come takes the line that it writes to from its cache, and the worker waits for it after
+// its next task, for as long as two tiny tasks take where the CPUs are far from each other. So a worker that has much to
+// do, and has not come far since the last look, is left alone for some rounds of the event loop, which take about as
+// long as so few tasks.
+constexpr std::uint32_t kFewAnswers = 8;
+constexpr std::size_t kManyRequests = 32;
+constexpr unsigned kRoundsBetween = 2;
 
 // Answers of one worker that are read before the first of them is delivered: their callers may have the next requests,
 // which the worker is to get before it runs dry.
@@ -83,6 +92,7 @@ void WorkerPool::drain(Lock& lock) {
 
   if (freed_places_ > 0) core_->give_back(std::exchange(freed_places_, 0), lock);
   core_->set_in_passing(true);
+  ++round_;
   bool progress = false;
   for (unsigned delivered = 0; !closed_; ++delivered) {
     if (delivered == kDeliveriesPerRound) {
@@ -217,19 +227,16 @@ void WorkerPool::collect() {
 bool WorkerPool::has_answers(Worker& worker) {
   if (worker.readable != worker.collected) return true;
   if (worker.killed == Killed::protocol) return false;
-  if (worker.looks_to_skip > 0) {
-    --worker.looks_to_skip;
-    return false;
-  }
+  if (static_cast<int>(round_ - worker.next_look) < 0) return false;
   try {
     worker.readable = worker.channel.committed();
   } catch (const process::ProtocolViolation& violation) {
     distrust(worker, violation);
     return false;
   }
-  static const unsigned few = getenv("FEW") ? atoi(getenv("FEW")) : 8, skip = getenv("SKIP") ? atoi(getenv("SKIP")) : 6;
-  if (worker.readable - worker.collected < few && dispatcher_.load(worker.index) >= 32) worker.looks_to_skip = skip;
-  if (worker.readable == worker.collected) return false;
+  const std::uint32_t found = worker.readable - worker.collected;
+  if (found < kFewAnswers && dispatcher_.load(worker.index) >= kManyRequests) worker.next_look = round_ + kRoundsBetween;
+  if (found == 0) return false;
   worker.looked_ns = ExecutorCore::now();
   if (!dispatcher_.ready(worker.index)) {
     dispatcher_.worker_ready(worker.index, time_of(worker.looked_ns));
@@ -270,11 +277,7 @@ void WorkerPool::collect_from(Worker& worker) {
 
 // All that there is, for those who will not come again.
 void WorkerPool::collect_all(Worker& worker) {
-  worker.looks_to_skip = 0;
-  while (has_answers(worker)) {
-    read_answer(worker);
-    worker.looks_to_skip = 0;
-  }
+  for (worker.next_look = round_; has_answers(worker); worker.next_look = round_) read_answer(worker);
   worker.channel.show_consumed();
 }
 
@@ -301,9 +304,12 @@ bool WorkerPool::is_plain_answer(const Worker& worker, const Entry& entry, const
 // Most answers: read, accounted for and delivered one by one. False: it takes a look at all workers, or there is nothing
 // to deliver.
 bool WorkerPool::deliver_next(Lock& lock) {
-  if (!ready_.empty() || !may_deliver_at_once()) return false;
-  Worker* const worker = next_to_read();
-  if (worker == nullptr) return false;
+  if (!ready_.empty() || (dispatcher_.queued() > 0 && !may_deliver_at_once())) return false;
+  Worker* worker = workers_[reading_].get();
+  if (worker == nullptr || worker->readable == worker->collected) {
+    worker = next_to_read();
+    if (worker == nullptr) return false;
+  }
   const std::uint32_t sequence = worker->collected;
   Entry& entry = worker->entry(sequence);
   std::byte copy[kShortAnswer];
@@ -336,7 +342,7 @@ bool WorkerPool::deliver_next(Lock& lock) {
   --in_rings_;
   if (dispatcher_.queued() > 0) place_next_at_once(*worker);
   // Other threads of the event loop may help; and if a handler blocks, it blocks nobody else.
-  schedule_drain();
+  if (!drain_posted_) schedule_drain();
   lock.unlock();
   node->deliver_value(copy + sizeof(AnswerKind));
   lock.lock();

@@ -133,6 +133,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
 
   // Events. All with the mutex.
   Subscription subscribe(Listener listener, EventMask mask, SubscribeOptions options);
+  bool has_listeners() const noexcept { return events_ != nullptr; }
   bool wants(EventKind kind) const noexcept;
   bool wants_any(EventMask kinds) const noexcept;
   // Tells those who listen; what is known of the task is added.

@@ -77,6 +77,30 @@ Initiation*& Initiation::current() noexcept {
   return current;
 }
 
+// Said once more, by hand: what `renew` leaves out shows here, in builds with assertions.
+bool TaskNode::is_as_made() const noexcept {
+  const auto linked = [](const ListLink& link) { return link.next != nullptr || link.previous != nullptr; };
+  const bool in_a_list = linked(static_cast<const OpenLink&>(*this)) ||
+                         linked(static_cast<const AdmissionLink&>(*this)) ||
+                         linked(static_cast<const QueuedTask&>(*this));
+  const bool holds = error || verdict || progress_relay || held || record || failed_runs || place.area || place.buffers;
+  const bool has_number = id != 0 || order != 0 || priority != 0 || compartment != kSharedCompartment ||
+                          instance_wait != 0 || earlier_runs != 0;
+  const bool has_time = waits_since_ns != 0 || must_end_ns != 0 || began_ns != 0 || ended_ns != 0 || retry_at_ns != 0 ||
+                        cpu_began_ns != 0 || cpu_clock != 0;
+  const bool has_state = stop_requested.load() != 0 || outcome != Outcome::completed || waiting || waited_in_vain ||
+                         admitted || settled || last_run || runs_here || holds_instance || told_started ||
+                         cancel_asked || wants_started || asks_here || cancellable || waits_for_room || renewable ||
+                         altered;
+  const bool has_place = place.denied_since_ns != 0 || place.denials != 0 || place.placed_ns != 0 ||
+                         place.seen_begun_ns != 0 || place.deadline != 0 || place.outlived_by != 0 ||
+                         place.kill_at != 0 || place.restarts != 0 || place.progress_version != 0 ||
+                         place.worker_pid != 0 || place.worker != 0 || place.sequence != 0 ||
+                         place.stage != Stage::none || place.cancel_requested || place.decided || place.fresh ||
+                         place.looked_at || !place.answer.empty();
+  return !in_a_list && !holds && !has_number && !has_time && !has_state && !has_place;
+}
+
 ExecutorCore::ExecutorCore(BaseExecutor& owning, asio::any_io_executor io_executor, CommonOptions options)
     : name(std::move(options.name)),
       io(std::move(io_executor)),
@@ -114,9 +138,9 @@ std::uint64_t ExecutorCore::recent_now() noexcept {
 #endif
 }
 
-// For a task without limits, whose time of submission is only counted with: reading the CPU's counter takes a tenth of a
-// tiny task's way, too, and where four of them come within that time the next three will. If they do not, as a handler
-// takes long all of a sudden, three tasks seem to have been submitted when it began.
+// For a task without limits, whose time of submission is only counted with: reading the CPU's counter takes a tenth of
+// a tiny task's way, too, and where four of them come within that time the next three will. If they do not, as a
+// handler takes long all of a sudden, three tasks seem to have been submitted when it began.
 std::uint64_t ExecutorCore::time_in_passing() noexcept {
   if (looks_to_skip_ == 0) return recent_now();
   --looks_to_skip_;

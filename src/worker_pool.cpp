@@ -87,7 +87,8 @@ void WorkerPool::open() {
 }
 
 // A call of a few bytes that the library encodes itself, beside its head. False: nothing was done.
-inline bool WorkerPool::encode_short_call(TaskNode& node, Worker& worker, std::uint32_t sequence) {
+[[gnu::always_inline]] inline bool WorkerPool::encode_short_call(TaskNode& node, Worker& worker,
+                                                                 std::uint32_t sequence) {
   process::RequestHead& head = worker.channel.head(sequence);
   static_assert(sizeof(head.call) == kShortCall);
   try {
@@ -128,6 +129,7 @@ inline bool WorkerPool::has_room(const Worker& worker) const {
   node.place.stage = TaskNode::Stage::in_ring;
   node.place.worker = worker.index;
   node.place.sequence = sequence;
+  node.renewable = !node.altered;
   show(worker, sequence);
   return true;
 }
@@ -293,8 +295,7 @@ WorkerPool::Worker* WorkerPool::worker_with_room(Compartment compartment) {
     // The others seem to be stuck, and we may only not have looked: we are at a long handler, say.
     bool gets_on = false;
     for (const WorkerPtr& worker : workers_) {
-      if (!worker || !dispatcher_.is_overdue(worker->index)) continue;
-      if (worker->readable == worker->collected && !worker->channel.has_unread()) continue;
+      if (!worker || !dispatcher_.is_overdue(worker->index) || !worker->channel.has_unread(worker->collected)) continue;
       dispatcher_.gets_on(worker->index);
       gets_on = true;
     }

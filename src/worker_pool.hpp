@@ -223,7 +223,6 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   Worker* next_to_read();
   void read_answer(Worker& worker);
   void take_next_answer(Worker& worker, const process::Response& response);
-  void distrust(Worker& worker, const process::ProtocolViolation& violation);
   TaskNode* take_answer(Worker& worker, std::uint32_t sequence, const process::Response& response, std::uint64_t now);
   void push_ready(TaskNode& node);
   void consume(Worker& worker);
@@ -315,7 +314,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   IntrusiveList<TaskNode, QueuedTask> ready_;  // tasks with an answer or a decided outcome
   std::size_t ready_count_ = 0;
   unsigned reading_ = 0;                           // whose answers are delivered straight from its ring
-  unsigned round_ = 0;  // of `drain`
+  unsigned round_ = 0;                             // of `drain`
   std::size_t unmapping_ = 0;                      // dead workers whose memory is being given back
   IntrusiveList<TaskNode, QueuedTask> reporting_;  // whose crash is being described
   std::size_t reporting_count_ = 0;

@@ -24,14 +24,14 @@ namespace {
 
 using process::ResponseKind;
 
-// Tasks that are delivered before other handlers of the event loop get their turn: some 10 µs of tiny ones, of which the
-// event loop's look at the system takes a thirtieth.
+// Tasks that are delivered before other handlers of the event loop get their turn: some 10 µs of tiny ones, of which
+// the event loop's look at the system takes a thirtieth.
 constexpr unsigned kDeliveriesPerRound = 128;
 
-// A look at how far a worker has come takes the line that it writes to from its cache, and the worker waits for it after
-// its next task, for as long as two tiny tasks take where the CPUs are far from each other. So a worker that has much to
-// do, and has not come far since the last look, is left alone for some rounds of the event loop, which take about as
-// long as so few tasks.
+// A look at how far a worker has come takes the line that it writes to from its cache, and the worker waits for it
+// after its next task, for as long as two tiny tasks take where the CPUs are far from each other. So a worker that has
+// much to do, and has not come far since the last look, is left alone for some rounds of the event loop, which take
+// about as long as so few tasks.
 constexpr std::uint32_t kFewAnswers = 8;
 constexpr std::size_t kManyRequests = 32;
 constexpr unsigned kRoundsBetween = 2;
@@ -231,11 +231,12 @@ bool WorkerPool::has_answers(Worker& worker) {
   try {
     worker.readable = worker.channel.committed();
   } catch (const process::ProtocolViolation& violation) {
-    distrust(worker, violation);
+    violated(worker, violation.what());
     return false;
   }
   const std::uint32_t found = worker.readable - worker.collected;
-  if (found < kFewAnswers && dispatcher_.load(worker.index) >= kManyRequests) worker.next_look = round_ + kRoundsBetween;
+  if (found < kFewAnswers && dispatcher_.load(worker.index) >= kManyRequests)
+    worker.next_look = round_ + kRoundsBetween;
   if (found == 0) return false;
   worker.looked_ns = ExecutorCore::now();
   if (!dispatcher_.ready(worker.index)) {
@@ -253,16 +254,11 @@ void WorkerPool::take_next_answer(Worker& worker, const process::Response& respo
   if (worker.channel.consumed() == sequence && worker.entry(sequence).answered) worker.channel.free_slot();
 }
 
-void WorkerPool::distrust(Worker& worker, const process::ProtocolViolation& violation) {
-  violated(worker, violation.what());
-  worker.readable = worker.collected;
-}
-
 void WorkerPool::read_answer(Worker& worker) {
   try {
     take_next_answer(worker, worker.channel.response(worker.collected));
   } catch (const process::ProtocolViolation& violation) {
-    distrust(worker, violation);
+    violated(worker, violation.what());
   }
 }
 
@@ -301,8 +297,8 @@ bool WorkerPool::is_plain_answer(const Worker& worker, const Entry& entry, const
          !dispatcher_.leaving(worker.index) && core_->may_settle_at_once(*node);
 }
 
-// Most answers: read, accounted for and delivered one by one. False: it takes a look at all workers, or there is nothing
-// to deliver.
+// Most answers: read, accounted for and delivered one by one. False: it takes a look at all workers, or there is
+// nothing to deliver.
 bool WorkerPool::deliver_next(Lock& lock) {
   if (!ready_.empty() || (dispatcher_.queued() > 0 && !may_deliver_at_once())) return false;
   Worker* worker = workers_[reading_].get();
@@ -333,7 +329,7 @@ bool WorkerPool::deliver_next(Lock& lock) {
     dispatcher_.left(worker->index, std::chrono::nanoseconds(ended - began), time_of(now));
     core_->settle_at_once(node, began, ended);
   } catch (const process::ProtocolViolation& violation) {
-    distrust(*worker, violation);
+    violated(*worker, violation.what());
     return false;
   }
   TaskNode* const node = std::exchange(entry.node, nullptr);
@@ -484,6 +480,8 @@ void WorkerPool::watch_progress() {
       if (node == nullptr) continue;
       // One that we have tried to take back is either running, or is passed over in the next microseconds.
       const bool sure = !worker->entry(worker->collected).revoked || node->place.looked_at;
+      node->altered = true;
+      node->renewable = false;
       node->place.looked_at = worker->channel.begun(node->place.sequence);
       if (node->place.looked_at && sure) {
         node->began_ns = std::max(node->began_ns, node->submitted_ns);

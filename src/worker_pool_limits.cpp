@@ -121,6 +121,8 @@ void WorkerPool::count_denial(Worker& worker, TaskNode& node) {
 
 // A task that has not begun waits once more, in its old place.
 void WorkerPool::queue_again(TaskNode& node) {
+  node.altered = true;
+  node.renewable = false;
   node.began_ns = 0;
   disarm_deadline(node);
   enqueue(node);
@@ -275,7 +277,10 @@ void WorkerPool::give_back_places(Worker& worker) {
   if (freed_places_ > 0) schedule_drain();
 }
 
-void WorkerPool::violated(Worker& worker, const std::string& what) { kill(worker, Killed::protocol, what); }
+void WorkerPool::violated(Worker& worker, const std::string& what) {
+  worker.readable = worker.collected;  // what else it has answered is not looked at
+  kill(worker, Killed::protocol, what);
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Time limits.

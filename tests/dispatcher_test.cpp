@@ -1037,6 +1037,58 @@ TEST_CASE("after each of 200,000 random events every decision is the one that th
   REQUIRE(model.submitted() > 10'000);
 }
 
+TEST_CASE("the only worker that a task could be given is the one that is chosen, or it has no room", "[dispatcher]") {
+  const std::uint64_t seed = bulkhead::test::number_from("BULKHEAD_TEST_SEED", std::random_device()());
+  std::mt19937_64 random(seed);
+  int with_room = 0;
+  int without = 0;
+  for (const unsigned workers : {1U, 2U, 3U}) {
+    Dispatcher::Limits given;
+    given.max_workers = workers;
+    given.cpus = 1;  // so that one busy worker can be enough of several
+    Dispatcher dispatcher(given);
+    Dispatcher::Time now{0};
+    for (int step = 0; step < 50'000; ++step) {
+      INFO("seed " << seed << ", " << workers << " workers, step " << step);
+      const auto worker = static_cast<unsigned>(random() % workers);
+      now += std::chrono::nanoseconds(random() % (random() % 50 == 0 ? 300'000 : 2'000));
+      switch (random() % 12) {
+        case 0:
+          if (!dispatcher.present(worker)) dispatcher.worker_added(worker);
+          break;
+        case 1:
+          if (dispatcher.present(worker)) dispatcher.worker_ready(worker, now);
+          break;
+        case 2:
+          if (random() % 20 == 0) dispatcher.worker_removed(worker);
+          break;
+        case 3:
+          if (random() % 20 == 0) dispatcher.stalled_workers();
+          break;
+        case 4:
+        case 5:
+        case 6:
+          if (dispatcher.load(worker) > 0) {
+            dispatcher.left(worker, std::chrono::nanoseconds(random() % (random() % 30 == 0 ? 90'000 : 3'000)), now);
+          }
+          break;
+        default:
+          dispatcher.set_time(now);
+          if (const auto chosen = dispatcher.choose_worker()) dispatcher.placed(*chosen);
+      }
+      const int only = dispatcher.only_choice();
+      if (only < 0) continue;
+      const bool room = dispatcher.has_room(dispatcher.load(static_cast<unsigned>(only)));
+      const auto chosen = dispatcher.choose_worker();
+      REQUIRE(chosen.has_value() == room);
+      if (room) REQUIRE(*chosen == static_cast<unsigned>(only));
+      ++(room ? with_room : without);
+    }
+  }
+  CHECK(with_room > 1000);
+  CHECK(without > 1000);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Workers that come and go.
 

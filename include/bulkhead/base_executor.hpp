@@ -125,8 +125,8 @@ class BULKHEAD_EXPORT BaseExecutor : public TaskInterface<BaseExecutor, AnyCall>
   /// `execute` with the core's mutex, which it gives back in the end.
   virtual void execute_locked(detail::TaskNode* node, detail::ExecutorCore::Lock& lock);
 
-  /// The same for a task that neither waits nor has limits, asked first: whether it was taken over without the mutex being
-  /// given back. False: `execute_locked` is to be called.
+  /// The same for a task that neither waits nor has limits, asked first: whether it was taken over without the mutex
+  /// being given back. False: `execute_locked` is to be called.
   virtual bool execute_at_once(detail::TaskNode& node);
 
   /// Asked when a task in flight is to be cancelled, with the core's mutex held. True: the executor sees to it that

@@ -60,8 +60,8 @@ void copy_from_worker(void* to, const void* from, std::size_t size) noexcept {
   asm volatile("" : : "r"(to) : "memory");
 }
 
-// What a worker cannot have meant. Functions of their own, since all that these take of the stack would be taken for each
-// response.
+// What a worker cannot have meant. Functions of their own, since all that these take of the stack would be taken for
+// each response.
 [[noreturn, gnu::noinline]] void throw_wrong_sequence(std::uint32_t named, std::uint32_t sequence) {
   throw ProtocolViolation("it answered request " + std::to_string(named) + " in the place of " +
                           std::to_string(sequence));

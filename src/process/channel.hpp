@@ -138,8 +138,10 @@ class HostChannel {
 
   /// Number of responses written so far. Throws ProtocolViolation.
   std::uint32_t committed();
-  /// Whether there are more than were there when `committed` was last asked. Not checked.
-  bool has_unread() const noexcept { return response_area().committed.load(std::memory_order_relaxed) != committed_; }
+  /// Whether there are more than `collected`. Not checked.
+  bool has_unread(std::uint32_t collected) const noexcept {
+    return response_area().committed.load(std::memory_order_relaxed) != collected;
+  }
   /// The response to a request; it must have been committed. Throws ProtocolViolation.
   Response response(std::uint32_t sequence) const;
   /// Gives back the response slots and blocks before `end`.

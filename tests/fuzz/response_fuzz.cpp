@@ -261,7 +261,7 @@ void read_all(Host& host, std::uint32_t first, const std::byte* first_payload, s
     broken("more frames of a crash were read than there are");
   }
   channel.state();
-  channel.has_unread();
+  channel.has_unread(0);
 }
 
 // Whether a second thread writes. That takes as long as a hundred inputs without one. By the input's hash, so that the

@@ -218,7 +218,7 @@ concept SendableResult = std::is_void_v<T> || Serializable<T>;
 
 template <class T>
 inline constexpr bool is_short = std::is_void_v<T> ||
-    ((std::is_arithmetic_v<T> || std::is_enum_v<T>)&&!codec_detail::has_own_way<T>());
+                                 ((std::is_arithmetic_v<T> || std::is_enum_v<T>)&&!codec_detail::has_own_way<T>());
 
 template <class C>
 struct Remote;
@@ -251,7 +251,8 @@ struct Remote<Call<F, Args...>> {
   static constexpr std::uint8_t plain_answer = [] {
     if constexpr (invocable) {
       using Result = call_result_t<Call<F, Args...>>;
-      if constexpr (std::is_void_v<Result>) return sizeof(AnswerKind);
+      if constexpr (std::is_void_v<Result>)
+        return sizeof(AnswerKind);
       else if constexpr (std::is_arithmetic_v<Result>) {
         constexpr std::size_t size = sizeof(AnswerKind) + sizeof(Result);
         return codec_detail::is_bitwise<Result>() && size <= kShortAnswer ? size : 0;

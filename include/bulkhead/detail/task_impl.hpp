@@ -5,6 +5,7 @@
 #include <bulkhead/detail/executor_core.hpp>
 #include <bulkhead/detail/progress_relay.hpp>
 #include <bulkhead/detail/remote_call.hpp>
+#include <bulkhead/detail/spare_nodes.hpp>
 #include <bulkhead/detail/task_node.hpp>
 
 #include <boost/asio/any_io_executor.hpp>
@@ -29,6 +30,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -103,7 +105,10 @@ class HandlerExecutor {
       std::decay_t<typename asio::prefer_result<const Executor&, asio::execution::outstanding_work_t::tracked_t>::type>;
 
  public:
-  HandlerExecutor(const Handler& handler, const asio::any_io_executor& io) {
+  HandlerExecutor(const Handler& handler, const asio::any_io_executor& io) { set(handler, io); }
+
+  // Of another handler, where nothing is kept.
+  void set(const Handler& handler, const asio::any_io_executor& io) {
     // Often this is `io` itself, since the handler has none: to compare that with itself would take as long as to
     // allocate the task.
     const auto& executor = asio::get_associated_executor(handler, io);
@@ -148,6 +153,52 @@ class TaskImpl final : public TaskNode {
  public:
   template <class H>
   static TaskImpl* create(ExecutorCore& core, TaskOptions&& options, C&& call, H&& handler) {
+    if constexpr (is_kept) {
+      return create_kept(core, std::move(options), std::move(call), std::forward<H>(handler));
+    } else {
+      return allocate(core, std::move(options), std::move(call), std::forward<H>(handler));
+    }
+  }
+
+ private:
+  // Whether nodes of this type are kept for the next task: those of short calls that leave nothing behind, unless the
+  // handler has an allocator of its own.
+  static constexpr bool is_kept = [] {
+    if constexpr (Sendable<C> && !gives_coroutine) {
+      return Remote<C>::short_call != 0 && Remote<C>::plain_answer != 0 && std::is_trivially_destructible_v<C> &&
+             std::is_same_v<HandlerAllocator, asio::recycling_allocator<void>>;
+    }
+    return false;
+  }();
+  static constexpr char kind = 0;  // its address stands for the type
+
+  template <class H>
+  static TaskImpl* create_kept(ExecutorCore& core, TaskOptions&& options, C&& call, H&& handler) {
+    SpareNodes* const spares = SpareNodes::here();
+    if (void* const spare = spares != nullptr ? spares->take(&kind) : nullptr) {
+      auto* const node = static_cast<TaskImpl*>(spare);
+      try {
+        node->executor_.set(handler, core.io);
+        node->handler_.emplace(std::forward<H>(handler));
+      } catch (...) {
+        node->free_node();
+        throw;
+      }
+      std::construct_at(&node->call_, std::move(call));
+      node->renew(core, std::move(options));
+      return node;
+    }
+    void* const memory = ::operator new(sizeof(TaskImpl));
+    try {
+      return ::new (memory) TaskImpl(core, std::move(options), std::move(call), std::forward<H>(handler));
+    } catch (...) {
+      ::operator delete(memory);
+      throw;
+    }
+  }
+
+  template <class H>
+  static TaskImpl* allocate(ExecutorCore& core, TaskOptions&& options, C&& call, H&& handler) {
     auto allocator = NodeAllocator(asio::get_associated_allocator(handler, asio::recycling_allocator<void>()));
     auto* memory = std::allocator_traits<decltype(allocator)>::allocate(allocator, 1);
     try {
@@ -159,6 +210,7 @@ class TaskImpl final : public TaskNode {
     }
   }
 
+ public:
   const Handler& handler() const noexcept { return *handler_; }
 
   Outcome run() noexcept override {
@@ -263,7 +315,7 @@ class TaskImpl final : public TaskNode {
           return;
         }
         Handler handler = std::move(*handler_);
-        free_node();
+        keep_or_free();
         if constexpr (is_void) {
           std::move(handler)(std::exception_ptr());
         } else if constexpr (TakesOptional<Handler>) {
@@ -350,9 +402,27 @@ class TaskImpl final : public TaskNode {
   }
 
   void free_node() noexcept {
-    NodeAllocator allocator(allocator_);
-    this->~TaskImpl();
-    std::allocator_traits<NodeAllocator>::deallocate(allocator, this, 1);
+    if constexpr (is_kept) {
+      this->~TaskImpl();
+      ::operator delete(static_cast<void*>(this));
+    } else {
+      NodeAllocator allocator(allocator_);
+      this->~TaskImpl();
+      std::allocator_traits<NodeAllocator>::deallocate(allocator, this, 1);
+    }
+  }
+
+  // Where there is nothing left in it but the handler, which has been moved away.
+  void keep_or_free() noexcept {
+    if constexpr (is_kept) {
+      handler_.reset();
+      SpareNodes* const spares = renewable ? SpareNodes::here() : nullptr;
+      if (spares != nullptr) {
+        spares->keep(&kind, this);
+        return;
+      }
+    }
+    free_node();
   }
 
   // The completion of a task whose progress is on its way, which keeps the handler's executor at work.

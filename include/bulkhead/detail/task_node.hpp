@@ -13,6 +13,7 @@
 
 #include <time.h>
 #include <atomic>
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -90,8 +91,8 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
   virtual void decode_result(Decoder& decoder) = 0;
   // Hands the outcome over and destroys the node. Its caller keeps the core.
   virtual void deliver(Delivery from) = 0;
-  // Hands over the value that lies there, on the executor's own Asio executor, and destroys the node. For who has looked
-  // at `plain_answer`.
+  // Hands over the value that lies there, on the executor's own Asio executor, and destroys the node. For who has
+  // looked at `plain_answer`.
   virtual void deliver_value(const std::byte* value) { static_cast<void>(value); }
   // Posts the outcome, and keeps the node to be destroyed: this may be done with the mutex. False: not this one.
   virtual bool post_outcome() = 0;
@@ -132,7 +133,7 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
   // In this order since what lies together is zeroed together: what bounds tiny tasks is how much they write.
 
   // Lives as long as the node does once that is submitted.
-  ExecutorCore* const core;
+  ExecutorCore* core;
   TaskOptions options;
   std::exception_ptr error;
   // The time limit that has passed, while the run goes on that is to be followed by another.
@@ -177,6 +178,9 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
   bool asks_here = false;       // its retry policy's predicate may be called by this thread
   bool cancellable = false;     // is in the executor's table of tasks with a connected cancellation slot
   bool waits_for_room = false;  // for admission, whatever the executor's policy is
+  // Whether `renew` can make it what it was when it was made: it went the way of a short call, and no other.
+  bool renewable = false;
+  bool altered = false;  // so it never will be
   // Whether encoding the call, or decoding its result, runs library code only, and is quick: it may be done under the
   // mutex.
   bool library_encoding = false;
@@ -231,6 +235,24 @@ class TaskNode : public OpenLink, public AdmissionLink, public QueuedTask {
 
  protected:
   ~TaskNode() = default;
+
+  // A renewable node whose task is over becomes another's.
+  void renew(ExecutorCore& executor, TaskOptions&& task_options) noexcept {
+    core = &executor;
+    options = std::move(task_options);
+    id = 0;
+    order = 0;
+    priority = 0;
+    admitted = false;
+    renewable = false;
+    place.worker = 0;
+    place.sequence = 0;
+    place.stage = Stage::none;
+    assert(is_as_made());
+  }
+
+ private:
+  BULKHEAD_EXPORT bool is_as_made() const noexcept;
 };
 
 // What the caller of a task gets that stopped since it was asked to.

@@ -57,6 +57,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <tuple>
 #include <typeindex>
 #include <typeinfo>
@@ -411,6 +412,50 @@ struct bulkhead::codec<Stubborn> {
       throw SerializationError(SerializationError::Part::value, "Stubborn", "it does not want back");
     }
     return Stubborn{mode};
+  }
+};
+
+namespace {
+
+// A number as it lies in memory, but that its codec wants to know how the executor is, and asks it from another thread:
+// who carries the value must not hold the executor's mutex.
+enum class Curious : int { value = 7 };
+Curious same_curious(Curious value) { return value; }
+
+struct Asked {
+  LocalExecutor* executor = nullptr;  // null in the workers, which are older
+  int times = 0;
+  int in_vain = 0;
+  std::vector<std::thread> threads;
+
+  void ask() {
+    if (executor == nullptr) return;
+    ++times;
+    auto answered = std::make_shared<std::promise<void>>();
+    auto answer = answered->get_future();
+    threads.emplace_back([this, answered] {
+      static_cast<void>(executor->metrics());
+      answered->set_value();
+    });
+    if (answer.wait_for(std::chrono::seconds(10)) != std::future_status::ready) ++in_vain;
+  }
+  ~Asked() {
+    for (std::thread& thread : threads) thread.join();
+  }
+};
+Asked* asked = nullptr;
+
+}  // namespace
+
+template <>
+struct bulkhead::codec<Curious> {
+  static void encode(Encoder& encoder, Curious value) {
+    if (asked != nullptr) asked->ask();
+    encoder.write_value(static_cast<int>(value));
+  }
+  static Curious decode(Decoder& decoder) {
+    if (asked != nullptr) asked->ask();
+    return static_cast<Curious>(decoder.read_value<int>());
   }
 };
 
@@ -2080,4 +2125,22 @@ TEST_CASE("A new executor of the same name works after the old one was shut down
     run(context, pool.shutdown());
     CHECK(pool.metrics().submitted == 1);
   }
+}
+
+TEST_CASE("An enumeration with a codec of its own is carried without the executor's mutex", "[local]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(1));
+  CHECK(run(context, pool.submit(twice, 1)) == 2);  // its worker is there, and was forked
+  Asked questions;
+  questions.executor = &pool;
+  asked = &questions;
+  std::array<Outcome<Curious>, 3> outcomes;  // the later ones go to a worker that is at something
+  for (auto& outcome : outcomes) pool.async_submit(bulkhead::call(same_curious, Curious::value), outcome.handler());
+  CHECK(run_until(context, [&] {
+    return std::all_of(outcomes.begin(), outcomes.end(), [](const auto& outcome) { return outcome.calls == 1; });
+  }));
+  asked = nullptr;
+  for (const auto& outcome : outcomes) CHECK(outcome.value == Curious::value);
+  CHECK(questions.times >= 6);
+  CHECK(questions.in_vain == 0);
 }

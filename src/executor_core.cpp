@@ -127,7 +127,7 @@ std::uint64_t ExecutorCore::recent_now() noexcept {
 #if defined(__x86_64__)
   const std::uint64_t ticks = __builtin_ia32_rdtsc();
   // Those who ask in a row have asked three more times in between.
-  looks_to_skip_ = in_passing_ && ticks - looked_ticks_ < kRecentTicks ? 3 : 0;
+  looks_to_skip_ = passing_thread_ == __builtin_thread_pointer() && ticks - looked_ticks_ < kRecentTicks ? 3 : 0;
   looked_ticks_ = ticks;
   if (ticks - recent_ticks_ < kRecentTicks) return recent_ns_;
   recent_ticks_ = ticks;
@@ -142,7 +142,7 @@ std::uint64_t ExecutorCore::recent_now() noexcept {
 // a tiny task's way, too, and where four of them come within that time the next three will. If they do not, as a
 // handler takes long all of a sudden, three tasks seem to have been submitted when it began.
 std::uint64_t ExecutorCore::time_in_passing() noexcept {
-  if (looks_to_skip_ == 0) return recent_now();
+  if (looks_to_skip_ == 0 || passing_thread_ != __builtin_thread_pointer()) return recent_now();
   --looks_to_skip_;
   return recent_ns_;
 }

@@ -93,8 +93,8 @@ void WorkerPool::open() {
   static_assert(sizeof(head.call) == kShortCall);
   try {
     node.encode_short(head.call);
-  } catch (const ExecutorError&) {
-    return false;  // which will come again
+  } catch (...) {
+    return false;  // What it was will come again, where it is told.
   }
   head.kind = process::RequestKind::task;
   head.measure_cpu = 0;
@@ -151,7 +151,11 @@ bool WorkerPool::execute_at_once(TaskNode& node) {
     if (dispatcher_.queued() > 0 || !place_at_once(node, worker)) return false;
     dispatcher_.number(node);
   }
-  expect_answers();
+  try {
+    expect_answers();
+  } catch (const std::bad_alloc&) {
+    // The task has been given away: its outcome comes from there, and its submitter needs no second one.
+  }
   return true;
 }
 

@@ -154,7 +154,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
     std::uint32_t collected = 0;  // end of the entries whose answer has been seen
     std::uint32_t readable = 0;   // end of the answers that were there at `looked_ns`
     std::uint64_t looked_ns = 0;
-    unsigned next_look = 0;  // the round in which to look again
+    std::uint64_t next_look = 0;  // the round in which to look again
+    bool untrusted = false;       // it has written something impossible
     process::FileDescriptor pidfd;
     std::shared_ptr<WorkerOutput> output;  // null: thrown away
     std::unique_ptr<DescriptorWatch> death;
@@ -314,7 +315,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   IntrusiveList<TaskNode, QueuedTask> ready_;  // tasks with an answer or a decided outcome
   std::size_t ready_count_ = 0;
   unsigned reading_ = 0;                           // whose answers are delivered straight from its ring
-  unsigned round_ = 0;                             // of `drain`
+  std::uint64_t round_ = 0;                        // of `drain`
   std::size_t unmapping_ = 0;                      // dead workers whose memory is being given back
   IntrusiveList<TaskNode, QueuedTask> reporting_;  // whose crash is being described
   std::size_t reporting_count_ = 0;

@@ -67,12 +67,12 @@ void copy_answer(std::byte* to, std::span<const std::byte> payload) {
 // and no other is woken.
 void WorkerPool::schedule_drain() {
   if (drain_posted_ || !core_->context_alive || closed_) return;
-  drain_posted_ = true;
   asio::defer(core_->io, [self = shared_from_this()] {
     Lock lock(self->core_->mutex);
     self->drain_posted_ = false;
     self->drain(lock);
   });
+  drain_posted_ = true;
 }
 
 void WorkerPool::drain(Lock& lock) {
@@ -226,8 +226,7 @@ void WorkerPool::collect() {
 // Whether there are answers to be read.
 bool WorkerPool::has_answers(Worker& worker) {
   if (worker.readable != worker.collected) return true;
-  if (worker.killed == Killed::protocol) return false;
-  if (static_cast<int>(round_ - worker.next_look) < 0) return false;
+  if (worker.untrusted || round_ < worker.next_look) return false;
   try {
     worker.readable = worker.channel.committed();
   } catch (const process::ProtocolViolation& violation) {

@@ -278,7 +278,9 @@ void WorkerPool::give_back_places(Worker& worker) {
 }
 
 void WorkerPool::violated(Worker& worker, const std::string& what) {
-  worker.readable = worker.collected;  // what else it has answered is not looked at
+  // What else it has answered is not looked at, whatever it may have been killed for before.
+  worker.untrusted = true;
+  worker.readable = worker.collected;
   kill(worker, Killed::protocol, what);
 }
 

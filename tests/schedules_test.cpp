@@ -16,6 +16,7 @@
 #include <chrono>
 #include <csignal>
 #include <exception>
+#include <functional>
 #include <optional>
 #include <string>
 #include <thread>
@@ -27,6 +28,8 @@ using bulkhead::call;
 using bulkhead::EventKind;
 using bulkhead::ExecutorNotRunningError;
 using bulkhead::ExecutorOverloadError;
+using bulkhead::LocalExecutor;
+using bulkhead::LocalExecutorOptions;
 using bulkhead::MaxInstancesError;
 using bulkhead::MissedRuns;
 using bulkhead::OverloadPolicy;
@@ -366,4 +369,31 @@ TEST_CASE("A schedule that one of its runs cancels begins none of those that are
   context.run_for(kDeadline);
   CHECK(runs == 1);
   CHECK(schedule.runs() == 1);
+}
+
+TEST_CASE("A short task is repeated by a worker that always has others to do", "[schedule]") {
+  asio::io_context context;
+  LocalExecutorOptions one_worker;
+  one_worker.max_workers = 1;
+  LocalExecutor executor(context.get_executor(), one_worker);
+  bool over = false;
+  int failures = 0;
+  std::function<void()> submit_another = [&] {
+    if (over) return;
+    executor.async_submit(bulkhead::call(twice, 1), [&](const std::exception_ptr& error, int) {
+      if (error) ++failures;
+      submit_another();
+    });
+  };
+  constexpr int kInFlight = 64;
+  for (int i = 0; i < kInFlight; ++i) submit_another();
+  ScheduleOptions options;
+  options.first = 0ns;
+  options.max_runs = 20;
+  auto schedule = executor.submit_every(1ms, options, twice, 1);
+  CHECK(run_until(context, [&] { return !schedule.active(); }));
+  CHECK(schedule.runs() == 20);
+  over = true;
+  CHECK(run_until(context, [&] { return executor.metrics().pending + executor.metrics().running == 0; }));
+  CHECK(failures == 0);
 }

@@ -112,6 +112,9 @@ void HostChannel::populate(std::size_t offset, std::size_t size) const noexcept 
 
 void HostChannel::publish(std::uint32_t end) noexcept {
   if (end == published_) return;
+  // The worker keeps its books by what it was shown: a slot is not its answer's while it may think that the one before
+  // is still to be read.
+  if (end - shown_consumed_ > kSlots) show_consumed();
   for (; published_ != end; ++published_) {
     const Unpublished& from = unpublished(published_);
     RequestSlot& to = request_slot(published_);
@@ -335,8 +338,9 @@ bool WorkerChannel::take_up() noexcept {
   }
   if (request_slot(next_).head.measure_cpu != 0) response().begun_cpu_ns.store(cpu_ns(), std::memory_order_relaxed);
   // Where one request follows another, the second begins when the first ends: reading the clock takes as long as all
-  // else that is done here.
-  response().begun_ns.store(ended_ns_ != 0 ? ended_ns_ : monotonic_ns(), std::memory_order_relaxed);
+  // else that is done here. Not where there are limits: this process may have lost its CPU in between.
+  const bool follows = ended_ns_ != 0 && request_slot(next_).head.heap_offset == kInHead;
+  response().begun_ns.store(follows ? ended_ns_ : monotonic_ns(), std::memory_order_relaxed);
   response().item.store(0, std::memory_order_relaxed);
   response().begun.store(next_ + 1, std::memory_order_seq_cst);
   return request_slot(next_).revoked.load(std::memory_order_seq_cst) == 0;
@@ -452,6 +456,7 @@ void WorkerChannel::finish(ResponseKind kind, std::size_t size) noexcept {
   const std::uint32_t epoch = request().sleep_epoch.load(std::memory_order_relaxed);
   if (epoch != rung_epoch_) {
     rung_epoch_ = epoch;
+    ended_ns_ = 0;  // whom this wakes may want the CPU
     ring();
   }
 }

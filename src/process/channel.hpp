@@ -110,7 +110,7 @@ class HostChannel {
   void publish(std::uint32_t end) noexcept;
   std::uint32_t published() const noexcept { return published_; }
 
-  /// Takes a published request back. True: the worker has not taken it up and never will run it (it will answer
+  /// Takes a request back that is filled. True: the worker has not taken it up and never will run it (it will answer
   /// `skipped`). False: it has taken it up; whether it runs it or found it taken back
   /// in the same instant, its answer tells.
   bool take_back(std::uint32_t sequence) noexcept;

@@ -1332,3 +1332,30 @@ TEST_CASE("garbage all over the area, while the host reads it, is refused or sta
   CHECK(out_of_bounds == 0);
   CHECK(wrong_error == 0);
 }
+
+TEST_CASE("An answer's block is not another answer's before it is read, however late the worker hears of others",
+          "[channel]") {
+  Channels channels;
+  HostChannel& host = channels.host;
+  const Bytes call = pattern(8, 0);
+  const auto run_one = [&](const Bytes& answered) {
+    channels.sender.send(call);
+    static_cast<void>(channels.worker.next(kNothing));
+    answer(channels.worker, answered);
+  };
+  // A whole ring of short answers, which the host reads and says nothing of.
+  for (std::uint32_t i = 0; i < kSlots; ++i) run_one(call);
+  REQUIRE(host.committed() == kSlots);
+  for (std::uint32_t i = 0; i < kSlots; ++i) {
+    REQUIRE(host.response(i).in_slot);
+    host.free_slot();
+  }
+  const Bytes first = pattern(5000, 1);
+  const Bytes second = pattern(5000, 2);
+  run_one(first);
+  host.show_consumed();
+  run_one(second);
+  REQUIRE(host.committed() == kSlots + 2);
+  CHECK(copy_of(host.response(kSlots).payload) == first);
+  CHECK(copy_of(host.response(kSlots + 1).payload) == second);
+}

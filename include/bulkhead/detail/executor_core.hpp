@@ -154,7 +154,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   static std::uint64_t now() noexcept;
   // Whether this thread delivers one outcome after another, whose handlers submit the next tasks. With the mutex.
   void set_in_passing(bool in_passing) noexcept {
-    in_passing_ = in_passing;
+    passing_thread_ = in_passing ? __builtin_thread_pointer() : nullptr;
     looks_to_skip_ = 0;
   }
 
@@ -306,7 +306,7 @@ class BULKHEAD_EXPORT ExecutorCore : public std::enable_shared_from_this<Executo
   std::uint64_t recent_ticks_ = 0;
   std::uint64_t looked_ticks_ = 0;
   unsigned looks_to_skip_ = 0;
-  bool in_passing_ = false;
+  const void* passing_thread_ = nullptr;
 };
 
 inline bool ExecutorCore::may_settle_at_once(const TaskNode& node) const noexcept {

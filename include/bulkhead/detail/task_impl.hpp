@@ -166,11 +166,14 @@ class TaskImpl final : public TaskNode {
   static constexpr bool is_kept = [] {
     if constexpr (Sendable<C> && !gives_coroutine) {
       return Remote<C>::short_call != 0 && Remote<C>::plain_answer != 0 && std::is_trivially_destructible_v<C> &&
+             std::is_nothrow_move_constructible_v<C> && alignof(C) <= __STDCPP_DEFAULT_NEW_ALIGNMENT__ &&
+             alignof(Handler) <= __STDCPP_DEFAULT_NEW_ALIGNMENT__ &&
              std::is_same_v<HandlerAllocator, asio::recycling_allocator<void>>;
     }
     return false;
   }();
-  static constexpr char kind = 0;  // its address stands for the type
+  // Its address stands for the type. Not constant: those of several types could be merged.
+  static inline char kind = 0;
 
   template <class H>
   static TaskImpl* create_kept(ExecutorCore& core, TaskOptions&& options, C&& call, H&& handler) {
@@ -416,7 +419,7 @@ class TaskImpl final : public TaskNode {
   void keep_or_free() noexcept {
     if constexpr (is_kept) {
       handler_.reset();
-      SpareNodes* const spares = renewable ? SpareNodes::here() : nullptr;
+      SpareNodes* const spares = renewable && !held && !waits_for_room ? SpareNodes::here() : nullptr;
       if (spares != nullptr) {
         spares->keep(&kind, this);
         return;

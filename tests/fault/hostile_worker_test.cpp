@@ -289,6 +289,32 @@ TEST_CASE("26, 29: a worker that gives an impossible answer is killed, and its t
   check(try_all(forged_answers()));
 }
 
+TEST_CASE("29: a worker that is killed for its cancelled task, and answers nonsense meanwhile, holds up nobody",
+          "[fault]") {
+  asio::io_context context;
+  auto options = workers(2);
+  options.cancel_grace = 0ns;
+  LocalExecutor pool(context.get_executor(), options);
+  // It has some microseconds between its end being decided and its end: with each attempt it begins a little later.
+  for (std::uint64_t i = 0; i < 200; ++i) {
+    CAPTURE(i);
+    hostile::board.worker = 0;
+    asio::cancellation_signal signal;
+    Outcome<int> outcome;
+    pool.async_submit(bulkhead::call(hostile::forge_when_stopped, 4 * i),
+                      asio::bind_cancellation_slot(signal.slot(), outcome.handler()));
+    REQUIRE(run_until(context, [] { return hostile::board.worker != 0; }));
+    signal.emit(asio::cancellation_type::terminal);
+    REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+    INFO(message(outcome.error));
+    const bool told =
+        error_as<bulkhead::TaskCancelledError>(outcome.error) || error_as<bulkhead::ProtocolError>(outcome.error);
+    REQUIRE(told);
+    REQUIRE(run(context, pool.submit(twice, 21)) == 42);
+  }
+  CHECK(adds_up(pool));
+}
+
 TEST_CASE("28: a fresh task that denies to have begun, and is cancelled, costs its worker after cancel_grace",
           "[fault]") {
   asio::io_context context;

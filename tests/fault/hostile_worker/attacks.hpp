@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: BSL-1.0
 #pragma once
 
+#include <bulkhead/this_task.hpp>
+
 #include "fault/hostile_worker/area.hpp"
+#include "process/pause.hpp"
 #include "support/processes.hpp"
 #include "support/shared.hpp"
 
@@ -100,6 +103,17 @@ inline int forge_another_sequence(std::uint64_t) { return forge({1, 0, 0, proces
 inline int forge_an_earlier_sequence(std::uint64_t) { return forge({kHuge & 0xffff'ffffU, 0, 0, process::kInline}); }
 inline int forge_a_skipped_task(std::uint64_t) { return forge({0, 1, 0, process::kInline}); }
 inline int forge_an_unknown_kind(std::uint64_t) { return forge({0, 7, 0, process::kInline}); }
+
+// Nothing until it is asked to stop, and some time later impossible answers for as long as it lives.
+inline int forge_when_stopped(std::uint64_t pauses) {
+  const Transport transport = begin_attack();
+  while (!this_task::stop_requested()) process::pause();
+  for (; pauses > 0; --pauses) process::pause();
+  for (;;) {
+    transport.write_slot(transport.sequence(), {transport.sequence() + 1, 0, 5, process::kInline});
+    transport.claim_and_ring(transport.sequence() + 1);
+  }
+}
 
 // A good answer to the task, and the same for what was not asked.
 inline int answer_twice(std::uint64_t) {

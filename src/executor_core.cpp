@@ -83,7 +83,8 @@ bool TaskNode::is_as_made() const noexcept {
   const bool in_a_list = linked(static_cast<const OpenLink&>(*this)) ||
                          linked(static_cast<const AdmissionLink&>(*this)) ||
                          linked(static_cast<const QueuedTask&>(*this));
-  const bool holds = error || verdict || progress_relay || held || record || failed_runs || place.area || place.buffers;
+  const bool holds = error || verdict || progress_relay || held.use_count() != 0 || record || failed_runs ||
+                     place.area || place.buffers;
   const bool has_number = id != 0 || order != 0 || priority != 0 || compartment != kSharedCompartment ||
                           instance_wait != 0 || earlier_runs != 0;
   const bool has_time = waits_since_ns != 0 || must_end_ns != 0 || began_ns != 0 || ended_ns != 0 || retry_at_ns != 0 ||

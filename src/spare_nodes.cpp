@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: BSL-1.0
 #include <bulkhead/detail/spare_nodes.hpp>
 
+#include <boost/asio/recycling_allocator.hpp>
+
+#include <cstddef>
+
 namespace bulkhead::detail {
 namespace {
 
@@ -15,9 +19,14 @@ SpareNodes* SpareNodes::here() noexcept {
 
 SpareNodes::~SpareNodes() {
   for (const Spare& spare : spares_) {
-    if (spare.type != nullptr) ::operator delete(spare.memory);
+    if (spare.type != nullptr) free(spare);
   }
   over = true;
+}
+
+// Not by code of the node's own type, which may lie in a library that has gone meanwhile.
+void SpareNodes::free(const Spare& spare) noexcept {
+  asio::recycling_allocator<std::byte>().deallocate(static_cast<std::byte*>(spare.memory), spare.size);
 }
 
 }  // namespace bulkhead::detail

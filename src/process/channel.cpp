@@ -60,23 +60,6 @@ void copy_from_worker(void* to, const void* from, std::size_t size) noexcept {
   asm volatile("" : : "r"(to) : "memory");
 }
 
-// What a worker cannot have meant. Functions of their own, since all that these take of the stack would be taken for
-// each response.
-[[noreturn, gnu::noinline]] void throw_wrong_sequence(std::uint32_t named, std::uint32_t sequence) {
-  throw ProtocolViolation("it answered request " + std::to_string(named) + " in the place of " +
-                          std::to_string(sequence));
-}
-[[noreturn, gnu::noinline]] void throw_unknown_kind(ResponseKind kind) {
-  throw ProtocolViolation("it gave an answer of the unknown kind " + std::to_string(static_cast<std::uint32_t>(kind)));
-}
-[[noreturn, gnu::noinline]] void throw_too_large(std::uint64_t size) {
-  throw ProtocolViolation("it claims " + std::to_string(size) + " bytes in a slot");
-}
-[[noreturn, gnu::noinline]] void throw_outside_heap(std::uint64_t size, std::uint64_t offset, std::size_t heap) {
-  throw ProtocolViolation("it claims " + std::to_string(size) + " bytes at offset " + std::to_string(offset) +
-                          " of a heap of " + std::to_string(heap));
-}
-
 // Store, then load what the other side stored before it loaded ours: needs a full barrier on every machine.
 void full_barrier() noexcept { std::atomic_thread_fence(std::memory_order_seq_cst); }
 
@@ -179,24 +162,33 @@ Response HostChannel::response(std::uint32_t sequence) const {
   // Each word once: the worker may go on writing to them. By hand, since a memcpy of this size may load a word twice.
   const std::uint32_t named = slot.sequence.load();
   const ResponseKind kind = slot.kind.load();
-  if (named != sequence) throw_wrong_sequence(named, sequence);
+  if (named != sequence) {
+    throw ProtocolViolation("it answered request " + std::to_string(named) + " in the place of " +
+                            std::to_string(sequence));
+  }
   Response result;
   result.kind = kind;
   result.over_memory = slot.over_memory.load() != 0;
   result.began_ns = slot.began_ns.load();
   result.ended_ns = slot.ended_ns.load();
   if (kind == ResponseKind::skipped) return result;
-  if (kind != ResponseKind::outcome) throw_unknown_kind(kind);
+  if (kind != ResponseKind::outcome) {
+    throw ProtocolViolation("it gave an answer of the unknown kind " +
+                            std::to_string(static_cast<std::uint32_t>(kind)));
+  }
   const std::uint64_t size = slot.size.load();
   const std::uint64_t offset = slot.heap_offset.load();
   if (offset == kInline) {
-    if (size > sizeof(slot.payload)) throw_too_large(size);
+    if (size > sizeof(slot.payload)) {
+      throw ProtocolViolation("it claims " + std::to_string(size) + " bytes in a slot");
+    }
     result.payload = {slot.payload, size};
     result.in_slot = true;
     return result;
   }
   if (size > layout_.heap_size || offset > layout_.heap_size - size) {
-    throw_outside_heap(size, offset, layout_.heap_size);
+    throw ProtocolViolation("it claims " + std::to_string(size) + " bytes at offset " + std::to_string(offset) +
+                            " of a heap of " + std::to_string(layout_.heap_size));
   }
   result.payload = {response_.data() + sizeof(ResponseHeader) + offset, size};
   return result;

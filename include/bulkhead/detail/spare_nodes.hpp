@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <new>
 
 namespace bulkhead::detail {
 
@@ -28,22 +27,24 @@ class SpareNodes {
     spare.type = nullptr;
     return spare.memory;
   }
-  // Memory from the global `operator new`.
-  void keep(const void* type, void* memory) noexcept {
+  // Memory from Asio's recycling allocator.
+  void keep(const void* type, void* memory, std::size_t size) noexcept {
     Spare& spare = of(type);
-    if (spare.type != nullptr) ::operator delete(spare.memory);
-    spare.type = type;
-    spare.memory = memory;
+    if (spare.type != nullptr) free(spare);
+    spare = {type, memory, size};
   }
 
  private:
   struct Spare {
     const void* type = nullptr;
     void* memory = nullptr;
+    std::size_t size = 0;
   };
   // A handler submits the next task as the node of its own has become free, so one of a type is enough; and so many
   // types, as few programs submit more of tiny tasks at a time.
   static constexpr std::size_t kTypes = 8;
+
+  BULKHEAD_EXPORT static void free(const Spare& spare) noexcept;
 
   // The addresses are of single bytes, which linkers put one beside the other.
   Spare& of(const void* type) noexcept { return spares_[reinterpret_cast<std::uintptr_t>(type) % kTypes]; }

@@ -63,7 +63,7 @@ struct InitiateSubmit {
     using Node = TaskImpl<C, std::decay_t<Handler>>;
     ExecutorCore& executor = *core;
     Node* node = Node::create(executor, std::move(options), std::move(call), std::forward<Handler>(handler));
-    if (held) node->held = std::move(held);
+    if (held.use_count() != 0) node->held = std::move(held);  // it may hold a null pointer
     if (waits_for_room) node->waits_for_room = true;
     if (record) {
       const std::uint64_t id = executor.make_cancellable(*node);

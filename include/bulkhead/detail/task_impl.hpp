@@ -191,13 +191,7 @@ class TaskImpl final : public TaskNode {
       node->renew(core, std::move(options));
       return node;
     }
-    void* const memory = ::operator new(sizeof(TaskImpl));
-    try {
-      return ::new (memory) TaskImpl(core, std::move(options), std::move(call), std::forward<H>(handler));
-    } catch (...) {
-      ::operator delete(memory);
-      throw;
-    }
+    return allocate(core, std::move(options), std::move(call), std::forward<H>(handler));
   }
 
   template <class H>
@@ -405,23 +399,18 @@ class TaskImpl final : public TaskNode {
   }
 
   void free_node() noexcept {
-    if constexpr (is_kept) {
-      this->~TaskImpl();
-      ::operator delete(static_cast<void*>(this));
-    } else {
-      NodeAllocator allocator(allocator_);
-      this->~TaskImpl();
-      std::allocator_traits<NodeAllocator>::deallocate(allocator, this, 1);
-    }
+    NodeAllocator allocator(allocator_);
+    this->~TaskImpl();
+    std::allocator_traits<NodeAllocator>::deallocate(allocator, this, 1);
   }
 
   // Where there is nothing left in it but the handler, which has been moved away.
   void keep_or_free() noexcept {
     if constexpr (is_kept) {
       handler_.reset();
-      SpareNodes* const spares = renewable && !held && !waits_for_room ? SpareNodes::here() : nullptr;
+      SpareNodes* const spares = renewable && held.use_count() == 0 && !waits_for_room ? SpareNodes::here() : nullptr;
       if (spares != nullptr) {
-        spares->keep(&kind, this);
+        spares->keep(&kind, this, sizeof(TaskImpl));
         return;
       }
     }

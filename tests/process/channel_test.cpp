@@ -557,6 +557,7 @@ template struct Reach<WorkerReleased, &WorkerChannel::released_>;
 void set_counters(Channels& both, std::uint32_t count) {
   both.raw.header().begun.store(count);
   both.raw.header().committed.store(count);
+  both.host.*reach(HostPublished()) = count - 1;  // so that one request is copied, and not all since the first
   both.host.publish(count);
   both.host.consume(count);
   both.host.*reach(HostReserved()) = count;

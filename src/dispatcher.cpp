@@ -92,15 +92,29 @@ void Dispatcher::remove_busy(unsigned worker) noexcept {
   busy_.pop_back();
 }
 
+// Of those that get on, as many as there are CPUs: more would only take these from each other.
+const Dispatcher::Worker* Dispatcher::least_loaded_of_few() const noexcept {
+  const Worker* least = nullptr;
+  unsigned seen = 0;
+  for (const unsigned index : busy_) {
+    const Worker& worker = workers_[index];
+    if (!is_available(worker)) continue;
+    if (least == nullptr || worker.load < least->load) least = &worker;
+    if (++seen == limits_.cpus) break;
+  }
+  return least;
+}
+
+int Dispatcher::quick_choice_of_several() const noexcept {
+  const Worker* const least = few_are_enough() ? least_loaded_of_few() : nullptr;
+  return least != nullptr ? static_cast<int>(least - workers_.data()) : -1;
+}
+
 // For a task that shares workers with all others.
 const Dispatcher::Worker* Dispatcher::chosen_worker() const noexcept {
   if (few_are_enough()) {
     // Those that get on will come to it sooner than another would be awake.
-    const Worker* least = nullptr;
-    for (const unsigned index : busy_) {
-      const Worker& worker = workers_[index];
-      if (is_available(worker) && (least == nullptr || worker.load < least->load)) least = &worker;
-    }
+    const Worker* const least = least_loaded_of_few();
     if (least != nullptr) return has_room(least->load) ? least : nullptr;
   }
   const Worker* least = nullptr;

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
 #include <vector>
 
 namespace bulkhead::detail {
@@ -123,10 +124,11 @@ class Dispatcher {
     if (chosen == nullptr) return std::nullopt;
     return static_cast<unsigned>(chosen - workers_.data());
   }
-  /// The only worker that a task of the shared compartment could be given, where that is plain to see: it has tasks and
-  /// gets on, and no other would be given one. -1: it takes more than a look.
-  int only_choice() const noexcept {
-    if (busy_.size() != 1 || starting_ > 0 || (loaded_ < limits_.max_workers && !few_are_enough())) return -1;
+  /// Where that is quick to see, the worker that `choose_worker` names for a task of the shared compartment if it has
+  /// room, and no other otherwise. -1: it takes more than a look.
+  int quick_choice() const noexcept {
+    if (starting_ > 0 || (loaded_ < limits_.max_workers && !few_are_enough())) return -1;
+    if (busy_.size() != 1) return quick_choice_of_several();
     return is_available(workers_[busy_.front()]) ? static_cast<int>(busy_.front()) : -1;
   }
   /// Whether the tasks are so short that those workers which have some will come to another one sooner than one more
@@ -157,6 +159,9 @@ class Dispatcher {
   /// A request left the worker's ring: its task ended (`run_time`), or it was taken back.
   void left(unsigned worker, std::optional<Duration> run_time, Time now = Time(0));
   std::size_t load(unsigned worker) const { return workers_[worker].load; }
+  /// The workers that have requests, in no order. Changes with `placed`, `left` and `worker_removed`: where the last
+  /// request of one leaves, the last of these takes its place.
+  std::span<const unsigned> busy() const noexcept { return busy_; }
   /// Whether tasks lie behind another in a ring.
   bool has_backlog() const;
   /// Whether one more request may lie in a ring that holds `load`: as many as fit the budget by the average run time,
@@ -233,6 +238,8 @@ class Dispatcher {
   static bool may_take(const Worker& worker, Compartment compartment) noexcept {
     return worker.compartment == kNoCompartment || worker.compartment == compartment;
   }
+  int quick_choice_of_several() const noexcept;
+  const Worker* least_loaded_of_few() const noexcept;
   const Worker* chosen_worker() const noexcept;
   const Worker* chosen_worker_of(Compartment compartment) const noexcept;
   bool lacks_unused_worker() const noexcept;
@@ -254,7 +261,7 @@ class Dispatcher {
   unsigned starting_ = 0;
   unsigned staying_ = 0;
   unsigned loaded_ = 0;                                 // workers that have tasks, but for killed ones
-  std::vector<unsigned> busy_;                          // all that have requests
+  std::vector<unsigned> busy_;                          // see busy()
   Time now_{0};                                         // the latest that was told
   Time may_overtake_{0};                                // not before
   Time short_until_{0};                                 // rings are kept short

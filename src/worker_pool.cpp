@@ -142,7 +142,7 @@ bool WorkerPool::execute_at_once(TaskNode& node) {
     return false;
   }
   dispatcher_.set_time(time_of(node.submitted_ns));
-  const int index = dispatcher_.only_choice();
+  const int index = dispatcher_.quick_choice();
   if (index < 0 || dispatcher_.is_urgent(node.options.priority())) return false;
   Worker& worker = *workers_[static_cast<unsigned>(index)];
   if (!has_room(worker)) {
@@ -163,13 +163,16 @@ bool WorkerPool::execute_at_once(TaskNode& node) {
 bool WorkerPool::may_deliver_at_once() {
   QueuedTask* const first = dispatcher_.front();
   if (first == nullptr) return true;
-  return observed_ == 0 && is_short_call(static_cast<TaskNode&>(*first)) && dispatcher_.only_choice() >= 0;
+  return observed_ == 0 && is_short_call(static_cast<TaskNode&>(*first)) && dispatcher_.quick_choice() >= 0;
 }
 
 // What a worker's answer makes room for, before the next handler may take its time.
-void WorkerPool::place_next_at_once(Worker& worker) {
+void WorkerPool::place_next_at_once() {
   QueuedTask* const first = dispatcher_.front();
-  if (first == nullptr || observed_ > 0 || static_cast<int>(worker.index) != dispatcher_.only_choice()) return;
+  if (first == nullptr || observed_ > 0) return;
+  const int index = dispatcher_.quick_choice();
+  if (index < 0) return;
+  Worker& worker = *workers_[static_cast<unsigned>(index)];
   TaskNode& node = static_cast<TaskNode&>(*first);
   if (!is_short_call(node) || !has_room(worker)) return;
   dispatcher_.remove(node);
@@ -298,9 +301,10 @@ WorkerPool::Worker* WorkerPool::worker_with_room(Compartment compartment) {
   if (!index || (dispatcher_.load(*index) == 0 && dispatcher_.few_are_enough())) {
     // The others seem to be stuck, and we may only not have looked: we are at a long handler, say.
     bool gets_on = false;
-    for (const WorkerPtr& worker : workers_) {
-      if (!worker || !dispatcher_.is_overdue(worker->index) || !worker->channel.has_unread(worker->collected)) continue;
-      dispatcher_.gets_on(worker->index);
+    for (const unsigned busy : dispatcher_.busy()) {
+      const Worker& worker = *workers_[busy];
+      if (!dispatcher_.is_overdue(busy) || !worker.channel.has_unread(worker.collected)) continue;
+      dispatcher_.gets_on(busy);
       gets_on = true;
     }
     if (gets_on) index = dispatcher_.choose_worker(compartment);

@@ -205,7 +205,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   bool is_short_call(const TaskNode& node) const;
   bool has_room(const Worker& worker) const;
   bool place_at_once(TaskNode& node, Worker& worker);
-  void place_next_at_once(Worker& worker);
+  void place_next_at_once();
   void expect_answers();
   bool encode_unlocked(TaskNode& node, Worker& worker, Lock& lock, Keep& keep);
   void note_in_ring(TaskNode& node, Worker& worker);
@@ -315,6 +315,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   IntrusiveList<TaskNode, QueuedTask> ready_;  // tasks with an answer or a decided outcome
   std::size_t ready_count_ = 0;
   unsigned reading_ = 0;                           // whose answers are delivered straight from its ring
+  std::size_t turn_ = 0;                           // place among the busy ones of the next to be looked at
   std::uint64_t round_ = 0;                        // of `drain`
   std::size_t unmapping_ = 0;                      // dead workers whose memory is being given back
   IntrusiveList<TaskNode, QueuedTask> reporting_;  // whose crash is being described

@@ -96,7 +96,7 @@ void WorkerPool::drain(Lock& lock) {
   bool progress = false;
   for (unsigned delivered = 0; !closed_; ++delivered) {
     if (delivered == kDeliveriesPerRound) {
-      reading_ = static_cast<unsigned>((reading_ + 1) % workers_.size());
+      ++turn_;  // When what was found of this worker's is delivered.
       schedule_drain();
       break;
     }
@@ -120,10 +120,10 @@ void WorkerPool::drain(Lock& lock) {
     finish(node, lock);
   }
   if (closed_) return;
-  for (const WorkerPtr& worker : workers_) {
-    if (!worker) continue;
-    if (worker->unpublished > 0) publish_filled(*worker);
-    worker->channel.show_consumed();
+  for (const unsigned index : dispatcher_.busy()) {
+    Worker& worker = *workers_[index];
+    if (worker.unpublished > 0) publish_filled(worker);
+    worker.channel.show_consumed();
   }
   ask_for_workers();
   if (progress) {
@@ -159,15 +159,16 @@ void WorkerPool::wait_for_answers() {
   watch_backlog();
   watch_heads();
   bool answered = false;
-  for (const WorkerPtr& worker : workers_) {
+  for (const unsigned index : dispatcher_.busy()) {
+    Worker& worker = *workers_[index];
     // Of one that was killed the background thread tells.
-    if (!worker || dispatcher_.load(worker->index) == 0 || worker->killed != Killed::no) continue;
-    worker->channel.arm();
+    if (worker.killed != Killed::no) continue;
+    worker.channel.arm();
     // Whatever was answered before the worker could see that we sleep, we must see now.
     try {
-      answered = answered || worker->channel.committed() != worker->collected;
+      answered = answered || worker.channel.committed() != worker.collected;
     } catch (const process::ProtocolViolation& violation) {
-      violated(*worker, violation.what());
+      violated(worker, violation.what());
     }
   }
   if (answered) {
@@ -217,10 +218,9 @@ void WorkerPool::watch_backlog() {
   });
 }
 
+// From the back, as those that have no requests any more leave `busy` meanwhile.
 void WorkerPool::collect() {
-  for (const WorkerPtr& worker : workers_) {
-    if (worker && dispatcher_.load(worker->index) > 0) collect_from(*worker);
-  }
+  for (std::size_t i = dispatcher_.busy().size(); i-- > 0;) collect_from(*workers_[dispatcher_.busy()[i]]);
 }
 
 // Whether there are answers to be read.
@@ -251,6 +251,8 @@ void WorkerPool::take_next_answer(Worker& worker, const process::Response& respo
   if (TaskNode* const node = take_answer(worker, sequence, response, worker.looked_ns)) push_ready(*node);
   ++worker.collected;
   if (worker.channel.consumed() == sequence && worker.entry(sequence).answered) worker.channel.free_slot();
+  // Otherwise at the end of the drain.
+  if (dispatcher_.load(worker.index) == 0) worker.channel.show_consumed();
 }
 
 void WorkerPool::read_answer(Worker& worker) {
@@ -266,8 +268,11 @@ void WorkerPool::push_ready(TaskNode& node) {
   ++ready_count_;
 }
 
+// What one look finds. To look again until there is nothing would be to wait for a worker until it has run dry, and to
+// wake it for every task then.
 void WorkerPool::collect_from(Worker& worker) {
-  for (unsigned i = 0; i < kCollectedTogether && has_answers(worker); ++i) read_answer(worker);
+  if (!has_answers(worker)) return;
+  for (unsigned i = 0; i < kCollectedTogether && worker.readable != worker.collected; ++i) read_answer(worker);
 }
 
 // All that there is, for those who will not come again.
@@ -276,12 +281,15 @@ void WorkerPool::collect_all(Worker& worker) {
   worker.channel.show_consumed();
 }
 
-// The worker whose answers are read now, or the next one that has any.
+// The worker whose turn it is, or the next one that has any answers.
 WorkerPool::Worker* WorkerPool::next_to_read() {
-  for (std::size_t i = 0; i < workers_.size(); ++i) {
-    Worker* const worker = workers_[reading_].get();
-    if (worker != nullptr && dispatcher_.load(reading_) > 0 && has_answers(*worker)) return worker;
-    reading_ = static_cast<unsigned>((reading_ + 1) % workers_.size());
+  const std::span<const unsigned> busy = dispatcher_.busy();
+  for (std::size_t i = 0; i < busy.size(); ++i, ++turn_) {
+    if (turn_ >= busy.size()) turn_ = 0;
+    Worker& worker = *workers_[busy[turn_]];
+    if (!has_answers(worker)) continue;
+    reading_ = worker.index;
+    return &worker;
   }
   return nullptr;
 }
@@ -335,7 +343,7 @@ bool WorkerPool::deliver_next(Lock& lock) {
   ++worker->collected;
   worker->channel.free_slot();
   --in_rings_;
-  if (dispatcher_.queued() > 0) place_next_at_once(*worker);
+  if (dispatcher_.queued() > 0) place_next_at_once();
   // Other threads of the event loop may help; and if a handler blocks, it blocks nobody else.
   if (!drain_posted_) schedule_drain();
   lock.unlock();

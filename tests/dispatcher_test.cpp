@@ -238,6 +238,24 @@ TEST_CASE("for tasks that are over sooner than a worker is awake, no more worker
   CHECK(dispatcher.choose_worker() == 1U);
 }
 
+TEST_CASE("of busy workers no more than there are CPUs get short tasks, and the others come to rest", "[dispatcher]") {
+  auto dispatcher = on_two_cpus(4, 20us);
+  for (unsigned i = 0; i < 4; ++i) dispatcher.placed(i);
+  for (int i = 0; i < 200; ++i) {  // the tasks become shorter
+    dispatcher.placed(0);
+    dispatcher.left(0, 1us);
+  }
+  for (int i = 0; i < 10; ++i) {
+    const auto chosen = dispatcher.choose_worker();
+    REQUIRE(chosen.has_value());
+    CHECK(*chosen < 2);
+    dispatcher.placed(*chosen);
+  }
+  dispatcher.left(2, 1us);
+  dispatcher.left(3, 1us);
+  CHECK(dispatcher.busy().size() == 2);
+}
+
 TEST_CASE("tasks that take longer wake as many workers as there are", "[dispatcher]") {
   auto dispatcher = on_two_cpus(4, 20us);
   for (unsigned i = 0; i < 4; ++i) {
@@ -1037,19 +1055,20 @@ TEST_CASE("after each of 200,000 random events every decision is the one that th
   REQUIRE(model.submitted() > 10'000);
 }
 
-TEST_CASE("the only worker that a task could be given is the one that is chosen, or it has no room", "[dispatcher]") {
+TEST_CASE("the worker that is quick to name is the one that is chosen, or it has no room", "[dispatcher]") {
   const std::uint64_t seed = bulkhead::test::number_from("BULKHEAD_TEST_SEED", std::random_device()());
   std::mt19937_64 random(seed);
   int with_room = 0;
   int without = 0;
-  for (const unsigned workers : {1U, 2U, 3U}) {
+  int several = 0;
+  for (const auto& [workers, cpus] : {std::pair(1U, 1U), {2U, 1U}, {3U, 1U}, {3U, 2U}, {5U, 2U}, {5U, 8U}}) {
     Dispatcher::Limits given;
     given.max_workers = workers;
-    given.cpus = 1;  // so that one busy worker can be enough of several
+    given.cpus = cpus;  // fewer than workers: some can be enough of them
     Dispatcher dispatcher(given);
     Dispatcher::Time now{0};
     for (int step = 0; step < 50'000; ++step) {
-      INFO("seed " << seed << ", " << workers << " workers, step " << step);
+      INFO("seed " << seed << ", " << workers << " workers, " << cpus << " CPUs, step " << step);
       const auto worker = static_cast<unsigned>(random() % workers);
       now += std::chrono::nanoseconds(random() % (random() % 50 == 0 ? 300'000 : 2'000));
       switch (random() % 12) {
@@ -1076,15 +1095,17 @@ TEST_CASE("the only worker that a task could be given is the one that is chosen,
           dispatcher.set_time(now);
           if (const auto chosen = dispatcher.choose_worker()) dispatcher.placed(*chosen);
       }
-      const int only = dispatcher.only_choice();
-      if (only < 0) continue;
-      const bool room = dispatcher.has_room(dispatcher.load(static_cast<unsigned>(only)));
+      const int quick = dispatcher.quick_choice();
+      if (quick < 0) continue;
+      const bool room = dispatcher.has_room(dispatcher.load(static_cast<unsigned>(quick)));
       const auto chosen = dispatcher.choose_worker();
       REQUIRE(chosen.has_value() == room);
-      if (room) REQUIRE(*chosen == static_cast<unsigned>(only));
+      if (room) REQUIRE(*chosen == static_cast<unsigned>(quick));
       ++(room ? with_room : without);
+      if (dispatcher.busy().size() > 1) ++several;
     }
   }
+  CHECK(several > 1000);
   CHECK(with_room > 1000);
   CHECK(without > 1000);
 }

@@ -134,7 +134,8 @@ inline void measure_two_workers(asio::io_context& context, Report& report, const
 
 inline void measure_many_workers(asio::io_context& context, Report& report, const Effort& effort) {
   const std::size_t outstanding = effort.quick ? 1000 : 10'000;
-  const std::uint64_t tasks = 10 * outstanding;
+  // For some hundred milliseconds: how three processes share two CPUs changes with every slice of a few.
+  const std::uint64_t tasks = (effort.quick ? 10 : 100) * outstanding;
   std::vector<double> few;
   std::vector<double> many;
   LocalExecutor two(context.get_executor(), pool_of(2, outstanding));

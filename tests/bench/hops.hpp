@@ -111,16 +111,19 @@ struct HopFigures {
   std::size_t in_flight = 0;
   std::array<Cost, peers> cost{};
 
-  const Cost& local() const { return faster(local_coroutine, local_callback); }
-  const Cost& pool() const { return faster(pool_coroutine, pool_callback); }
-  // Above 1: LocalExecutor is the faster one.
-  double ratio() const { return pool().us_per_task / local().us_per_task; }
+  // How many times faster LocalExecutor is, and what CPU time it takes in thread pools' time: medians of the rounds'
+  // ratios. (A virtual machine's CPUs may share a cache in this round and none in the next, which makes all three times
+  // as slow. Medians of what each side took could be of a different half of the rounds.)
+  double times_faster = 0;
+  double cpu_share = 0;
+
+  const Cost& local() const { return faster_of(cost, local_coroutine, local_callback); }
+  const Cost& pool() const { return faster_of(cost, pool_coroutine, pool_callback); }
   std::string text() const {
     return fmt::format("{:.3f} µs; thread_pool {:.3f} µs", local().us_per_task, pool().us_per_task);
   }
 
- private:
-  const Cost& faster(Peer one, Peer other) const {
+  static const Cost& faster_of(const std::array<Cost, peers>& cost, Peer one, Peer other) {
     return cost[one].us_per_task < cost[other].us_per_task ? cost[one] : cost[other];
   }
 };
@@ -138,17 +141,26 @@ class HopBench {
     for (std::size_t peer = 0; peer < peers; ++peer) tasks[peer] = tasks_per_round(static_cast<Peer>(peer), in_flight);
     std::array<std::vector<double>, peers> us;
     std::array<std::vector<double>, peers> cpu_us;
+    std::vector<double> times_faster;
+    std::vector<double> cpu_share;
     for (int i = 0; i < effort_.rounds; ++i) {
+      std::array<Cost, peers> cost{};
       for (std::size_t peer = 0; peer < peers; ++peer) {
         // Once before, unmeasured: who has slept for some time may be woken on the other's CPU, and a kernel takes some
         // 50 ms to notice.
         run(static_cast<Peer>(peer), in_flight, tasks[peer]);
-        const Cost cost = run(static_cast<Peer>(peer), in_flight, tasks[peer]);
-        us[peer].push_back(cost.us_per_task);
-        cpu_us[peer].push_back(cost.cpu_us_per_task);
+        cost[peer] = run(static_cast<Peer>(peer), in_flight, tasks[peer]);
+        us[peer].push_back(cost[peer].us_per_task);
+        cpu_us[peer].push_back(cost[peer].cpu_us_per_task);
       }
+      const Cost& local = HopFigures::faster_of(cost, local_coroutine, local_callback);
+      const Cost& pool = HopFigures::faster_of(cost, pool_coroutine, pool_callback);
+      times_faster.push_back(pool.us_per_task / local.us_per_task);
+      cpu_share.push_back(local.cpu_us_per_task / pool.cpu_us_per_task);
     }
     HopFigures figures;
+    figures.times_faster = median(times_faster);
+    figures.cpu_share = median(cpu_share);
     figures.in_flight = in_flight;
     for (std::size_t peer = 0; peer < peers; ++peer) figures.cost[peer] = {median(us[peer]), median(cpu_us[peer])};
     return figures;

@@ -62,15 +62,14 @@ void measure_hops(asio::io_context& context, Report& report, const Effort& effor
     ours.emplace_back(static_cast<double>(in_flight), 1e6 / hop.local().us_per_task);
     pools.emplace_back(static_cast<double>(in_flight), 1e6 / hop.pool().us_per_task);
     if (in_flight == 1)
-      report.row("round trip, one in flight: faster", hop.ratio(), Better::higher, 8, "×", hop.text());
+      report.row("round trip, one in flight: faster", hop.times_faster, Better::higher, 8, "×", hop.text());
     if (in_flight == 16 || in_flight == 256 || in_flight == 1024) {
-      report.row(fmt::format("tasks/s with {} in flight: more", in_flight), hop.ratio(), Better::higher,
+      report.row(fmt::format("tasks/s with {} in flight: more", in_flight), hop.times_faster, Better::higher,
                  in_flight == 256 ? 2 : 1, "×", hop.text());
     }
     if (in_flight == 256) {
       report.row(
-          "CPU time per task with 256 in flight", hop.local().cpu_us_per_task / hop.pool().cpu_us_per_task,
-          Better::lower, 1, "×",
+          "CPU time per task with 256 in flight", hop.cpu_share, Better::lower, 1, "×",
           fmt::format("{:.3f} µs; thread_pool {:.3f} µs", hop.local().cpu_us_per_task, hop.pool().cpu_us_per_task));
     }
   }
@@ -102,7 +101,8 @@ void measure_without_spinning(asio::io_context& context, Report& report, const E
   LocalExecutor executor(context.get_executor(), one_worker(SpinPolicy::never));
   HopBench bench(context, executor, effort);
   const HopFigures hop = bench.measure(1);
-  report.row("round trip, one in flight, spin = never: time", 1 / hop.ratio(), Better::lower, 1.3, "×", hop.text());
+  report.row("round trip, one in flight, spin = never: time", 1 / hop.times_faster, Better::lower, 1.3, "×",
+             hop.text());
   const std::size_t trips = effort.quick ? 200 : 20'000;
   report.curve("latency", "LocalExecutor, spin = never", percentiles(bench.round_trips(local_coroutine, trips, false)));
 }

@@ -83,6 +83,7 @@ namespace {
 
 void nothing() {}
 int refuse(int value) { throw std::invalid_argument("refused " + std::to_string(value)); }
+std::size_t length_of(const std::string& text) { return text.size(); }
 void refuse_void() { throw std::out_of_range("refused"); }
 std::unique_ptr<int> boxed(int value) { return std::make_unique<int>(value); }
 
@@ -597,6 +598,48 @@ TEST_CASE("two threads run one io_context and every task completes once", "[asio
   CHECK(std::all_of(calls.begin(), calls.end(), [](const auto& number) { return number == 1; }));
   const auto metrics = pool.metrics();
   CHECK(metrics.completed == 1000);
+  CHECK(adds_up(metrics));
+}
+
+TEST_CASE("short calls, longer ones and refusals wait for four workers, and each completes once", "[asio]") {
+  const int threads = GENERATE(1, 2);
+  CAPTURE(threads);
+  constexpr int kTasks = 20'000;
+  constexpr int kOutstanding = 3000;  // more than the rings of all workers hold
+  asio::io_context context;
+  LocalExecutorOptions options = workers(4);
+  options.max_pending = kOutstanding;
+  LocalExecutor pool(context.get_executor(), options);
+  std::vector<std::atomic<int>> calls(kTasks);
+  std::atomic<int> next{0};
+  std::atomic<int> wrong{0};
+  const std::string text(1000, 'x');
+  std::function<void()> submit_next = [&] {
+    const int i = next++;
+    if (i >= kTasks) return;
+    const auto over = [&, i](bool right) {
+      if (!right) ++wrong;
+      ++calls[static_cast<std::size_t>(i)];
+      submit_next();
+    };
+    if (i % 100 == 50) {
+      pool.async_submit(bulkhead::call(length_of, text),
+                        [over](std::exception_ptr error, std::size_t length) { over(!error && length == 1000); });
+    } else if (i % 100 == 99) {
+      pool.async_submit(bulkhead::call(refuse, i), [over](std::exception_ptr error, int) { over(error != nullptr); });
+    } else {
+      pool.async_submit(bulkhead::call(twice, i),
+                        [over, i](std::exception_ptr error, int value) { over(!error && value == 2 * i); });
+    }
+  };
+  for (int i = 0; i < kOutstanding; ++i) submit_next();
+  Threads runners(context, threads);
+  CHECK(runners.join());
+  CHECK(wrong == 0);
+  CHECK(std::all_of(calls.begin(), calls.end(), [](const auto& number) { return number == 1; }));
+  const auto metrics = pool.metrics();
+  CHECK(metrics.completed == kTasks - kTasks / 100);
+  CHECK(metrics.failed == kTasks / 100);
   CHECK(adds_up(metrics));
 }
 

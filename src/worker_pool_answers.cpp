@@ -47,17 +47,14 @@ constexpr auto kBacklogInterval = std::chrono::milliseconds(1);
 // What lies beside the head of a response in its first cache line, and beyond it only if that is not enough: most
 // answers are a number or two. After this nobody looks at the slot again.
 static_assert(offsetof(process::ResponseSlot, payload) + kShortAnswer == process::kCacheLine);
-void copy_short_answer(std::byte (&to)[kShortAnswer], std::span<const std::byte> payload) {
+void copy_short_answer(std::byte* to, std::span<const std::byte> payload) {
   std::memcpy(to, payload.data(), kShortAnswer);
   // Lest the compiler look there again.
   asm volatile("" : : "r"(to) : "memory");
 }
 void copy_answer(std::byte* to, std::span<const std::byte> payload) {
-  if (payload.size() <= kShortAnswer) {
-    std::memcpy(to, payload.data(), kShortAnswer);
-  } else {
-    std::memcpy(to, payload.data(), payload.size());
-  }
+  if (payload.size() <= kShortAnswer) return copy_short_answer(to, payload);
+  std::memcpy(to, payload.data(), payload.size());
   asm volatile("" : : "r"(to) : "memory");
 }
 

@@ -106,7 +106,9 @@ const Dispatcher::Worker* Dispatcher::least_loaded_of_few() const noexcept {
 }
 
 int Dispatcher::quick_choice_of_several() const noexcept {
-  const Worker* const least = few_are_enough() ? least_loaded_of_few() : nullptr;
+  // A look at each takes some nanoseconds, and this is asked up to three times for a task.
+  constexpr std::size_t kQuick = 4;
+  const Worker* const least = busy_.size() <= kQuick && few_are_enough() ? least_loaded_of_few() : nullptr;
   return least != nullptr ? static_cast<int>(least - workers_.data()) : -1;
 }
 

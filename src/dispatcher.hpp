@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cassert>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -51,6 +52,8 @@ class Dispatcher {
     int long_runs_of_mixed_tasks = 3;
     /// CPUs of this process. More workers than that are not woken for tasks that are over sooner than that.
     unsigned cpus = std::numeric_limits<unsigned>::max();
+    /// Tasks that are over sooner are tiny: to show one of them costs (some 100 ns) more than a twentieth of it.
+    Duration tiny = std::chrono::microseconds(2);
     /// What waking a worker costs, and a switch of a CPU to it.
     Duration wake_up = std::chrono::microseconds(10);
     /// As long as urgent tasks come at least so often, rings hold no more than two wake-ups' worth of work, so that the
@@ -136,6 +139,8 @@ class Dispatcher {
   bool few_are_enough() const noexcept {
     return loaded_ >= limits_.cpus && average_run_.count() >= 0 && average_run_ < limits_.wake_up && !mixed_;
   }
+  /// Whether tasks take no longer than it pays to show a worker several of them at once.
+  bool are_tiny() const noexcept { return average_run_ < limits_.tiny; }
   /// Whether the worker has ended nothing for as long as a whole ring may take: it is at something long, or its answers
   /// have not been read. It gets no task then that it could get to late.
   bool is_overdue(unsigned worker) const noexcept { return is_overdue(workers_[worker]); }
@@ -305,6 +310,7 @@ inline void Dispatcher::left(unsigned worker, std::optional<Duration> run_time, 
   Worker& state = workers_[worker];
   set_time(now);
   if (state.progressed_at != now_) state.progressed_at = now_;
+  assert(state.load > 0);
   if (--state.load == 0) {
     if (!state.killed) --loaded_;
     state.idle_since = now;

@@ -60,6 +60,7 @@ WorkerPool::WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Ba
       workers_(dispatcher_.places()),
       doorbells_(process::above_standard(process::FileDescriptor(::epoll_create1(EPOLL_CLOEXEC)))),
       backlog_timer_(std::make_unique<asio::steady_timer>(core_->io)),
+      drain_timer_(std::make_unique<asio::steady_timer>(background_)),
       start_timer_(std::make_unique<asio::steady_timer>(background_)),
       answer_timer_(std::make_unique<asio::steady_timer>(background_)),
       stop_timer_(std::make_unique<asio::steady_timer>(background_)),
@@ -521,6 +522,7 @@ bool WorkerPool::encode_unlocked(TaskNode& node, Worker& worker, Lock& lock, Kee
     head.task_id = node.id;
     head.limits = {timeout_of(node), node.must_end_ns};
     head.measure_cpu = node.options.has_rare() && node.options.cpu_timeout() ? 1 : 0;
+    entry.revoked = !usable;
     show(worker, sequence, !usable);
   }
   if (usable) {
@@ -576,11 +578,12 @@ void WorkerPool::grow(TaskNode& node, WorkerPtr worker, std::size_t offset, std:
   });
 }
 
-// A worker that has something to do gets the new request with others, at the latest at the end of the drain: one look
-// at its cache line for many tasks. One that has nothing gets it now.
+// A worker that is at tiny tasks gets the new request with others, at the latest at the end of the drain: one look at
+// its cache line for many tasks. Others may have run dry by then, as handlers take their time, too.
 void WorkerPool::publish(Worker& worker) {
   ++worker.unpublished;
-  if (!drain_posted_ || dispatcher_.load(worker.index) == 1 || worker.unpublished == kPublishedTogether) {
+  if (!drain_posted_ || dispatcher_.load(worker.index) == 1 || worker.unpublished == kPublishedTogether ||
+      !dispatcher_.are_tiny()) {
     publish_filled(worker);
   }
 }

@@ -22,6 +22,7 @@
 #include <boost/asio/steady_timer.hpp>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -229,7 +230,11 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void consume(Worker& worker);
   void finish(TaskNode* node, Lock& lock);
   void decode(TaskNode& node) const;
+  auto next_drain();
   void schedule_drain();
+  void watch_drain();
+  void look_at_drain_later(std::uint64_t seen);
+  void look_at_drain(std::uint64_t seen);
   void wait_for_answers();
   void clear_doorbells();
   void watch_backlog();
@@ -323,7 +328,11 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   IntrusiveList<TaskNode, QueuedTask> growing_;  // which wait for memory to write their arguments into
   std::size_t in_rings_ = 0;                     // requests without an answer
   bool drain_posted_ = false;
-  bool waiting_ = false;  // for a doorbell
+  bool drain_watched_ = false;
+  // Written under the mutex, read by the background thread without it.
+  std::atomic<std::uint64_t> last_drain_{0};  // number of the latest that was posted
+  std::atomic<bool> drain_deferred_{false};   // and it may lie behind a handler
+  bool waiting_ = false;                      // for a doorbell
   bool watching_backlog_ = false;
   bool watching_heads_ = false;
   bool watching_progress_ = false;
@@ -346,6 +355,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   process::FileDescriptor doorbells_;  // an epoll of all workers' doorbells
   std::unique_ptr<DescriptorWatch> doorbell_wait_;
   std::unique_ptr<asio::steady_timer> backlog_timer_;
+  std::unique_ptr<asio::steady_timer> drain_timer_;  // while `drain_watched_`, the background thread's
   process::FileDescriptor template_socket_;
   std::unique_ptr<DescriptorWatch> template_wait_;
   process::FileDescriptor template_pidfd_;

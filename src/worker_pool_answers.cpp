@@ -7,6 +7,7 @@
 #include <bulkhead/detail/remote_call.hpp>
 
 #include <boost/asio/defer.hpp>
+#include <boost/asio/post.hpp>
 
 #include <sys/epoll.h>
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include <cstddef>
 #include <cstring>
 #include <exception>
+#include <new>
 #include <span>
 #include <utility>
 
@@ -40,6 +42,10 @@ constexpr unsigned kRoundsBetween = 2;
 // which the worker is to get before it runs dry.
 constexpr unsigned kCollectedTogether = 64;
 
+// How long a handler may hold up other threads of the event loop: twice that at most. A look costs the background
+// thread some microseconds.
+constexpr auto kHandlerPatience = std::chrono::milliseconds(2);
+
 // How often a backlog is looked at: five times the work that may lie in a ring (Dispatcher::Limits::ring_budget), so
 // that a ring that works is never mistaken for one that is stuck.
 constexpr auto kBacklogInterval = std::chrono::milliseconds(1);
@@ -60,16 +66,61 @@ void copy_answer(std::byte* to, std::span<const std::byte> payload) {
 
 }  // namespace
 
+auto WorkerPool::next_drain() {
+  const std::uint64_t number = last_drain_.load(std::memory_order_relaxed) + 1;
+  last_drain_.store(number, std::memory_order_relaxed);
+  return [self = shared_from_this(), number] {
+    Lock lock(self->core_->mutex);
+    if (number != self->last_drain_.load(std::memory_order_relaxed)) return;  // another thread has taken over
+    self->drain_posted_ = false;
+    self->drain_deferred_.store(false, std::memory_order_relaxed);
+    self->drain(lock);
+  };
+}
+
 // Has `drain` called by the event loop. Deferred, so that a thread of the loop that calls this goes on with it itself
-// and no other is woken.
+// and no other is woken. Until the handler that it is at is over, no other can have it: see `watch_drain`.
 void WorkerPool::schedule_drain() {
   if (drain_posted_ || !core_->context_alive || closed_) return;
-  asio::defer(core_->io, [self = shared_from_this()] {
-    Lock lock(self->core_->mutex);
-    self->drain_posted_ = false;
-    self->drain(lock);
-  });
+  asio::defer(core_->io, next_drain());
   drain_posted_ = true;
+  drain_deferred_.store(true, std::memory_order_relaxed);
+  if (!drain_watched_) watch_drain();
+}
+
+// A handler may block, and wait for another task even. Then a drain that lies behind it is given to all threads of the
+// event loop. Seen by the background thread, without the mutex as long as drains follow one another.
+void WorkerPool::watch_drain() {
+  try {
+    look_at_drain_later(last_drain_.load(std::memory_order_relaxed));
+  } catch (const std::bad_alloc&) {
+    return;  // The next one may be watched again.
+  }
+  drain_watched_ = true;
+}
+
+void WorkerPool::look_at_drain_later(std::uint64_t seen) {
+  drain_timer_->expires_after(kHandlerPatience);
+  drain_timer_->async_wait([weak = weak_from_this(), seen](boost::system::error_code error) {
+    const auto self = error ? nullptr : weak.lock();
+    if (self) self->look_at_drain(seen);
+  });
+}
+
+void WorkerPool::look_at_drain(std::uint64_t seen) {
+  const std::uint64_t last = last_drain_.load(std::memory_order_relaxed);
+  if (last == seen) {
+    const Lock lock(core_->mutex);
+    if (closed_ || !core_->context_alive) return;
+    if (last_drain_.load(std::memory_order_relaxed) == seen) {
+      drain_watched_ = false;
+      if (!drain_posted_ || !drain_deferred_.load(std::memory_order_relaxed)) return;
+      asio::post(core_->io, next_drain());
+      drain_deferred_.store(false, std::memory_order_relaxed);
+      return;
+    }
+  }
+  look_at_drain_later(last);
 }
 
 void WorkerPool::drain(Lock& lock) {
@@ -112,7 +163,6 @@ void WorkerPool::drain(Lock& lock) {
     if (node == nullptr) break;
     --ready_count_;
     progress = true;
-    // Other threads of the event loop may help; and if a handler blocks, it blocks nobody else.
     if (!ready_.empty() || in_rings_ > 0 || dispatcher_.queued() > 0) schedule_drain();
     finish(node, lock);
   }
@@ -341,7 +391,6 @@ bool WorkerPool::deliver_next(Lock& lock) {
   worker->channel.free_slot();
   --in_rings_;
   if (dispatcher_.queued() > 0) place_next_at_once();
-  // Other threads of the event loop may help; and if a handler blocks, it blocks nobody else.
   if (!drain_posted_) schedule_drain();
   lock.unlock();
   node->deliver_value(copy + sizeof(AnswerKind));
@@ -354,9 +403,8 @@ TaskNode* WorkerPool::take_answer(Worker& worker, std::uint32_t sequence, const 
   Entry& entry = worker.entry(sequence);
   TaskNode* const node = entry.node;
   if (response.kind == ResponseKind::skipped) {
-    if (node != nullptr && !entry.revoked) {
-      throw process::ProtocolViolation("it skipped a task that was not taken back");
-    }
+    // Nor may it skip the request to leave.
+    if (!entry.revoked) throw process::ProtocolViolation("it skipped a request that was not taken back");
     entry.answered = true;
     --in_rings_;
     if (node != nullptr) dispatcher_.taken_back(worker.index);

@@ -83,6 +83,12 @@ namespace {
 
 void nothing() {}
 int refuse(int value) { throw std::invalid_argument("refused " + std::to_string(value)); }
+int use_cpu_for(int microseconds) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(microseconds);
+  while (std::chrono::steady_clock::now() < end) {
+  }
+  return microseconds;
+}
 std::size_t length_of(const std::string& text) { return text.size(); }
 void refuse_void() { throw std::out_of_range("refused"); }
 std::unique_ptr<int> boxed(int value) { return std::make_unique<int>(value); }
@@ -641,6 +647,54 @@ TEST_CASE("short calls, longer ones and refusals wait for four workers, and each
   CHECK(metrics.completed == kTasks - kTasks / 100);
   CHECK(metrics.failed == kTasks / 100);
   CHECK(adds_up(metrics));
+}
+
+TEST_CASE("a handler that blocks until other tasks are over holds up no other thread of the event loop", "[asio]") {
+  constexpr int kTasks = 50;
+  asio::io_context context;
+  LocalExecutorOptions options = workers(2);
+  options.max_pending = 2 * kTasks;
+  LocalExecutor pool(context.get_executor(), options);
+  std::promise<void> all_others;
+  std::future<int> later;
+  std::atomic<bool> first{true};
+  std::atomic<int> others{0};
+  bool delivered = false;
+  bool came_later = false;
+  for (int i = 0; i < kTasks; ++i) {
+    pool.async_submit(bulkhead::call(twice, i), [&](std::exception_ptr, int) {
+      if (first.exchange(false)) {
+        later = pool.async_submit(bulkhead::call(twice, 21), asio::use_future);
+        delivered = all_others.get_future().wait_for(kDeadline) == std::future_status::ready;
+        came_later = delivered && later.wait_for(kDeadline) == std::future_status::ready;
+      } else if (++others == kTasks - 1) {
+        all_others.set_value();
+      }
+    });
+  }
+  Threads runners(context, 2);
+  CHECK(runners.join());
+  CHECK(delivered);
+  REQUIRE(came_later);
+  CHECK(later.get() == 42);
+}
+
+TEST_CASE("a task that a handler submits begins while the handler goes on, behind another of its worker", "[asio]") {
+  reset_board();
+  asio::io_context context;
+  LocalExecutorOptions options = workers(1);
+  options.max_pending = 100;
+  LocalExecutor pool(context.get_executor(), options);
+  for (int i = 0; i < 100; ++i) run(context, pool.submit(use_cpu_for, 20));  // so that its ring takes some of them
+  bool begun = false;
+  pool.async_submit(bulkhead::call(use_cpu_for, 20), [&](std::exception_ptr, int) {
+    pool.async_submit(bulkhead::call(wait_at_gate, 1), [](std::exception_ptr, int) {});
+    begun = bulkhead::test::poll_until([] { return board.gate.waiting == 1; }, kDeadline);
+    board.gate.open = 1;
+  });
+  pool.async_submit(bulkhead::call(use_cpu_for, 20), [](std::exception_ptr, int) {});
+  CHECK(run_until(context, [&] { return pool.metrics().completed == 103; }));
+  CHECK(begun);
 }
 
 TEST_CASE("eight threads submit while two run the io_context", "[asio]") {

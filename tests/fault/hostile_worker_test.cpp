@@ -315,6 +315,25 @@ TEST_CASE("29: a worker that is killed for its cancelled task, and answers nonse
   CHECK(adds_up(pool));
 }
 
+TEST_CASE("29: a worker that passes over the request to leave is killed, and the pool goes on", "[fault]") {
+  asio::io_context context;
+  LocalExecutor pool(context.get_executor(), workers(2));
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    CAPTURE(i);
+    hostile::board.worker = 0;
+    Outcome<int> outcome;
+    pool.async_submit(TaskOptions().isolation(Isolation::fresh()),
+                      bulkhead::call(hostile::skip_the_request_to_leave, i), outcome.handler());
+    REQUIRE(run_until(context, [&] { return outcome.calls > 0; }));
+    REQUIRE(hostile::board.worker != 0);
+    const bulkhead::test::Process attacker(hostile::board.worker);
+    CHECK_FALSE(outcome.error);
+    CHECK(attacker.gone_within(bulkhead::test::kGone));
+    for (int k = 0; k < 20; ++k) REQUIRE(run(context, pool.submit(twice, k)) == 2 * k);
+  }
+  CHECK(adds_up(pool));
+}
+
 TEST_CASE("28: a fresh task that denies to have begun, and is cancelled, costs its worker after cancel_grace",
           "[fault]") {
   asio::io_context context;

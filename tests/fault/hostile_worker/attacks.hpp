@@ -104,6 +104,18 @@ inline int forge_an_earlier_sequence(std::uint64_t) { return forge({kHuge & 0xff
 inline int forge_a_skipped_task(std::uint64_t) { return forge({0, 1, 0, process::kInline}); }
 inline int forge_an_unknown_kind(std::uint64_t) { return forge({0, 7, 0, process::kInline}); }
 
+// A good answer, and then the request to leave is passed over, which nobody has taken back.
+inline int skip_the_request_to_leave(std::uint64_t) {
+  const Transport transport = begin_attack();
+  const std::uint32_t next = transport.sequence() + 1;
+  transport.write_slot(transport.sequence(), {transport.sequence(), 0, 5, process::kInline});
+  transport.claim_and_ring(next);
+  while (transport.request().get<std::uint32_t>(offsetof(RequestHeader, published)) == next) process::pause();
+  transport.write_slot(next, {next, 1, 0, process::kInline});
+  transport.claim_and_ring(next + 1);
+  wait_to_be_killed();
+}
+
 // Nothing until it is asked to stop, and some time later impossible answers for as long as it lives.
 inline int forge_when_stopped(std::uint64_t pauses) {
   const Transport transport = begin_attack();

@@ -60,7 +60,7 @@ WorkerPool::WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Ba
       workers_(dispatcher_.places()),
       doorbells_(process::above_standard(process::FileDescriptor(::epoll_create1(EPOLL_CLOEXEC)))),
       backlog_timer_(std::make_unique<asio::steady_timer>(core_->io)),
-      drain_timer_(std::make_unique<asio::steady_timer>(background_)),
+      drain_timer_(std::make_shared<asio::steady_timer>(background_)),
       start_timer_(std::make_unique<asio::steady_timer>(background_)),
       answer_timer_(std::make_unique<asio::steady_timer>(background_)),
       stop_timer_(std::make_unique<asio::steady_timer>(background_)),
@@ -585,6 +585,13 @@ void WorkerPool::publish(Worker& worker) {
   if (!drain_posted_ || dispatcher_.load(worker.index) == 1 || worker.unpublished == kPublishedTogether ||
       !dispatcher_.are_tiny()) {
     publish_filled(worker);
+  }
+}
+
+// What is held back belongs to workers that are busy.
+void WorkerPool::publish_all() {
+  for (const unsigned index : dispatcher_.busy()) {
+    if (workers_[index]->unpublished > 0) publish_filled(*workers_[index]);
   }
 }
 

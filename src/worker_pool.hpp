@@ -213,6 +213,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void show(Worker& worker, std::uint32_t sequence, bool revoked = false);
   void grow(TaskNode& node, WorkerPtr worker, std::size_t offset, std::size_t size);
   void publish(Worker& worker);
+  void publish_all();
   void publish_filled(Worker& worker);
   void drain(Lock& lock);
   void collect();
@@ -233,8 +234,8 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   auto next_drain();
   void schedule_drain();
   void watch_drain();
-  void look_at_drain_later(std::uint64_t seen);
-  void look_at_drain(std::uint64_t seen);
+  void look_at_drain_later(std::shared_ptr<asio::steady_timer> timer, std::uint64_t seen);
+  void look_at_drain(std::shared_ptr<asio::steady_timer> timer, std::uint64_t seen);
   void wait_for_answers();
   void clear_doorbells();
   void watch_backlog();
@@ -355,7 +356,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   process::FileDescriptor doorbells_;  // an epoll of all workers' doorbells
   std::unique_ptr<DescriptorWatch> doorbell_wait_;
   std::unique_ptr<asio::steady_timer> backlog_timer_;
-  std::unique_ptr<asio::steady_timer> drain_timer_;  // while `drain_watched_`, the background thread's
+  std::shared_ptr<asio::steady_timer> drain_timer_;
   process::FileDescriptor template_socket_;
   std::unique_ptr<DescriptorWatch> template_wait_;
   process::FileDescriptor template_pidfd_;

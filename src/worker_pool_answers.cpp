@@ -88,26 +88,30 @@ void WorkerPool::schedule_drain() {
   if (!drain_watched_) watch_drain();
 }
 
-// A handler may block, and wait for another task even. Then a drain that lies behind it is given to all threads of the
-// event loop. Seen by the background thread, without the mutex as long as drains follow one another.
+// A handler may block, and wait for another task even. Then workers get what was held back for them, and a drain that
+// lies behind the handler is given to all threads of the event loop. Seen by the background thread, without the mutex
+// as long as drains follow one another.
 void WorkerPool::watch_drain() {
   try {
-    look_at_drain_later(last_drain_.load(std::memory_order_relaxed));
+    look_at_drain_later(drain_timer_, last_drain_.load(std::memory_order_relaxed));
   } catch (const std::bad_alloc&) {
     return;  // The next one may be watched again.
   }
   drain_watched_ = true;
 }
 
-void WorkerPool::look_at_drain_later(std::uint64_t seen) {
-  drain_timer_->expires_after(kHandlerPatience);
-  drain_timer_->async_wait([weak = weak_from_this(), seen](boost::system::error_code error) {
-    const auto self = error ? nullptr : weak.lock();
-    if (self) self->look_at_drain(seen);
-  });
+// Without the mutex, which guards `drain_timer_`: the timer is held by who waits for it, too.
+void WorkerPool::look_at_drain_later(std::shared_ptr<asio::steady_timer> timer, std::uint64_t seen) {
+  asio::steady_timer& waited_for = *timer;
+  waited_for.expires_after(kHandlerPatience);
+  waited_for.async_wait(
+      [weak = weak_from_this(), timer = std::move(timer), seen](boost::system::error_code error) mutable {
+        const auto self = error ? nullptr : weak.lock();
+        if (self) self->look_at_drain(std::move(timer), seen);
+      });
 }
 
-void WorkerPool::look_at_drain(std::uint64_t seen) {
+void WorkerPool::look_at_drain(std::shared_ptr<asio::steady_timer> timer, std::uint64_t seen) {
   const std::uint64_t last = last_drain_.load(std::memory_order_relaxed);
   if (last == seen) {
     const Lock lock(core_->mutex);
@@ -115,12 +119,13 @@ void WorkerPool::look_at_drain(std::uint64_t seen) {
     if (last_drain_.load(std::memory_order_relaxed) == seen) {
       drain_watched_ = false;
       if (!drain_posted_ || !drain_deferred_.load(std::memory_order_relaxed)) return;
+      publish_all();
       asio::post(core_->io, next_drain());
       drain_deferred_.store(false, std::memory_order_relaxed);
       return;
     }
   }
-  look_at_drain_later(last);
+  look_at_drain_later(std::move(timer), last);
 }
 
 void WorkerPool::drain(Lock& lock) {
@@ -167,11 +172,8 @@ void WorkerPool::drain(Lock& lock) {
     finish(node, lock);
   }
   if (closed_) return;
-  for (const unsigned index : dispatcher_.busy()) {
-    Worker& worker = *workers_[index];
-    if (worker.unpublished > 0) publish_filled(worker);
-    worker.channel.show_consumed();
-  }
+  publish_all();
+  for (const unsigned index : dispatcher_.busy()) workers_[index]->channel.show_consumed();
   ask_for_workers();
   if (progress) {
     if (!std::exchange(slept_, false)) looking_.found(fruitless_rounds_);

@@ -212,6 +212,7 @@ void WorkerPool::close() {
     shared_timer_.reset();
     dismissal_timer_.reset();
     head_timer_.reset();
+    drain_timer_.reset();
     progress_timer_.reset();
     end_template();
   }

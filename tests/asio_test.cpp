@@ -680,19 +680,21 @@ TEST_CASE("a handler that blocks until other tasks are over holds up no other th
 }
 
 TEST_CASE("a task that a handler submits begins while the handler goes on, behind another of its worker", "[asio]") {
+  const int microseconds = GENERATE(0, 20);  // tiny tasks are shown to a worker several at once
+  CAPTURE(microseconds);
   reset_board();
   asio::io_context context;
   LocalExecutorOptions options = workers(1);
   options.max_pending = 100;
   LocalExecutor pool(context.get_executor(), options);
-  for (int i = 0; i < 100; ++i) run(context, pool.submit(use_cpu_for, 20));  // so that its ring takes some of them
+  for (int i = 0; i < 100; ++i) run(context, pool.submit(use_cpu_for, microseconds));  // so that its ring takes some
   bool begun = false;
-  pool.async_submit(bulkhead::call(use_cpu_for, 20), [&](std::exception_ptr, int) {
+  pool.async_submit(bulkhead::call(use_cpu_for, microseconds), [&](std::exception_ptr, int) {
     pool.async_submit(bulkhead::call(wait_at_gate, 1), [](std::exception_ptr, int) {});
     begun = bulkhead::test::poll_until([] { return board.gate.waiting == 1; }, kDeadline);
     board.gate.open = 1;
   });
-  pool.async_submit(bulkhead::call(use_cpu_for, 20), [](std::exception_ptr, int) {});
+  pool.async_submit(bulkhead::call(use_cpu_for, microseconds), [](std::exception_ptr, int) {});
   CHECK(run_until(context, [&] { return pool.metrics().completed == 103; }));
   CHECK(begun);
 }

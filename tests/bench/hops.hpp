@@ -111,9 +111,7 @@ struct HopFigures {
   std::size_t in_flight = 0;
   std::array<Cost, peers> cost{};
 
-  // How many times faster LocalExecutor is, and what CPU time it takes in thread pools' time: medians of the rounds'
-  // ratios. (A virtual machine's CPUs may share a cache in this round and none in the next, which makes all three times
-  // as slow. Medians of what each side took could be of a different half of the rounds.)
+  // How many times faster LocalExecutor is, and what share of a thread pool's CPU time it takes.
   double times_faster = 0;
   double cpu_share = 0;
 
@@ -141,8 +139,8 @@ class HopBench {
     for (std::size_t peer = 0; peer < peers; ++peer) tasks[peer] = tasks_per_round(static_cast<Peer>(peer), in_flight);
     std::array<std::vector<double>, peers> us;
     std::array<std::vector<double>, peers> cpu_us;
-    std::vector<double> times_faster;
-    std::vector<double> cpu_share;
+    std::array<std::vector<double>, 2> fastest;  // of LocalExecutor, and of the pool
+    std::array<std::vector<double>, 2> fastest_cpu;
     for (int i = 0; i < effort_.rounds; ++i) {
       std::array<Cost, peers> cost{};
       for (std::size_t peer = 0; peer < peers; ++peer) {
@@ -155,12 +153,14 @@ class HopBench {
       }
       const Cost& local = HopFigures::faster_of(cost, local_coroutine, local_callback);
       const Cost& pool = HopFigures::faster_of(cost, pool_coroutine, pool_callback);
-      times_faster.push_back(pool.us_per_task / local.us_per_task);
-      cpu_share.push_back(local.cpu_us_per_task / pool.cpu_us_per_task);
+      fastest[0].push_back(local.us_per_task);
+      fastest[1].push_back(pool.us_per_task);
+      fastest_cpu[0].push_back(local.cpu_us_per_task);
+      fastest_cpu[1].push_back(pool.cpu_us_per_task);
     }
     HopFigures figures;
-    figures.times_faster = median(times_faster);
-    figures.cpu_share = median(cpu_share);
+    figures.times_faster = median_ratio(fastest[1], fastest[0]);
+    figures.cpu_share = median_ratio(fastest_cpu[0], fastest_cpu[1]);
     figures.in_flight = in_flight;
     for (std::size_t peer = 0; peer < peers; ++peer) figures.cost[peer] = {median(us[peer]), median(cpu_us[peer])};
     return figures;

@@ -92,10 +92,10 @@ class LargeData {
     const auto beside = [](double there, double here) {
       return fmt::format("{:.1f} ms; here {:.1f} ms", there / 1e3, here / 1e3);
     };
-    report.row(name("in, its checksum back / one memcpy and the checksum"), median(read) / median(read_here),
+    report.row(name("in, its checksum back / one memcpy and the checksum"), median_ratio(read, read_here),
                Better::lower, 1.5, "×", beside(median(read), median(read_here)));
-    report.row(name("std::vector echoed / the same copies here"), median(echoed) / median(copied_here), Better::lower,
-               2, "×", beside(median(echoed), median(copied_here)));
+    report.row(name("std::vector echoed / the same copies here"), median_ratio(echoed, copied_here), Better::lower, 2,
+               "×", beside(median(echoed), median(copied_here)));
     measure_shared(report);
   }
 

@@ -28,7 +28,7 @@ using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 
 /// How long a round is to last, and how many there are. Peers take turns in them, so that the machine's other work hits
-/// all of them, and medians are compared.
+/// all of them, and are compared in each.
 struct Effort {
   Seconds round{0.1};
   int rounds = 9;
@@ -43,6 +43,14 @@ inline double quantile(std::vector<double> values, double q) {
   return values[static_cast<std::size_t>(q * last + 0.5)];
 }
 inline double median(std::vector<double> values) { return quantile(std::move(values), 0.5); }
+/// Of the rounds' ratios, each of two figures that were measured one after the other. (A virtual machine's CPUs may
+/// share a cache in this round and none in the next, which makes both three times as large: medians of each side could
+/// be of different rounds.)
+inline double median_ratio(const std::vector<double>& figures, const std::vector<double>& peers) {
+  std::vector<double> ratios;
+  for (std::size_t i = 0; i < figures.size(); ++i) ratios.push_back(figures[i] / peers.at(i));
+  return median(std::move(ratios));
+}
 
 inline double seconds(const timeval& time) {
   return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) / 1e6;

@@ -128,7 +128,7 @@ inline void measure_two_workers(asio::io_context& context, Report& report, const
         seconds_of(context, pool, static_cast<std::uint64_t>(tasks), static_cast<std::size_t>(tasks), use_cpu, 1000));
     plain.push_back(seconds_of_two_processes(tasks / 2, 1000));
   }
-  report.row("2 workers, tasks of 1 ms / two plain processes", median(ours) / median(plain), Better::lower, 1.1, "×",
+  report.row("2 workers, tasks of 1 ms / two plain processes", median_ratio(ours, plain), Better::lower, 1.1, "×",
              fmt::format("{:.1f} ms; plain {:.1f} ms", median(ours) * 1e3, median(plain) * 1e3));
 }
 
@@ -138,7 +138,6 @@ inline void measure_many_workers(asio::io_context& context, Report& report, cons
   const std::uint64_t tasks = (effort.quick ? 10 : 100) * outstanding;
   std::vector<double> few;
   std::vector<double> many;
-  std::vector<double> ratios;
   LocalExecutor two(context.get_executor(), pool_of(2, outstanding));
   LocalExecutor sixty_four(context.get_executor(), pool_of(64, outstanding));
   for (int i = -1; i < effort.rounds; ++i) {
@@ -147,11 +146,10 @@ inline void measure_many_workers(asio::io_context& context, Report& report, cons
     if (i < 0) continue;
     few.push_back(of_two);
     many.push_back(of_many);
-    ratios.push_back(of_many / of_two);
   }
   const double per_task = 1e6 / static_cast<double>(tasks);
-  report.row(fmt::format("{} outstanding, 64 workers / 2 workers", outstanding), median(ratios), Better::lower, 2, "×",
-             fmt::format("{:.3f} µs; {:.3f} µs per task", median(many) * per_task, median(few) * per_task));
+  report.row(fmt::format("{} outstanding, 64 workers / 2 workers", outstanding), median_ratio(many, few), Better::lower,
+             2, "×", fmt::format("{:.3f} µs; {:.3f} µs per task", median(many) * per_task, median(few) * per_task));
 }
 
 struct Memory {

@@ -90,11 +90,10 @@ void measure_hops(asio::io_context& context, Report& report, const Effort& effor
     pools_p99.push_back(quantile(bench.round_trips(pool_coroutine, busy_trips, true), 0.99));
     pools_share.push_back(bench.busy_share());
   }
-  const double ours_busy = median(ours_p99);
-  const double pools_busy = median(pools_p99);
-  report.row("p99 of the round trip while the loop is half busy", ours_busy / pools_busy, Better::lower, 1, "×",
-             fmt::format("{:.0f} µs ({:.0f} % busy); thread_pool {:.0f} µs ({:.0f} %)", ours_busy,
-                         100 * median(ours_share), pools_busy, 100 * median(pools_share)));
+  report.row("p99 of the round trip while the loop is half busy", median_ratio(ours_p99, pools_p99), Better::lower, 1,
+             "×",
+             fmt::format("{:.0f} µs ({:.0f} % busy); thread_pool {:.0f} µs ({:.0f} %)", median(ours_p99),
+                         100 * median(ours_share), median(pools_p99), 100 * median(pools_share)));
 }
 
 void measure_without_spinning(asio::io_context& context, Report& report, const Effort& effort) {

@@ -58,6 +58,7 @@ WorkerPool::WorkerPool(std::shared_ptr<ExecutorCore> core, Settings settings, Ba
         return limits;
       }()),
       workers_(dispatcher_.places()),
+      may_defer_(core_->io.target<asio::io_context::executor_type>() != nullptr),
       doorbells_(process::above_standard(process::FileDescriptor(::epoll_create1(EPOLL_CLOEXEC)))),
       backlog_timer_(std::make_unique<asio::steady_timer>(core_->io)),
       drain_timer_(std::make_shared<asio::steady_timer>(background_)),
@@ -582,8 +583,9 @@ void WorkerPool::grow(TaskNode& node, WorkerPtr worker, std::size_t offset, std:
 // its cache line for many tasks. Others may have run dry by then, as handlers take their time, too.
 void WorkerPool::publish(Worker& worker) {
   ++worker.unpublished;
-  if (!drain_posted_ || dispatcher_.load(worker.index) == 1 || worker.unpublished == kPublishedTogether ||
-      !dispatcher_.are_tiny()) {
+  // Not behind a drain that may be kept waiting, unless that is watched.
+  if (!drain_deferred_.load(std::memory_order_relaxed) || dispatcher_.load(worker.index) == 1 ||
+      worker.unpublished == kPublishedTogether || !dispatcher_.are_tiny()) {
     publish_filled(worker);
   }
 }

@@ -231,7 +231,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   void consume(Worker& worker);
   void finish(TaskNode* node, Lock& lock);
   void decode(TaskNode& node) const;
-  auto next_drain();
+  auto posted_drain();
   void schedule_drain();
   void watch_drain();
   void look_at_drain_later(std::shared_ptr<asio::steady_timer> timer, std::uint64_t seen);
@@ -330,6 +330,7 @@ class WorkerPool : public std::enable_shared_from_this<WorkerPool> {
   std::size_t in_rings_ = 0;                     // requests without an answer
   bool drain_posted_ = false;
   bool drain_watched_ = false;
+  bool may_defer_;  // what is deferred lies in a thread's own queue, and what is posted does not
   // Written under the mutex, read by the background thread without it.
   std::atomic<std::uint64_t> last_drain_{0};  // number of the latest that was posted
   std::atomic<bool> drain_deferred_{false};   // and it may lie behind a handler

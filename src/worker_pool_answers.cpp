@@ -66,12 +66,11 @@ void copy_answer(std::byte* to, std::span<const std::byte> payload) {
 
 }  // namespace
 
-auto WorkerPool::next_drain() {
-  const std::uint64_t number = last_drain_.load(std::memory_order_relaxed) + 1;
-  last_drain_.store(number, std::memory_order_relaxed);
-  return [self = shared_from_this(), number] {
+auto WorkerPool::posted_drain() {
+  return [self = shared_from_this(), number = last_drain_.load(std::memory_order_relaxed)] {
     Lock lock(self->core_->mutex);
-    if (number != self->last_drain_.load(std::memory_order_relaxed)) return;  // another thread has taken over
+    // It may have been posted twice.
+    if (!self->drain_posted_ || number != self->last_drain_.load(std::memory_order_relaxed)) return;
     self->drain_posted_ = false;
     self->drain_deferred_.store(false, std::memory_order_relaxed);
     self->drain(lock);
@@ -79,10 +78,16 @@ auto WorkerPool::next_drain() {
 }
 
 // Has `drain` called by the event loop. Deferred, so that a thread of the loop that calls this goes on with it itself
-// and no other is woken. Until the handler that it is at is over, no other can have it: see `watch_drain`.
+// and no other is woken. Until the handler that it is at is over, no other can have it: see `watch_drain`. Of a strand,
+// that would be true of all that is posted to it later, too.
 void WorkerPool::schedule_drain() {
   if (drain_posted_ || !core_->context_alive || closed_) return;
-  asio::defer(core_->io, next_drain());
+  last_drain_.store(last_drain_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  if (may_defer_) {
+    asio::defer(core_->io, posted_drain());
+  } else {
+    asio::post(core_->io, posted_drain());
+  }
   drain_posted_ = true;
   drain_deferred_.store(true, std::memory_order_relaxed);
   if (!drain_watched_) watch_drain();
@@ -95,7 +100,8 @@ void WorkerPool::watch_drain() {
   try {
     look_at_drain_later(drain_timer_, last_drain_.load(std::memory_order_relaxed));
   } catch (const std::bad_alloc&) {
-    return;  // The next one may be watched again.
+    drain_deferred_.store(false, std::memory_order_relaxed);  // nothing is held back for it
+    return;
   }
   drain_watched_ = true;
 }
@@ -112,15 +118,16 @@ void WorkerPool::look_at_drain_later(std::shared_ptr<asio::steady_timer> timer, 
 }
 
 void WorkerPool::look_at_drain(std::shared_ptr<asio::steady_timer> timer, std::uint64_t seen) {
-  const std::uint64_t last = last_drain_.load(std::memory_order_relaxed);
+  std::uint64_t last = last_drain_.load(std::memory_order_relaxed);
   if (last == seen) {
     const Lock lock(core_->mutex);
     if (closed_ || !core_->context_alive) return;
-    if (last_drain_.load(std::memory_order_relaxed) == seen) {
+    last = last_drain_.load(std::memory_order_relaxed);
+    if (last == seen) {
       drain_watched_ = false;
       if (!drain_posted_ || !drain_deferred_.load(std::memory_order_relaxed)) return;
       publish_all();
-      asio::post(core_->io, next_drain());
+      asio::post(core_->io, posted_drain());
       drain_deferred_.store(false, std::memory_order_relaxed);
       return;
     }

@@ -113,6 +113,8 @@ void WorkerPool::bury(const WorkerPtr& worker_reference) {
     --in_rings_;
     const bool counts_as_begun = taken_up(*worker, sequence);
     TaskNode* const node = clear(worker->entry(sequence));
+    // Not when its memory is unmapped: whoever is told of the death may want theirs at once.
+    if (dead) worker->entry(sequence).buffers.clear();
     const bool published = static_cast<std::int32_t>(sequence - worker->channel.published()) < 0;
     const bool refused = published && !worker->channel.take_back(sequence);
     const bool begun = (refused || counts_as_begun) && node != nullptr && (!dead || sequence == worker->collected);

@@ -5,9 +5,9 @@
 # planted_bug(NAME
 #             IN <source> RIGHT <text> WRONG <text>   the library with one text of one source replaced by another
 #             FOUND_BY <program> [RUN <argument>...]  a test program, called with these arguments,
-#             SAYING <text>)                          fails and says this
+#             SAYING <text> [OR_SAYING <text>])       fails and says this
 function(planted_bug name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "IN;RIGHT;WRONG;FOUND_BY;SAYING" "RUN")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "IN;RIGHT;WRONG;FOUND_BY;SAYING;OR_SAYING" "RUN")
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/src/${arg_IN}")
   file(READ "${PROJECT_SOURCE_DIR}/src/${arg_IN}" text)
   string(FIND "${text}" "${arg_RIGHT}" first)
@@ -36,7 +36,7 @@ function(planted_bug name)
     target_link_options(${program} PRIVATE -fsanitize=fuzzer)
   endif()
   add_test(NAME fault_planted_${name}
-           COMMAND "${CMAKE_COMMAND}" "-DSAYING=${arg_SAYING}" -P
+           COMMAND "${CMAKE_COMMAND}" "-DSAYING=${arg_SAYING}" "-DOR_SAYING=${arg_OR_SAYING}" -P
                    "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/expect_failure.cmake" -- $<TARGET_FILE:${program}> ${arg_RUN})
   set_tests_properties(fault_planted_${name} PROPERTIES TIMEOUT 400 LABELS fault RUN_SERIAL ON)
 endfunction()

@@ -8,7 +8,8 @@ planted_bug(
   RIGHT "  ResponseSlot& slot = response_slot(next_);\n  slot.sequence.store(next_);"
   WRONG "  response().committed.store(next_ + 1, std::memory_order_seq_cst);\n  ResponseSlot& slot = response_slot(next_);\n  slot.sequence.store(next_);"
   FOUND_BY kill_step
-  SAYING "its answer was complete, and must arrive")
+  SAYING "its answer was complete, and must arrive"
+  OR_SAYING "a plain task has a wrong result")  # where the host looks in that moment
 planted_bug(
   no_recheck_before_sleep
   IN process/channel.cpp
